@@ -1,0 +1,1 @@
+"""Programs that ship a trained run: `python -m export.saved_model --help`."""

@@ -1,0 +1,163 @@
+"""Every contract of a system, run over every entry of `tests/systems.py`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import pkgutil
+import tempfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfvidgen.models
+from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection
+from tfvidgen import data
+from tfvidgen.models.base import VideoGenerator
+from trainers import loop
+
+BATCH = 4
+
+
+@pytest.fixture(params=SYSTEMS, ids=lambda system: system.name)
+def system(request) -> System:
+    return request.param
+
+
+def dataset(start_step: int = 0) -> tf.data.Dataset:
+    return data.make_dataset(collection(), BATCH, NUM_FRAMES, seed=7, start_step=start_step)
+
+
+def sgd(rate: float) -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(rate, momentum=0.9)
+
+
+def compiled(system: System, optimizer=sgd, strategy=None) -> VideoGenerator:
+    with (strategy or tf.distribute.get_strategy()).scope():
+        keras.utils.set_random_seed(3)
+        model = system.build()
+        system.compile(model, optimizer)
+    return model
+
+
+def train(model, tmp_path, steps, strategy=None, **kwargs):
+    return loop.run(
+        model, dataset, tmp_path, steps, strategy, steps_per_loop=2, checkpoint_every_steps=2, report=lambda line: None, **kwargs
+    )
+
+
+@functools.cache
+def straight_run(system: System) -> dict[str, np.ndarray]:
+    """All state after four steps on one device, without a stop; what other ways of training are compared with."""
+    model = compiled(system)
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, folder, 4)
+    return {name: variable.numpy() for name, variable in loop.model_state(model).items()}
+
+
+def test_every_public_model_is_listed():
+    listed = {system.model_class for system in SYSTEMS}
+    for module in pkgutil.iter_modules(tfvidgen.models.__path__):
+        namespace = __import__(f"tfvidgen.models.{module.name}", fromlist=["_"])
+        for name, value in vars(namespace).items():
+            if inspect.isclass(value) and issubclass(value, VideoGenerator) and value is not VideoGenerator:
+                assert value in listed, f"{name} is missing from tests/systems.py"
+
+
+def test_latents_decode_to_videos_in_range(system):
+    model = system.build()
+    latents = model.sample_latents(3, seed=1)
+    assert set(latents) == set(model.latent_spec)
+    for name, spec in model.latent_spec.items():
+        assert tuple(latents[name].shape) == (3, *spec.shape)
+        assert latents[name].dtype == spec.dtype
+    videos = model.decode(latents).numpy()
+    assert videos.shape == (3, NUM_FRAMES, SIZE, SIZE, 3)
+    assert videos.dtype == np.float32 and np.abs(videos).max() <= 1.0
+
+
+def test_same_seed_same_videos(system):
+    model = system.build()
+    first, again, other = (model.generate(4, seed=seed).numpy() for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+
+
+def test_config_rebuilds_the_model(system):
+    model = system.build()
+    config = json.loads(json.dumps(model.get_config(), default=str))
+    assert set(config) == set(model.get_config())
+    again = type(model).from_config(model.get_config())
+    again.build()
+    assert [w.shape for w in model.weights] == [w.shape for w in again.weights]
+    for a, b in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
+def test_a_step_moves_every_weight_and_code(system):
+    model = compiled(system)
+    before = {w.path: w.numpy() for w in model.weights}
+    for batch in dataset().take(2):  # two steps, so that six videos are all visited
+        logs = model.train_step(batch)
+    assert all(np.isfinite(float(value)) for value in logs.values()) and "loss" not in logs
+    for variable in model.trainable_variables:
+        assert np.abs(variable.numpy() - before[variable.path]).max() > 0, f"{variable.path} did not move"
+    for name in system.codes:
+        rows = getattr(model, name).rows
+        moved = np.abs(rows.numpy() - before[rows.path]).reshape(rows.shape[0], -1).max(1)
+        assert (moved > 0).all(), f"rows of {name} did not move: {np.flatnonzero(moved == 0)}"
+
+
+def test_steps_on_a_fixed_batch_lower_the_loss(system):
+    model = compiled(system, keras.optimizers.Adam)
+    batch = next(iter(dataset()))
+    step = tf.function(model.train_step)
+    losses = [float(step(batch)["reconstruction_loss"]) for _ in range(60)]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_resumed_run_equals_straight_run_bit_for_bit(system, tmp_path):
+    train(compiled(system), tmp_path, 2)
+    resumed = compiled(system)
+    train(resumed, tmp_path, 4)
+    state, expected = loop.model_state(resumed), straight_run(system)
+    assert len(state) >= len(resumed.variables)  # nothing that a layer keeps in a list is left out
+    assert set(state) == set(expected)
+    for name, variable in state.items():
+        np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
+
+
+def test_two_replicas_equal_one_device(system, tmp_path, two_replicas):
+    model = compiled(system, strategy=two_replicas)
+    train(model, tmp_path, 4, strategy=two_replicas)
+    for name, variable in loop.model_state(model).items():
+        np.testing.assert_allclose(variable.numpy(), straight_run(system)[name], atol=2e-6, rtol=0, err_msg=name)
+
+
+def test_fit_uses_the_same_step(system):
+    model = compiled(system)
+    history = model.fit(dataset(), steps_per_epoch=4, epochs=1, verbose=0, shuffle=False).history
+    assert "reconstruction_loss" in history
+    for name, variable in loop.model_state(model).items():
+        np.testing.assert_allclose(variable.numpy(), straight_run(system)[name], atol=2e-6, rtol=0, err_msg=name)
+
+
+def test_lookup_gives_a_code_per_video(system):
+    model = system.build()
+    if type(model).lookup is VideoGenerator.lookup:
+        with pytest.raises(NotImplementedError, match="does not learn"):
+            model.lookup(np.array([0]))
+        return
+    latents = model.lookup(np.array([1, 0], np.int32))
+    assert set(latents) == set(model.latent_spec)
+    assert model.decode(latents).shape[0] == 2
+
+
+def test_public_names_have_docstrings(system):
+    for name, member in vars(system.model_class).items():
+        if name.startswith("_") or not callable(member) or name in ("build", "get_config", "decode", "train_step", "call"):
+            continue
+        assert inspect.getdoc(getattr(system.model_class, name)), f"{system.model_class.__name__}.{name} has no docstring"

@@ -1,0 +1,34 @@
+"""Fixtures shared by every test."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder with real clips and golden numbers: named by TFVIDGEN_SHARED, else `../shared` beside the repository."""
+    folder = pathlib.Path(os.environ.get("TFVIDGEN_SHARED") or pathlib.Path(__file__).parents[1].parent / "shared")
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"needs real data and golden numbers: no folder {folder} (set TFVIDGEN_SHARED to name another)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """A MirroredStrategy over two logical CPUs."""
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices[:2]])
+
+
+def pytest_configure(config):
+    """Makes two logical CPUs before TensorFlow starts, so that replicas can be tested on any machine."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

@@ -1,0 +1,158 @@
+"""The one form in which videos are kept at rest: uint8 frames in one array, with names and labels beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoCollection:
+    """Decoded videos of one frame size, with what is known about each.
+
+    Attributes:
+        frames: uint8 (F, H, W, 3), RGB; the frames of all videos, one video after the other.
+        lengths: int64 (N,), frames of each video.
+        names: One unique name per video, for messages and sheets.
+        identity: int32 (N,) in 0..len(identity_names)-1, or None when identities are not known.
+        action: int32 (N,) in 0..len(action_names)-1, or None. Class folders give actions.
+        identity_names: Names of the identities, or None.
+        action_names: Names of the actions, or None.
+        fps: Frames per second at which to play the videos.
+        source: Where they came from: a path or the name of a built-in set.
+    """
+
+    frames: np.ndarray
+    lengths: np.ndarray
+    names: tuple[str, ...]
+    identity: np.ndarray | None = None
+    action: np.ndarray | None = None
+    identity_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+    fps: float = 8.0
+    source: str = "arrays"
+
+    def __post_init__(self):
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
+            raise ValueError(
+                f"`frames` must be uint8 (F, H, W, 3). Received {self.frames.dtype} {self.frames.shape}: convert values to "
+                "0..255 uint8 RGB first."
+            )
+        if len(self.lengths) == 0:
+            raise ValueError(f"A collection needs at least one video. Received none from {self.source!r}.")
+        if int(np.min(self.lengths)) < 1 or int(np.sum(self.lengths)) != len(self.frames):
+            raise ValueError(
+                f"`lengths` must be positive and sum to the number of frames. Received lengths that sum to "
+                f"{int(np.sum(self.lengths))} (smallest {int(np.min(self.lengths))}) for {len(self.frames)} frames."
+            )
+        if len(self.names) != len(self.lengths) or len(set(self.names)) != len(self.names):
+            raise ValueError(
+                f"`names` must hold one unique name per video. Received {len(self.names)} names "
+                f"({len(set(self.names))} different) for {len(self.lengths)} videos."
+            )
+        for field in ("identity", "action"):
+            labels, label_names = getattr(self, field), getattr(self, f"{field}_names")
+            if (labels is None) != (label_names is None):
+                raise ValueError(f"`{field}` and `{field}_names` must be given together or not at all.")
+            if labels is None:
+                continue
+            if labels.shape != self.lengths.shape:
+                raise ValueError(f"`{field}` must have shape ({len(self)},). Received {labels.shape}.")
+            if labels.min() < 0 or labels.max() >= len(label_names):
+                raise ValueError(
+                    f"`{field}` must lie in 0..{len(label_names) - 1}. Received {labels.min()}..{labels.max()}."
+                )
+
+    @classmethod
+    def from_videos(
+        cls,
+        videos: Sequence[np.ndarray],
+        names: Sequence[str] | None = None,
+        identity: Sequence[int] | None = None,
+        action: Sequence[int] | None = None,
+        identity_names: Sequence[str] | None = None,
+        action_names: Sequence[str] | None = None,
+        fps: float = 8.0,
+        source: str = "arrays",
+    ) -> VideoCollection:
+        """Packs videos, each uint8 (T_i, H, W, 3), into a collection. Raises ValueError where shapes or dtypes differ."""
+        videos = list(videos)
+        if not videos:
+            raise ValueError(f"A collection needs at least one video. Received none from {source!r}.")
+        names = tuple(names) if names is not None else tuple(f"video_{i:05d}" for i in range(len(videos)))
+        if len(names) != len(videos):
+            raise ValueError(f"`names` must hold one name per video. Received {len(names)} for {len(videos)} videos.")
+        for name, video in zip(names, videos, strict=True):
+            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] != videos[0].shape[1:]:
+                raise ValueError(
+                    f"Every video must be uint8 (T, H, W, 3) with one H and W. {name!r} is {video.dtype} {video.shape}, "
+                    f"{names[0]!r} is {videos[0].shape}: give a frame size to resize to."
+                )
+        return cls(
+            frames=np.concatenate(videos),
+            lengths=np.array([len(video) for video in videos], np.int64),
+            names=names,
+            identity=None if identity is None else np.asarray(identity, np.int32),
+            action=None if action is None else np.asarray(action, np.int32),
+            identity_names=None if identity_names is None else tuple(identity_names),
+            action_names=None if action_names is None else tuple(action_names),
+            fps=float(fps),
+            source=source,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @functools.cached_property
+    def first_frame(self) -> np.ndarray:
+        """int64 (N,): position in `frames` at which each video begins."""
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over pixels, lengths, names and labels: what a result was measured on."""
+        sha = hashlib.sha256()
+        for array in (self.lengths, self.identity, self.action):
+            sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        sha.update("\n".join(self.names).encode())
+        sha.update(str(self.frames.shape).encode())
+        sha.update(np.ascontiguousarray(self.frames).data)
+        return sha.hexdigest()
+
+    def video(self, index: int) -> np.ndarray:
+        """uint8 (T, H, W, 3): the frames of one video, without a copy."""
+        start = self.first_frame[index]
+        return self.frames[start : start + self.lengths[index]]
+
+    def clips(self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error") -> np.ndarray:
+        """uint8 (N, num_frames, H, W, 3): one clip of each video, cut at its first or centre position."""
+        from tfvidgen.data.clips import clip_frame_indices
+
+        return self.frames[clip_frame_indices(self, num_frames, stride, clip_start, short_clip)]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> VideoCollection:
+        """The videos at `indices` (positions or a boolean mask), in that order. Labels and their names stay as they are."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            if indices.shape != (len(self),):
+                raise ValueError(f"A mask must have shape ({len(self)},). Received {indices.shape}.")
+            indices = np.flatnonzero(indices)
+        return VideoCollection.from_videos(
+            [self.video(i) for i in indices],
+            names=[self.names[i] for i in indices],
+            identity=None if self.identity is None else self.identity[indices],
+            action=None if self.action is None else self.action[indices],
+            identity_names=self.identity_names,
+            action_names=self.action_names,
+            fps=self.fps,
+            source=self.source,
+        )

@@ -1,0 +1,60 @@
+"""One name or path -> one collection."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tfvidgen.data.collection import VideoCollection
+
+NAMED = ("actors", "sprites", "weizmann")
+
+
+def load(
+    dataset: str,
+    data_dir: str = "",
+    size: int = 64,
+    resize: str = "centre_crop",
+    num_frames: int = 16,
+    num_identities: int = 0,
+    num_actions: int = 0,
+    skip_bad: bool = False,
+    cache_dir: str = "",
+) -> VideoCollection:
+    """Loads a built-in set by name, or any folder or file of videos by path.
+
+    Args:
+        dataset: `actors` (drawn on the spot), `sprites` or `weizmann` (from `data_dir`), or a path.
+        data_dir: Folder of a named dataset.
+        size: Height and width of a frame.
+        resize: `centre_crop` or `squash`, for paths.
+        num_frames: Frames of an actor's video.
+        num_identities: Of actors or sprites; 0 for the set's default.
+        num_actions: Of actors; 0 for the set's default.
+        skip_bad: Skip unreadable files with a warning, for paths.
+        cache_dir: Where decoded frames are kept, for paths; empty for nowhere.
+
+    Raises:
+        ValueError: If the name is neither, the data is missing, or it cannot be read.
+    """
+    if dataset == "actors":
+        from tfvidgen.data.actors import actors
+
+        counts = {"num_identities": num_identities, "num_actions": num_actions}
+        return actors(num_frames=num_frames, size=size, **{name: count for name, count in counts.items() if count})
+    if dataset in NAMED:
+        if not data_dir:
+            raise ValueError(f"The dataset {dataset!r} is read from a folder: pass --data_dir (docs/data.md says where from).")
+        if dataset == "sprites":
+            from tfvidgen.data.sprites import sprites
+
+            if size != 64:
+                raise ValueError(f"Sprites are drawn at 64x64 pixels. Received size={size}.")
+            return sprites(data_dir, num_identities=num_identities or None)
+        from tfvidgen.data.weizmann import weizmann
+
+        return weizmann(data_dir, size=size)
+    if not pathlib.Path(dataset).exists():
+        raise ValueError(f"No dataset or path {dataset!r}: give an existing folder or file, or one of {', '.join(NAMED)}.")
+    from tfvidgen.data.sources import load_videos
+
+    return load_videos(dataset, size=(size, size), resize=resize, skip_bad=skip_bad, cache_dir=cache_dir or None)

@@ -1,0 +1,95 @@
+"""Which (identity, action) cells are trained and which are held out, so that exchange can be scored on unseen ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfvidgen.data.collection import VideoCollection
+
+TRAINED, HELD_OUT, ABSENT = "trained", "held_out", "absent"
+
+
+def _require_cells(collection: VideoCollection) -> np.ndarray:
+    """int64 (I, A): the video of each cell, -1 where there is none."""
+    if collection.identity is None or collection.action is None:
+        raise ValueError(
+            f"Cells need an identity and an action for every video; {collection.source!r} gives "
+            f"identities: {collection.identity is not None}, actions: {collection.action is not None}."
+        )
+    cells = np.full((len(collection.identity_names), len(collection.action_names)), -1, np.int64)
+    for video, cell in enumerate(zip(collection.identity, collection.action, strict=True)):
+        if cells[cell] < 0:
+            cells[cell] = video
+    return cells
+
+
+def cell_videos(collection: VideoCollection) -> np.ndarray:
+    """int64 (identities, actions): position of the (first) video of each cell, -1 where the collection has none."""
+    return _require_cells(collection)
+
+
+def hold_out_cells(
+    collection: VideoCollection, num_held_out: int = 0, trained_per_identity: int = 0, seed: int = 0
+) -> np.ndarray:
+    """Chooses which videos are trained: bool (N,), False for the held-out ones.
+
+    Every identity and every action keeps at least one trained video, because an identity or action that was never
+    trained has no code to exchange.
+
+    Args:
+        collection: Videos with identities and actions.
+        num_held_out: Hold out that many cells, drawn at random. 0 for none.
+        trained_per_identity: Keep that many random actions of each identity and hold out the others. 0 for all.
+        seed: Decides the draw.
+
+    Raises:
+        ValueError: If both forms are asked for, labels are missing, or so many cannot be held out.
+    """
+    if num_held_out < 0 or trained_per_identity < 0:
+        raise ValueError(
+            f"Counts must not be negative. Received num_held_out={num_held_out}, trained_per_identity={trained_per_identity}."
+        )
+    if num_held_out and trained_per_identity:
+        raise ValueError(
+            f"Choose one of num_held_out and trained_per_identity. Received {num_held_out} and {trained_per_identity}."
+        )
+    if not num_held_out and not trained_per_identity:
+        return np.ones(len(collection), bool)
+    present = _require_cells(collection) >= 0
+    random = np.random.default_rng(seed)
+    for _ in range(100):
+        trained = present.copy()
+        if trained_per_identity:
+            if trained_per_identity > present.sum(1).min():
+                raise ValueError(
+                    f"trained_per_identity={trained_per_identity} is more than the {present.sum(1).min()} actions that "
+                    "the identity with the fewest has."
+                )
+            for identity in range(len(present)):
+                order = random.permutation(np.flatnonzero(present[identity]))
+                trained[identity, order[trained_per_identity:]] = False
+        else:
+            for identity, action in random.permutation(np.argwhere(present)):
+                if present.sum() - trained.sum() == num_held_out:
+                    break
+                if trained[identity].sum() > 1 and trained[:, action].sum() > 1:
+                    trained[identity, action] = False
+        complete = trained_per_identity or present.sum() - trained.sum() == num_held_out
+        if complete and trained.any(0)[present.any(0)].all() and trained.any(1)[present.any(1)].all():
+            return trained[collection.identity, collection.action]
+    raise ValueError(
+        f"Could not hold out cells so that every identity and action keeps a trained one: num_held_out={num_held_out}, "
+        f"trained_per_identity={trained_per_identity}, {int(present.sum())} cells present of {present.shape}. Hold out fewer."
+    )
+
+
+def cell_marks(collection: VideoCollection, trained: np.ndarray) -> np.ndarray:
+    """str (identities, actions): `trained`, `held_out` or `absent` for each cell."""
+    cells = _require_cells(collection)
+    marks = np.full(cells.shape, ABSENT, dtype="<U8")
+    for video, (identity, action) in enumerate(zip(collection.identity, collection.action, strict=True)):
+        if trained[video]:
+            marks[identity, action] = TRAINED
+        elif marks[identity, action] == ABSENT:
+            marks[identity, action] = HELD_OUT
+    return marks

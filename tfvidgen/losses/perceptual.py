@@ -1,0 +1,61 @@
+"""Distance of frames in pixels and in the feature maps of a fixed network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from keras import ops
+
+
+class PerceptualLoss:
+    """Sums the mean absolute difference of the pixels and of every feature map.
+
+    Args:
+        features: Maps float (N, H, W, 3) in [-1, 1] to a dict of name to (N, h, w, c), as `VGG16Features` does.
+        pixel_weight: Weight of the pixels.
+        layer_weights: Weight of each feature map by name; maps that are not named have weight 0. None: 1 for each.
+
+    Raises:
+        ValueError: On the first call, if `layer_weights` names a map that `features` does not give.
+
+    Source: Bojanowski et al., ICML 2018, and Hoshen et al., CVPR 2019 (GLANN), https://arxiv.org/abs/1812.08985
+    """
+
+    def __init__(
+        self, features: Callable, pixel_weight: float = 1.0, layer_weights: Mapping[str, float] | None = None
+    ):
+        self.features = features
+        self.pixel_weight = pixel_weight
+        self.layer_weights = None if layer_weights is None else dict(layer_weights)
+
+    def __call__(self, generated, real):
+        """Return the loss of each pair of frames; no gradient flows into the real ones.
+
+        Args:
+            generated: (..., H, W, 3) with any leading dimensions, in [-1, 1]; H and W known.
+            real: Frames of the same shape.
+
+        Returns:
+            float32 tensor of the leading dimensions.
+        """
+        generated = ops.cast(generated, "float32")
+        real = ops.stop_gradient(ops.cast(real, "float32"))
+        if len(generated.shape) < 4 or tuple(generated.shape[-3:]) != tuple(real.shape[-3:]):
+            raise ValueError(
+                "`generated` and `real` must have one shape (..., H, W, 3) with at least one leading dimension. Received "
+                f"{tuple(generated.shape)} and {tuple(real.shape)}."
+            )
+        leading = ops.shape(generated)[:-3]
+        generated = ops.reshape(generated, (-1, *generated.shape[-3:]))
+        real = ops.reshape(real, (-1, *real.shape[-3:]))
+        generated_maps, real_maps = self.features(generated), self.features(real)
+        weights = dict.fromkeys(generated_maps, 1.0) if self.layer_weights is None else self.layer_weights
+        unknown = sorted(set(weights) - set(generated_maps))
+        if unknown:
+            raise ValueError(f"`layer_weights` names {unknown}, but the features are {sorted(generated_maps)}.")
+        loss = self.pixel_weight * ops.mean(ops.abs(generated - real), axis=(1, 2, 3))
+        for name, weight in weights.items():
+            target = ops.stop_gradient(ops.cast(real_maps[name], "float32"))
+            difference = ops.cast(generated_maps[name], "float32") - target
+            loss += weight * ops.mean(ops.abs(difference), axis=(1, 2, 3))
+        return ops.reshape(loss, leading)

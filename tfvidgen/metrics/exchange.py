@@ -1,0 +1,51 @@
+"""Scores of an identity x action exchange where the truth of unseen cells is known, beside honest baselines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfvidgen.metrics.image import psnr
+
+
+def mean_frame_baseline(trained: np.ndarray, trained_identity: np.ndarray, identity: np.ndarray, shape: tuple) -> np.ndarray:
+    """Predicts, for every frame of a clip, the mean of all trained frames of its identity.
+
+    Args:
+        trained: uint8 (N, T, H, W, 3), the trained clips.
+        trained_identity: int (N,).
+        identity: int (M,), whose clips are predicted.
+        shape: (T, H, W, 3) of a prediction.
+
+    Returns:
+        uint8 (M, *shape).
+    """
+    means = {}
+    for i in np.unique(identity):
+        clips = trained[trained_identity == i]
+        if len(clips) == 0:
+            raise ValueError(f"Identity {i} has no trained clip, so it has no mean frame.")
+        means[i] = np.round(clips.astype(np.float64).mean((0, 1))).astype(np.uint8)
+    return np.stack([np.broadcast_to(means[i], shape) for i in identity])
+
+
+def nearest_clip_baseline(trained: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Predicts the trained clip that is nearest to the truth in mean square: the best that pure memory could do.
+
+    Args:
+        trained: uint8 (N, T, H, W, 3).
+        truth: uint8 (M, T, H, W, 3).
+
+    Returns:
+        uint8 (M, T, H, W, 3).
+    """
+    flat = trained.reshape(len(trained), -1).astype(np.float32)
+    square = (flat**2).sum(1)
+    nearest = []
+    for clip in truth.reshape(len(truth), -1).astype(np.float32):
+        nearest.append(int(np.argmin(square - 2 * flat @ clip)))
+    return trained[nearest]
+
+
+def mean_psnr(truth: np.ndarray, generated: np.ndarray) -> float:
+    """Mean over all frames of each frame's PSNR in dB, uint8 (..., H, W, 3); frames that are equal count as 100 dB."""
+    return float(np.minimum(psnr(truth, generated), 100.0).mean())

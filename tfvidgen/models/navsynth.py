@@ -1,0 +1,596 @@
+"""NAVSynth: non-adversarial video synthesis with learned priors.
+
+Paper: Aich et al., CVPR 2020, https://arxiv.org/abs/2003.09565. Official code: abhishekaich27/Navsynth@a652f7a
+(Chair-CAD only).
+
+A video is a static code shared by its frames and a transient code per frame. A GRU turns the transient codes into
+correlated motion codes r_1..r_L; a DCGAN generator turns each [static; r_i] into a frame. Codes and networks are
+trained together by a reconstruction loss; there is no discriminator.
+
+What we do otherwise than the official code, which contradicts the paper (each is pinned by a test):
+* the GRU runs over time, and codes are indexed by frame; there it loops once over frames as a batch, and a view instead
+  of a transpose mixes time with code dimensions;
+* the static code is trained; there a detached copy keeps it at its initial value;
+* every code is projected onto the unit ball after every update (Sec. 3.3); there one global maximum divides all;
+* the blur of the Laplacian pyramid is a product of its two axes; there it is their sum.
+Deviation: the generator has batch norm by default, as the DCGAN that the paper cites; `norm="none"` is the official
+code's. Pinned by test_generator_parameter_count_is_published.
+Deviation: the motion codes are not batch-normalised (official code: `BatchNorm1d(affine=False)` over frames), because
+the paper has no such layer and its statistics would tie the codes of a batch. Pinned by
+test_motion_codes_do_not_depend_on_batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.layers.latent_table import LatentTable
+from tfvidgen.layers.replicas import num_replicas, replica_slice, step_key
+from tfvidgen.losses.reconstruction import per_frame_loss
+from tfvidgen.losses.triplet import temporal_triplet_loss
+from tfvidgen.models.base import LatentSpec, VideoGenerator
+
+STATIC_BY = ("video", "identity", "shared")  # whose static code a video has
+TRANSIENT_BY = ("video", "action")
+CONDITIONING = ("none", "concat", "norm")
+UPDATES = ("alternating", "joint")
+LOSSES = ("laplacian", "l1", "l2", "laplacian_l2", "perceptual")
+
+
+# ---------------------------------------------------------------- RNN R with weights theta (Sec. 3)
+class MotionRNN(keras.layers.Layer):
+    """Turns transient codes into correlated motion codes: r_i is a function of z_1..z_i.
+
+    Args:
+        units: Hidden units of the GRU (paper: 500).
+        motion_dim: Width of a motion code.
+
+    Input shape: (B, T, transient_dim). Output shape: (B, T, motion_dim), float32.
+
+    Source: Sec. 3 and 4.2; the linear output layer and the initialisation (Xavier-uniform, zero biases) are the official
+        code's.
+    """
+
+    def __init__(self, units: int = 500, motion_dim: int = 200, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        xavier = keras.initializers.GlorotUniform
+        seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
+        self.gru = keras.layers.GRU(
+            units,
+            return_sequences=True,
+            kernel_initializer=xavier(seeds[0]),
+            recurrent_initializer=xavier(seeds[1]),
+            dtype=self.dtype_policy,
+            name="gru",
+        )
+        self.output_layer = keras.layers.Dense(
+            motion_dim, kernel_initializer=xavier(seeds[2]), dtype=self.dtype_policy, name="output"
+        )
+
+    def build(self, input_shape):
+        self.gru.build(input_shape)
+        self.output_layer.build((*input_shape[:-1], self.gru.units))
+        self.built = True
+
+    def call(self, transient):
+        return self.output_layer(self.gru(transient))
+
+
+# ---------------------------------------------------------------- generator G with weights gamma (Sec. 4.2)
+class _ConditionalNorm(keras.layers.Layer):
+    """Batch norm whose gain and bias are linear in a label embedding, or plain batch norm without one."""
+
+    def __init__(self, conditional: bool, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.conditional = conditional
+        self.norm = keras.layers.BatchNormalization(
+            momentum=0.9,
+            epsilon=1e-5,
+            center=not conditional,
+            scale=not conditional,
+            gamma_initializer=keras.initializers.RandomNormal(1.0, 0.02, seed=seed),
+            synchronized=keras.config.backend() == "tensorflow",
+            dtype=self.dtype_policy,
+            name="norm",
+        )
+
+    def build(self, input_shape, condition_shape=None):
+        self.norm.build(input_shape)
+        if self.conditional:
+            channels = input_shape[-1]
+            self.gain = keras.layers.Dense(channels, kernel_initializer="zeros", bias_initializer="ones", dtype=self.dtype_policy, name="gain")
+            self.bias = keras.layers.Dense(channels, kernel_initializer="zeros", dtype=self.dtype_policy, name="bias")
+            self.gain.build(condition_shape)
+            self.bias.build(condition_shape)
+        self.built = True
+
+    def call(self, x, condition=None, training=False):
+        x = self.norm(x, training=training)
+        if self.conditional:
+            x = x * self.gain(condition)[:, None, None] + self.bias(condition)[:, None, None]
+        return x
+
+
+class FrameGenerator(keras.layers.Layer):
+    """DCGAN generator: one code per frame -> one frame in [-1, 1].
+
+    Args:
+        code_dim: Width D of a frame's code [z_s; r_i].
+        size: Height and width of a frame; 4 times a power of two, at least 8.
+        width: Channels before the last layer; each earlier stage has twice as many, up to `width * 8`.
+        norm: `batch` (DCGAN) or `none` (official code).
+        num_labels: Labels of the conditional generator, 0 for none.
+        label_dim: Width of the label embedding.
+        conditioning: How a label enters: `concat` to the code (cGAN), or as conditional batch `norm`.
+
+    Input shape: (N, code_dim), and labels int (N,) where `num_labels` > 0. Output shape: (N, size, size, 3), float32.
+
+    Source: Radford et al. 2016; channels 512, 256, 128, 64 and no bias from the official code; N(0, 0.02) initialisation
+        from DCGAN. The first transposed convolution acts on a 1x1 input, which makes it a matrix product.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        size: int = 64,
+        width: int = 64,
+        norm: str = "batch",
+        num_labels: int = 0,
+        label_dim: int = 16,
+        conditioning: str = "none",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = max(size, 1).bit_length() - 3  # doublings from 4x4
+        if size < 8 or size != 4 << stages:
+            raise ValueError(f"`size` must be 8, 16, 32, 64, 128, ... for this generator. Received {size}.")
+        if norm not in ("batch", "none"):
+            raise ValueError(f"`norm` must be 'batch' or 'none'. Received {norm!r}.")
+        if conditioning not in CONDITIONING:
+            raise ValueError(f"`conditioning` must be one of {CONDITIONING}. Received {conditioning!r}.")
+        if (conditioning != "none") != (num_labels > 0):
+            raise ValueError(
+                f"conditioning={conditioning!r} and num_labels={num_labels} contradict: labels need 'concat' or 'norm'."
+            )
+        if conditioning == "norm" and norm != "batch":
+            raise ValueError("conditioning='norm' needs norm='batch'.")
+        self.code_dim, self.size, self.conditioning, self.label_dim = code_dim, size, conditioning, label_dim
+        policy = self.dtype_policy
+
+        def initializer(offset):
+            return keras.initializers.RandomNormal(0.0, 0.02, seed=None if seed is None else seed + offset)
+
+        channels = [width * 2 ** min(i, 3) for i in reversed(range(stages))]  # e.g. 512, 256, 128, 64
+        self.embedding = None
+        if num_labels:
+            draw = keras.initializers.RandomNormal(0.0, 1.0, seed=None if seed is None else seed + 100)
+            self.embedding = keras.layers.Embedding(
+                num_labels, label_dim, embeddings_initializer=draw, dtype="float32", name="label_embedding"
+            )
+        self.project = keras.layers.Dense(
+            16 * channels[0], use_bias=False, kernel_initializer=initializer(0), dtype=policy, name="project"
+        )
+        self.ups = [
+            keras.layers.Conv2DTranspose(
+                c, 4, 2, padding="same", use_bias=False, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}"
+            )
+            for i, c in enumerate(channels[1:], 1)
+        ]
+        self.norms = [
+            _ConditionalNorm(
+                conditioning == "norm", None if seed is None else seed + 200 + i, dtype=policy, name=f"norm_{i}"
+            )
+            if norm == "batch"
+            else None
+            for i in range(stages)
+        ]
+        # three output channels gain nothing from low precision, and the loss wants exact pixels
+        self.to_rgb = keras.layers.Conv2DTranspose(
+            3, 4, 2, padding="same", use_bias=False, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb"
+        )
+        self.channels = channels
+
+    def build(self, input_shape=None):
+        width = self.code_dim
+        if self.embedding is not None:
+            self.embedding.build((None,))
+            if self.conditioning == "concat":
+                width += self.label_dim
+        self.project.build((None, width))
+        size = 4
+        for i, channels in enumerate(self.channels):
+            if self.norms[i] is not None:
+                self.norms[i].build((None, size, size, channels), (None, self.label_dim))
+            layer = self.ups[i] if i < len(self.ups) else self.to_rgb
+            layer.build((None, size, size, channels))
+            size *= 2
+        self.built = True
+
+    def call(self, code, labels=None, training=False):
+        condition = None
+        if self.embedding is not None:
+            condition = self.embedding(labels)
+            if self.conditioning == "concat":
+                code = ops.concatenate([code, condition], axis=-1)
+        x = ops.reshape(self.project(code), (-1, 4, 4, self.channels[0]))  # (N, 4, 4, 512)
+        for i in range(len(self.channels)):
+            if self.norms[i] is not None:
+                x = self.norms[i](x, condition, training=training)
+            x = ops.relu(x)
+            x = self.ups[i](x) if i < len(self.ups) else self.to_rgb(x)  # twice the size
+        return ops.tanh(x)
+
+
+# ---------------------------------------------------------------- the system
+class NAVSynth(VideoGenerator):
+    """Learned static and transient codes, a GRU over time, and a frame generator.
+
+    Args:
+        num_videos: Videos of the training set.
+        num_frames: Frames L of a clip; the length of a transient code.
+        size: Height and width of a frame.
+        static_by: Whose static code a video has: its own (`video`), its `identity`'s, or one `shared` by all.
+        transient_by: Whose transient codes: the `video`'s own, or its `action`'s.
+        identity_of_video: int per video, 0..K-1. Needed for `static_by="identity"`.
+        action_of_video: int per video, 0..K-1. Needed for `transient_by="action"` and for a conditional generator.
+        static_dim: D_s (official code: 56).
+        transient_dim: D_t (official code: 200).
+        motion_dim: Width of a motion code r_i (official code: 200).
+        rnn_units: Hidden units of the GRU (paper: 500).
+        width: Generator width, see `FrameGenerator`.
+        norm: `batch` or `none`.
+        conditioning: `none`, `concat` or `norm`: whether and how the generator sees the action label.
+        label_dim: Width of the label embedding.
+        use_static: False drops the static code (ablation).
+        latent_rule: `adam`, `momentum`, `sgd`, or `none`, which freezes the codes (ablation -Z).
+        projection: `unit_ball` (paper), `unit_sphere` or `none`.
+        rank: rho of Eq. 7 for interpolation, or None.
+        static_stddev, transient_stddev: The "two different Gaussians" codes start from. None for 1/sqrt(dim), whose
+            draws have a norm of about one.
+        seed: Decides initial weights and codes, and every draw of a step.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        num_frames: int = 16,
+        size: int = 64,
+        static_by: str = "video",
+        transient_by: str = "video",
+        identity_of_video: Sequence[int] | None = None,
+        action_of_video: Sequence[int] | None = None,
+        static_dim: int = 56,
+        transient_dim: int = 200,
+        motion_dim: int = 200,
+        rnn_units: int = 500,
+        width: int = 64,
+        norm: str = "batch",
+        conditioning: str = "none",
+        label_dim: int = 16,
+        use_static: bool = True,
+        latent_rule: str = "adam",
+        projection: str = "unit_ball",
+        rank: int | None = None,
+        static_stddev: float | None = None,
+        transient_stddev: float | None = None,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__", "_config")
+        }
+        for name, value, choices in (("static_by", static_by, STATIC_BY), ("transient_by", transient_by, TRANSIENT_BY)):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}. Received {value!r}.")
+        identity = self._labels("identity_of_video", identity_of_video, num_videos, static_by == "identity")
+        action = self._labels(
+            "action_of_video", action_of_video, num_videos, transient_by == "action" or conditioning != "none"
+        )
+        self.num_frames, self.size, self.seed = num_frames, size, seed
+        self.use_static, self.conditional = use_static, conditioning != "none"
+        self.static_of_video = {"video": list(range(num_videos)), "identity": identity, "shared": [0] * num_videos}[static_by]
+        self.transient_of_video = {"video": list(range(num_videos)), "action": action}[transient_by]
+        self.label_of_video = action if self.conditional else None
+        self._label_of_transient = list(range(max(action) + 1)) if transient_by == "action" else action
+        rows = {"update_rule": latent_rule, "projection": projection}
+        self.static = LatentTable(
+            max(self.static_of_video) + 1,
+            (static_dim,),
+            initial_stddev=static_dim**-0.5 if static_stddev is None else static_stddev,
+            seed=seed,
+            name="static",
+            **rows,
+        )
+        self.transient = LatentTable(
+            max(self.transient_of_video) + 1,
+            (num_frames, transient_dim),
+            initial_stddev=transient_dim**-0.5 if transient_stddev is None else transient_stddev,
+            rank=rank,
+            seed=seed + 1,
+            name="transient",
+            **rows,
+        )
+        # recurrences and codes stay in float32 under every precision policy
+        self.rnn = MotionRNN(rnn_units, motion_dim, seed=seed + 10, dtype="float32", name="rnn")
+        self.generator = FrameGenerator(
+            motion_dim + (static_dim if use_static else 0),
+            size=size,
+            width=width,
+            norm=norm,
+            num_labels=max(action) + 1 if self.conditional else 0,
+            label_dim=label_dim,
+            conditioning=conditioning,
+            seed=seed + 20,
+            dtype=self.dtype_policy,
+            name="generator",
+        )
+
+    @staticmethod
+    def _labels(name, labels, num_videos, needed):
+        if labels is None:
+            if needed:
+                raise ValueError(f"`{name}` is needed: one int per video, {num_videos} in all. Received None.")
+            return None
+        labels = [int(label) for label in labels]
+        if len(labels) != num_videos or min(labels) < 0:
+            raise ValueError(f"`{name}` must hold one int >= 0 for each of {num_videos} videos. Received {len(labels)} values.")
+        return labels
+
+    def get_config(self):
+        return {**super().get_config(), **self._config}
+
+    def build(self, input_shape=None):
+        self.static.build()
+        self.transient.build()
+        self.rnn.build((None, self.num_frames, self.transient.row_shape[-1]))
+        self.generator.build()
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        rnn_optimizer=None,
+        latent_learning_rate=None,
+        update: str = "alternating",
+        loss: str = "laplacian",
+        l2_weight: float = 10.0,
+        static_weight: float = 0.01,
+        triplet_weight: float = 0.01,
+        positive_radius: int = 2,
+        negative_radius: int = 5,
+        triplet_margin: float = 2.0,
+        perceptual_loss=None,
+    ):
+        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+
+        Args:
+            generator_optimizer: Trains the generator. Defaults to Adam at 6.25e-5 (official code).
+            rnn_optimizer: Trains the GRU. Defaults to Adam at 6.25e-5.
+            latent_learning_rate: Float or schedule of the codes' own update rule; None keeps the tables' rate.
+            update: `alternating` (the paper's two stages) or `joint` (one pass; 3/5 of the work).
+            loss: `laplacian` (paper), `l1`, `l2`, `laplacian_l2` (Laplacian + `l2_weight` times mean square), or
+                `perceptual`, which needs `perceptual_loss`.
+            l2_weight: Weight of the mean square in `laplacian_l2`.
+            static_weight: lambda_s of Eq. 6; 0 drops the static loss.
+            triplet_weight: lambda_t of Eq. 6; 0 drops the triplet loss.
+            positive_radius, negative_radius, triplet_margin: The triplet condition, see `temporal_triplet_loss`. The
+                paper calls window and margin both alpha.
+            perceptual_loss: Callable (generated, real) -> (B, T), e.g. `tfvidgen.losses.perceptual.PerceptualLoss`.
+        """
+        if update not in UPDATES:
+            raise ValueError(f"`update` must be one of {UPDATES}. Received {update!r}.")
+        if loss not in LOSSES:
+            raise ValueError(f"`loss` must be one of {LOSSES}. Received {loss!r}.")
+        if (loss == "perceptual") != (perceptual_loss is not None):
+            raise ValueError("loss='perceptual' and `perceptual_loss` go together: give both or neither.")
+        if triplet_weight and self.num_frames <= negative_radius + 1:
+            raise ValueError(
+                f"A triplet needs a frame more than negative_radius={negative_radius} frames away, and clips have "
+                f"{self.num_frames} frames: lower negative_radius, use longer clips, or set triplet_weight=0."
+            )
+        generator_optimizer = generator_optimizer or keras.optimizers.Adam(6.25e-5)
+        rnn_optimizer = rnn_optimizer or keras.optimizers.Adam(6.25e-5)
+        super().compile(optimizer=generator_optimizer)
+        self.generator_optimizer, self.rnn_optimizer = generator_optimizer, rnn_optimizer
+        generator_optimizer.build(self.generator.trainable_variables)
+        rnn_optimizer.build(self.rnn.trainable_variables)
+        if latent_learning_rate is not None:
+            self.static.learning_rate = self.transient.learning_rate = latent_learning_rate
+        self.update, self.frame_loss_kind, self.l2_weight, self.perceptual_loss = update, loss, l2_weight, perceptual_loss
+        self.static_weight, self.triplet_weight = static_weight, triplet_weight
+        self.triplet = {"positive_radius": positive_radius, "negative_radius": negative_radius, "margin": triplet_margin}
+
+    # ------------------------------------------------------------ latents
+    @property
+    def latent_spec(self):
+        learned = "a random row of the learned table"
+        spec = {"transient": LatentSpec(self.transient.row_shape, "float32", learned)}
+        if self.use_static:
+            spec = {"static": LatentSpec(self.static.row_shape, "float32", learned), **spec}
+        if self.conditional:
+            spec["label"] = LatentSpec((), "int32", "the label of the sampled transient code")
+        return spec
+
+    def lookup(self, video_id):
+        """The codes of training videos, int (B,)."""
+        latents = {"transient": self.transient(ops.take(ops.array(self.transient_of_video, "int32"), video_id, axis=0))}
+        if self.use_static:
+            latents["static"] = self.static(ops.take(ops.array(self.static_of_video, "int32"), video_id, axis=0))
+        if self.conditional:
+            latents["label"] = ops.take(ops.array(self.label_of_video, "int32"), video_id, axis=0)
+        return latents
+
+    def exchange(self, identity, action):
+        """The codes of videos that join the static code of `identity` with the transient codes of `action`, int (B,) each.
+
+        Identities and actions number the rows of the tables: with `static_by="video"` an identity is a video id.
+        """
+        latents = {"transient": self.transient(action)}
+        if self.use_static:
+            latents["static"] = self.static(identity)
+        if self.conditional:
+            latents["label"] = ops.take(ops.array(self._label_of_transient, "int32"), action, axis=0)
+        return latents
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0, prior="learned"):
+        """Draws latents of new videos; the same seed gives the same latents.
+
+        Args:
+            num_videos: Int, or a scalar tensor.
+            num_frames: At most the trained length; None for that length. With `prior="gaussian"` any length.
+            seed: Int, or a scalar tensor.
+            prior: `learned` joins a random static row with a random transient row (Sec. 1: "randomly choose a static
+                vector from the dictionary"); `gaussian` draws codes from the distribution they started from, the
+                ablation -Z of Table 4.
+        """
+        length = self.num_frames if num_frames is None else num_frames
+        seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 3)
+        if prior not in ("learned", "gaussian"):
+            raise ValueError(f"`prior` must be 'learned' or 'gaussian'. Received {prior!r}.")
+
+        def rows(table, seed):
+            return tf.random.stateless_uniform((num_videos,), seed, 0, table.num_rows, tf.int32)
+
+        action = rows(self.transient, seeds[1])
+        latents = self.exchange(rows(self.static, seeds[0]), action)
+        if prior == "gaussian":
+            shape = (num_videos, length, self.transient.row_shape[-1])
+            latents["transient"] = tf.random.stateless_normal(shape, seeds[1], stddev=self.transient.initial_stddev)
+            if self.use_static:
+                shape = (num_videos, *self.static.row_shape)
+                latents["static"] = tf.random.stateless_normal(shape, seeds[0], stddev=self.static.initial_stddev)
+        elif isinstance(length, int) and not 1 <= length <= self.num_frames:
+            raise ValueError(
+                f"Learned transient codes have {self.num_frames} frames. Received num_frames={length}: ask for 1 to "
+                f"{self.num_frames}, or interpolate between frames."
+            )
+        else:
+            latents["transient"] = latents["transient"][:, :length]
+        return latents
+
+    # ------------------------------------------------------------ forward
+    def motion_codes(self, latents):
+        """r_1..r_L of transient codes z_1..z_L: (B, T, motion_dim)."""
+        return self.rnn(latents["transient"])
+
+    def decode_motion(self, latents, motion, training=False):
+        """Frames of given motion codes (B, T, motion_dim); `latents` gives static code and label."""
+        num_frames = ops.shape(motion)[1]
+        code = motion
+        if self.use_static:
+            static = ops.repeat(latents["static"][:, None], num_frames, axis=1)
+            code = ops.concatenate([static, motion], axis=-1)  # z_i = [z_s; r_i], Eq. 2
+        code = ops.reshape(code, (-1, self.generator.code_dim))
+        labels = ops.repeat(latents["label"], num_frames, axis=0) if self.conditional else None
+        frames = self.generator(code, labels, training=training)
+        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))
+
+    def decode(self, latents, training=False):
+        return self.decode_motion(latents, self.motion_codes(latents), training=training)
+
+    def interpolate_frames(self, latents, first: int = 1, last: int = 4, num_steps: int = 3, space: str = "motion"):
+        """Unseen frames between two frames of a video (Sec. 4.3.3).
+
+        Args:
+            latents: Of B videos.
+            first, last: Positions from 0; the paper's "second and fifth frame" are 1 and 4.
+            num_steps: k; frame n is at first + n/k (last - first) for n = 1..k, so the last one is frame `last` itself.
+            space: `motion` blends the RNN's outputs, `transient` blends its inputs, which then go through the RNN after
+                the frames before them. The paper does not say which.
+
+        Returns:
+            (B, k, H, W, 3) in [-1, 1].
+        """
+        if not 0 <= first < last < self.num_frames or num_steps < 1:
+            raise ValueError(
+                f"Needs 0 <= first < last < {self.num_frames} and num_steps >= 1. Received first={first}, last={last}, "
+                f"num_steps={num_steps}."
+            )
+        if space not in ("motion", "transient"):
+            raise ValueError(f"`space` must be 'motion' or 'transient'. Received {space!r}.")
+        weight = ops.reshape(ops.arange(1, num_steps + 1, dtype="float32") / num_steps, (1, -1, 1))
+
+        def blend(codes):
+            start, end = codes[:, first : first + 1], codes[:, last : last + 1]
+            return start + weight * (end - start)
+
+        if space == "motion":
+            return self.decode_motion(latents, blend(self.motion_codes(latents)))
+        transient = latents["transient"]
+        path = ops.concatenate([transient[:, : first + 1], blend(transient)], axis=1)
+        return self.decode_motion(latents, self.rnn(path)[:, first + 1 :])
+
+    # ------------------------------------------------------------ training
+    def _frame_losses(self, generated, real):
+        """(B, T): the loss l of every frame."""
+        if self.frame_loss_kind == "perceptual":
+            return self.perceptual_loss(generated, real)
+        if self.frame_loss_kind == "laplacian_l2":
+            square = per_frame_loss("l2", generated, real)
+            return per_frame_loss("laplacian", generated, real) + self.l2_weight * square
+        return per_frame_loss(self.frame_loss_kind, generated, real)
+
+    def _objective(self, latents, real, frame, with_triplet):
+        """Eq. 6 and its terms. `frame` (B,) is the random frame k of the static loss."""
+        motion = self.motion_codes(latents)
+        frame_losses = self._frame_losses(self.decode_motion(latents, motion, training=True), real)
+        losses = {"reconstruction_loss": ops.mean(frame_losses)}
+        total = losses["reconstruction_loss"]
+        if self.static_weight:
+            chosen = ops.one_hot(frame, self.num_frames, dtype=frame_losses.dtype)
+            losses["static_loss"] = ops.mean(ops.sum(frame_losses * chosen, axis=1))  # Eq. 4
+            total += self.static_weight * losses["static_loss"]
+        if self.triplet_weight and with_triplet:
+            # On the RNN's outputs: Sec. 3.3 has it move both the RNN and the transient codes.
+            losses["triplet_loss"] = ops.mean(temporal_triplet_loss(motion, **self.triplet))
+            total += self.triplet_weight * losses["triplet_loss"]
+        return total, losses
+
+    def train_step(self, batch):
+        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        num_local = tf.shape(real)[0]
+        step = batch["step"][0]
+        draw = tf.random.stateless_uniform(
+            (num_local * num_replicas(),), step_key(self.seed, step), 0, self.num_frames, tf.int32
+        )
+        frame = replica_slice(draw, num_local)
+        rows = {"transient": tf.gather(tf.constant(self.transient_of_video), batch["video_id"])}
+        if self.use_static:
+            rows["static"] = tf.gather(tf.constant(self.static_of_video), batch["video_id"])
+        # gradients are taken at the gathered codes, not at the tables
+        codes = {name: getattr(self, name)(ids) for name, ids in rows.items()}
+        labels = {}
+        if self.conditional:
+            labels["label"] = tf.gather(tf.constant(self.label_of_video), batch["video_id"])
+        generator_weights = [v.value for v in self.generator.trainable_variables]
+        rnn_weights = [v.value for v in self.rnn.trainable_variables]
+
+        if self.update == "alternating":
+            # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(generator_weights)
+                total, _ = self._objective({**codes, **labels}, real, frame, with_triplet=False)
+                total = total / num_replicas()
+            self.generator_optimizer.apply(tape.gradient(total, generator_weights), self.generator.trainable_variables)
+
+        # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; jointly with gamma where asked
+        joint = self.update == "joint"
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([codes, rnn_weights, generator_weights if joint else []])
+            total, losses = self._objective({**codes, **labels}, real, frame, with_triplet=True)
+            total = total / num_replicas()
+        code_gradients, rnn_gradients, generator_gradients = tape.gradient(
+            total, [codes, rnn_weights, generator_weights if joint else []]
+        )
+        if joint:
+            self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
+        self.rnn_optimizer.apply(rnn_gradients, self.rnn.trainable_variables)
+        for name, ids in rows.items():
+            getattr(self, name).update(ids, code_gradients[name], step)  # projects too (Sec. 3.3)
+        return losses

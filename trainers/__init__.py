@@ -1,0 +1,1 @@
+"""Programs that make and measure: `python -m trainers.navsynth --help`."""

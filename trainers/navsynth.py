@@ -1,0 +1,203 @@
+"""Trains NAVSynth (Aich et al., CVPR 2020): learned static and transient codes, a GRU, and a frame generator."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from trainers import cli, train
+from trainers.cli import option
+
+if TYPE_CHECKING:
+    from tfvidgen.models.navsynth import NAVSynth
+    from trainers.runs import RunData
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cli.RunConfig):
+    """Settings of one NAVSynth run."""
+
+    static_by: str = option("video", "Whose static code a video has.", ("video", "identity", "shared"))
+    transient_by: str = option("video", "Whose transient codes a video has.", ("video", "action"))
+    static_dim: int = option(56, "Width D_s of a static code.", minimum=1)
+    transient_dim: int = option(200, "Width D_t of a transient code.", minimum=1)
+    motion_dim: int = option(200, "Width of a motion code, the RNN's output.", minimum=1)
+    rnn_units: int = option(500, "Hidden units of the GRU.", minimum=1)
+    width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
+    norm: str = option("batch", "Normalisation in the generator.", ("batch", "none"))
+    conditioning: str = option("none", "How the generator sees the action label.", ("none", "concat", "norm"))
+    label_dim: int = option(16, "Width of the label embedding.", minimum=1)
+    use_static: bool = option(True, "False drops the static code (ablation).")
+    train_latents: bool = option(True, "False leaves the codes as they were drawn (ablation -Z).")
+    projection: str = option("unit_ball", "Where codes are put after each update.", ("unit_ball", "unit_sphere", "none"))
+    rank: int = option(0, "Rank of a transient code's matrix, for interpolation (Eq. 7); 0 for full.", minimum=0)
+    update: str = option("alternating", "The paper's two stages, or one joint pass.", ("alternating", "joint"))
+    loss: str = option("laplacian", "Reconstruction loss.", ("laplacian", "l1", "l2", "laplacian_l2", "perceptual"))
+    l2_weight: float = option(10.0, "Weight of the mean square in laplacian_l2.", minimum=0)
+    vgg16_weights: str = option("", "File with VGG16 weights, for loss=perceptual.")
+    static_weight: float = option(0.01, "lambda_s of Eq. 6.", minimum=0)
+    triplet_weight: float = option(0.01, "lambda_t of Eq. 6.", minimum=0)
+    positive_radius: int = option(2, "Frames within this distance are positives of a triplet.", minimum=1)
+    negative_radius: int = option(5, "Frames beyond this distance are negatives of a triplet.", minimum=1)
+    triplet_margin: float = option(2.0, "Margin of the triplet loss, in squared distance.", minimum=0)
+    learning_rate: float = option(6.25e-5, "Adam's rate for generator and RNN.", minimum=0)
+    beta_2: float = option(0.999, "Decay of Adam's second moment.", minimum=0)
+    latent_rule: str = option("sgd", "Update rule of the codes.", ("sgd", "momentum", "adam"))
+    latent_learning_rate: float = option(12.5, "Rate of the codes' rule.", minimum=0)
+    schedule: str = option("constant", "How both rates go over the run.", ("constant", "cosine"))
+
+
+# Paper: Sec. 4.1 and 4.2. Official code (abhishekaich27/Navsynth@a652f7a): widths 56/200/200, loss weights .01/.01,
+# radii 2 and 5, margin 2, Adam at .001 * 16/256, codes by SGD at 200 * 16/256. Steps: 5 epochs x 300 inner steps per
+# video (official code), here in batches of one clip as there.
+_PAPER = {
+    "size": 64,
+    "num_frames": 16,
+    "static_dim": 56,
+    "transient_dim": 200,
+    "motion_dim": 200,
+    "rnn_units": 500,
+    "update": "alternating",
+    "loss": "laplacian",
+    "static_weight": 0.01,
+    "triplet_weight": 0.01,
+    "latent_rule": "sgd",
+    "latent_learning_rate": 12.5,
+    "learning_rate": 6.25e-5,
+    "batch_size": 1,
+}
+_FAST = {
+    "update": "joint",
+    "loss": "laplacian_l2",
+    "learning_rate": 2e-3,
+    "beta_2": 0.99,
+    "latent_rule": "adam",
+    "latent_learning_rate": 0.02,
+    "schedule": "cosine",
+    "static_by": "identity",
+    "transient_by": "action",
+    "static_weight": 0.0,
+    "triplet_weight": 0.0,
+}
+PRESETS = {
+    "smoke": {
+        "dataset": "actors",
+        "num_identities": 2,
+        "num_actions": 2,
+        "size": 16,
+        "num_frames": 8,
+        "width": 4,
+        "rnn_units": 8,
+        "static_dim": 4,
+        "transient_dim": 4,
+        "motion_dim": 4,
+        "total_steps": 4,
+        "steps_per_loop": 2,
+        "checkpoint_every_steps": 2,
+        "batch_size": 2,
+    },
+    "actors": {**_FAST, "dataset": "actors", "num_held_out_cells": 24, "total_steps": 1500, "width": 32},
+    "sprites_exchange": {
+        **_FAST,
+        "dataset": "sprites",
+        "num_identities": 60,
+        "num_frames": 8,
+        "trained_per_identity": 4,
+        "total_steps": 4500,
+        "precision": "bfloat16",
+    },
+    "weizmann": {**_FAST, "dataset": "weizmann", "num_held_out_cells": 6, "total_steps": 2000, "precision": "bfloat16"},
+    # 820 chairs, one static code for the set, transient codes per chair (Sec. 4.1)
+    "paper_chair": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 820 * 5 * 300},
+    # nine static codes, ten transient codes, conditional generator (Sec. 4.1 and 4.2)
+    "paper_weizmann": {
+        **_PAPER,
+        "dataset": "weizmann",
+        "static_by": "identity",
+        "transient_by": "action",
+        "conditioning": "concat",
+        "total_steps": 90 * 5 * 300,
+    },
+    # 500 clips, one static code for the set (Sec. 4.1)
+    "paper_golf": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 500 * 5 * 300},
+}
+
+
+def build_model(config: Config, run_data: RunData) -> NAVSynth:
+    """The compiled model of a config and its data."""
+    import keras
+
+    from tfvidgen.models.navsynth import NAVSynth
+
+    if config.clip_start == "random":
+        raise ValueError("NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or centre.")
+    videos = run_data.trained
+    for field, needed in (
+        ("identity", config.static_by == "identity"),
+        ("action", config.transient_by == "action" or config.conditioning != "none"),
+    ):
+        if needed and getattr(videos, field) is None:
+            raise ValueError(
+                f"These settings need an {field} for every video, and {videos.source!r} has none: put the videos into one "
+                f"folder per action, use a set with both labels, or set --static_by=video --transient_by=video "
+                "--conditioning=none."
+            )
+    model = NAVSynth(
+        num_videos=len(videos),
+        num_frames=config.num_frames,
+        size=config.size,
+        static_by=config.static_by,
+        transient_by=config.transient_by,
+        identity_of_video=None if videos.identity is None else videos.identity.tolist(),
+        action_of_video=None if videos.action is None else videos.action.tolist(),
+        static_dim=config.static_dim,
+        transient_dim=config.transient_dim,
+        motion_dim=config.motion_dim,
+        rnn_units=config.rnn_units,
+        width=config.width,
+        norm=config.norm,
+        conditioning=config.conditioning,
+        label_dim=config.label_dim,
+        use_static=config.use_static,
+        latent_rule=config.latent_rule if config.train_latents else "none",
+        projection=config.projection,
+        rank=config.rank or None,
+        seed=config.seed,
+        dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
+    )
+    model.build()
+
+    def rate(value):
+        if config.schedule == "constant":
+            return value
+        return keras.optimizers.schedules.CosineDecay(value, config.total_steps, alpha=0.01)
+
+    perceptual_loss = None
+    if config.loss == "perceptual":
+        from tfvidgen.features.vgg16 import VGG16Features
+        from tfvidgen.losses.perceptual import PerceptualLoss
+
+        perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
+    model.compile(
+        keras.optimizers.Adam(rate(config.learning_rate), beta_2=config.beta_2),
+        keras.optimizers.Adam(rate(config.learning_rate), beta_2=config.beta_2),
+        latent_learning_rate=rate(config.latent_learning_rate),
+        update=config.update,
+        loss=config.loss,
+        l2_weight=config.l2_weight,
+        static_weight=config.static_weight,
+        triplet_weight=config.triplet_weight,
+        positive_radius=config.positive_radius,
+        negative_radius=config.negative_radius,
+        triplet_margin=config.triplet_margin,
+        perceptual_loss=perceptual_loss,
+    )
+    return model
+
+
+def main(argv=None) -> int:
+    return train.main("navsynth", __doc__, Config, PRESETS, build_model, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

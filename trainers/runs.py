@@ -1,0 +1,163 @@
+"""A run folder: what a run was asked to do, what it was trained on, and how to build its model again."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfvidgen import data
+from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.splits import hold_out_cells
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+
+# Fields that may differ when a run goes on: they change neither its numbers nor its data.
+_FREE_FIELDS = ("run_dir", "resume", "evaluate", "steps_per_loop", "cache_dir", "data_dir", "sample_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The data of a run: all videos that were found, and the ones that are trained.
+
+    Attributes:
+        all: Every video that is long enough.
+        is_trained: bool (N,), False for videos of held-out cells.
+        trained: The trained videos; their positions are the run's video ids.
+    """
+
+    all: VideoCollection
+    is_trained: np.ndarray
+    trained: VideoCollection
+
+
+def load_data(config: Any) -> RunData:
+    """Loads a config's dataset, settles short videos and holds out cells."""
+    collection = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        resize=config.resize,
+        num_frames=(config.num_frames - 1) * config.stride + 1,
+        num_identities=config.num_identities,
+        num_actions=config.num_actions,
+        skip_bad=config.skip_bad,
+        cache_dir=config.cache_dir,
+    )
+    collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
+    is_trained = hold_out_cells(
+        collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
+    )
+    trained = collection if is_trained.all() else collection.subset(is_trained)
+    return RunData(collection, is_trained, trained)
+
+
+def clips(collection: VideoCollection, config: Any) -> np.ndarray:
+    """uint8 (N, T, H, W, 3): the clip of each video as a run with fixed clips sees it."""
+    short_clip = config.short_clip if config.short_clip != "drop" else "error"
+    return collection.clips(config.num_frames, config.stride, config.clip_start, short_clip)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def start(config: Any, system: str, model: VideoGenerator, run_data: RunData) -> pathlib.Path:
+    """Makes the run folder, or checks that the one that is there belongs to the same config and data.
+
+    Raises:
+        ValueError: With the differences, if the folder holds another run.
+    """
+    run_dir = pathlib.Path(config.run_dir)
+    description = {
+        "system": system,
+        "config": dataclasses.asdict(config),
+        "data": {
+            "source": run_data.all.source,
+            "digest": run_data.trained.digest,
+            "num_videos": len(run_data.trained),
+            "fps": run_data.all.fps,
+        },
+        "model": {"class": type(model).__name__, "config": _plain(model.get_config())},
+        "versions": versions(),
+    }
+    path = run_dir / "config.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        differences = [
+            f"{name}: {old['config'].get(name)!r} there, {value!r} now"
+            for name, value in description["config"].items()
+            if name not in _FREE_FIELDS and old["config"].get(name) != value
+        ]
+        if old["system"] != system:
+            differences.insert(0, f"system: {old['system']!r} there, {system!r} now")
+        if old["data"]["digest"] != description["data"]["digest"] and not differences:
+            differences.append("the data has other pixels or labels than when the run began")
+        if differences:
+            raise ValueError(
+                f"{run_dir} holds another run: {'; '.join(differences)}. Use its settings to go on, or name another --run_dir."
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, description)
+    return run_dir
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A model config with its dtype policy by name, so that it fits into JSON."""
+    dtype = config.get("dtype")
+    if isinstance(dtype, dict):
+        config = {**config, "dtype": dtype["config"]["name"]}
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes a run."""
+    from importlib.metadata import version
+
+    import tfvidgen
+
+    return {
+        "tfvidgen": tfvidgen.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
+    }
+
+
+def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
+    """The description in `config.json`. Raises ValueError if the folder is not a run's."""
+    path = pathlib.Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir.")
+    return json.loads(path.read_text())
+
+
+def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
+    """The config of a run as its trainer's dataclass. Fields that this version does not know raise ValueError."""
+    description = read(run_dir)
+    config_class = importlib.import_module(f"trainers.{description['system']}").Config
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(description["config"]) - known)
+    if unknown:
+        raise ValueError(f"{run_dir} was written by another version: unknown settings {', '.join(unknown)}.")
+    return config_class(**{**description["config"], "run_dir": str(run_dir), **changes})
+
+
+def load_model(run_dir: str | pathlib.Path) -> tuple[VideoGenerator, int]:
+    """Builds a run's model without its data, loads the last checkpoint, and returns it with its step."""
+    from trainers import loop
+
+    description = read(run_dir)
+    module = importlib.import_module(f"tfvidgen.models.{description['system']}")
+    model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
+    model.build()
+    return model, loop.restore(model, run_dir)

@@ -1,0 +1,72 @@
+"""Pictures that a run draws of itself while it trains."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainers import runs
+from tfvidgen import visualize
+from tfvidgen.data.video_io import write_gif
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+
+SHEET_SEED = 20  # the same noise for every sheet of every run, so that sheets can be compared
+NUM_SHEET_CLIPS = 8
+
+
+class SampleSheet:
+    """Draws `samples/step_*.png`: trained clips beside their reconstructions where codes are learned, and new clips."""
+
+    def __init__(self, model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path):
+        self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
+        self._video_ids = np.linspace(0, len(run_data.trained) - 1, NUM_SHEET_CLIPS // 2).round().astype(np.int32)
+        shown = run_data.trained.subset(self._video_ids) if len(run_data.trained) >= NUM_SHEET_CLIPS // 2 else None
+        self._names = None if shown is None else shown.names
+        self._real = None if shown is None or config.clip_start == "random" else runs.clips(shown, config)
+
+    def __call__(self, step: int, logs: dict[str, float]) -> None:
+        folder = self._run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        rows, labels = [], []
+        if self._real is not None and has_lookup(self._model):
+            reconstructed = decode(self._model, self._model.lookup(self._video_ids))
+            for name, real, made in zip(self._names, self._real, reconstructed, strict=True):
+                rows += [real, made]
+                labels += [name, "reconstruction"]
+        new = visualize.to_uint8(np.asarray(self._model.generate(NUM_SHEET_CLIPS, seed=SHEET_SEED)))
+        rows += list(new)
+        labels += [f"new {i}" for i in range(len(new))]
+        sheet = visualize.contact_sheet(rows, row_labels=labels)
+        visualize.save_png(folder / f"step_{step:07d}.png", sheet)
+        write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
+
+
+def has_lookup(model: VideoGenerator) -> bool:
+    """Whether a system learns a code per training video."""
+    from tfvidgen.models.base import VideoGenerator
+
+    return type(model).lookup is not VideoGenerator.lookup
+
+
+def decode(model: VideoGenerator, latents: dict[str, Any], batch_size: int = 16) -> np.ndarray:
+    """uint8 (N, T, H, W, 3) of any number of latents, a batch at a time."""
+    arrays = {name: np.asarray(values) for name, values in latents.items()}
+    num_videos = len(next(iter(arrays.values())))
+    videos = []
+    for first in range(0, num_videos, batch_size):
+        batch = {name: values[first : first + batch_size] for name, values in arrays.items()}
+        videos.append(visualize.to_uint8(np.asarray(_compiled(model)(batch))))
+    return np.concatenate(videos)
+
+
+def _compiled(model: VideoGenerator):
+    """`model.decode` as a graph function, made once per model."""
+    import tensorflow as tf
+
+    if not hasattr(model, "_decode_function"):
+        model._decode_function = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
+    return model._decode_function

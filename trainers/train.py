@@ -1,0 +1,174 @@
+"""The course of every training program: data, model, run folder, loop, sheets, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainers import cli
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+    from trainers.runs import RunData
+
+BuildModel = Callable[[Any, "RunData"], "VideoGenerator"]
+
+
+def main(
+    system: str,
+    description: str,
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    build_model: BuildModel,
+    argv=None,
+) -> int:
+    """The `main` of a trainer: `build_model(config, run_data)` returns the built and compiled model."""
+
+    def run(config: Any, other: types.SimpleNamespace) -> int:
+        if not config.run_dir:
+            name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
+            config = dataclasses.replace(config, run_dir=f"runs/{system}-{name}")
+        if other.dry_run:
+            print(dry_run(config, build_model))
+            return 0
+        train(system, config, build_model)
+        return 0
+
+    return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
+
+
+def train(system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None) -> VideoGenerator:
+    """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
+    import keras
+    import tensorflow as tf
+
+    from tfvidgen import data
+    from trainers import loop, runs, samples
+
+    say = report or (lambda line: print(line, flush=True))
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    run_data = runs.load_data(config)
+    strategy = loop.make_strategy(config.strategy)
+    if config.batch_size % strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"--batch_size={config.batch_size} cannot be divided by {strategy.num_replicas_in_sync} replicas: make it a "
+            "multiple of that."
+        )
+    with strategy.scope():
+        model = build_model(config, run_data)
+    run_dir = runs.start(config, system, model, run_data)
+    say(f"{system}: {describe_data(run_data)}")
+    say(f"{system}: {count_parameters(model)}; {strategy.num_replicas_in_sync} replica(s), {config.precision}; run folder {run_dir}")
+
+    def dataset_fn(start_step: int) -> tf.data.Dataset:
+        return data.make_dataset(
+            run_data.trained,
+            config.batch_size,
+            config.num_frames,
+            config.stride,
+            config.clip_start,
+            "error" if config.short_clip == "drop" else config.short_clip,
+            seed=config.seed,
+            start_step=start_step,
+        )
+
+    loop.run(
+        model,
+        dataset_fn,
+        run_dir,
+        config.total_steps,
+        strategy=strategy,
+        steps_per_loop=config.steps_per_loop,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        actions=[loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps)],
+        resume=config.resume,
+        frames_per_step=config.batch_size * config.num_frames,
+        report=report,
+    )
+    if config.evaluate:
+        from trainers import evaluate
+
+        evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=config.total_steps, report=say)
+    return model
+
+
+def describe_data(run_data: RunData) -> str:
+    """One line: how many videos, of what size and length, with which labels, how many held out."""
+    collection = run_data.all
+    lengths = collection.lengths
+    text = (
+        f"{len(collection)} videos of {collection.size[0]}x{collection.size[1]}, {lengths.min()} to {lengths.max()} frames, "
+        f"from {collection.source}"
+    )
+    if collection.identity is not None:
+        text += f", {len(collection.identity_names)} identities"
+    if collection.action is not None:
+        text += f", {len(collection.action_names)} actions"
+    held_out = int((~run_data.is_trained).sum())
+    return text + (f"; {len(run_data.trained)} trained, {held_out} held out" if held_out else "")
+
+
+def count_parameters(model: VideoGenerator) -> str:
+    """Numbers of network weights and learned codes, in words."""
+    from tfvidgen.layers.latent_table import LatentTable
+
+    tables = [layer for layer in model.layers if isinstance(layer, LatentTable)]
+    codes = sum(int(table.rows.shape.num_elements()) for table in tables)
+    weights = sum(int(weight.shape.num_elements()) for weight in _shapes(model.trainable_variables))
+    return f"{weights:,} network weights, {codes:,} numbers in learned codes"
+
+
+def _shapes(variables):
+    return [variable.value for variable in variables]
+
+
+def dry_run(config: Any, build_model: BuildModel) -> str:
+    """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing."""
+    from trainers import runs
+
+    run_data = runs.load_data(config)
+    model = build_model(config, run_data)
+    state = sum(_num_bytes(variable) for variable in model.variables)
+    slots = sum(_num_bytes(v) for name in vars(model) for v in _optimizer_variables(getattr(model, name)))
+    gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
+    frames = config.batch_size * config.num_frames
+    batch = frames * config.size * config.size * 3 * 5  # uint8 and float32
+    activations = frames * activation_bytes(model, config)
+    total = state + slots + gradients + batch + activations + run_data.all.frames.nbytes
+    lines = ["config:"]
+    lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
+    lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
+    lines += [f"model: {count_parameters(model)}"]
+    lines += [
+        f"memory: about {total / 2**20:.0f} MiB beside TensorFlow itself (videos {run_data.all.frames.nbytes / 2**20:.0f}, "
+        f"weights and codes {state / 2**20:.0f}, optimizers {slots / 2**20:.0f}, gradients {gradients / 2**20:.0f}, batch "
+        f"{batch / 2**20:.0f}, activations {activations / 2**20:.0f})"
+    ]
+    return "\n".join(lines)
+
+
+def _optimizer_variables(value: Any) -> list[Any]:
+    import keras
+
+    return value.variables if isinstance(value, keras.optimizers.Optimizer) else []
+
+
+def _num_bytes(variable: Any) -> int:
+    import numpy as np
+
+    return int(np.prod(variable.shape)) * np.dtype(str(variable.dtype).replace("bfloat16", "uint16")).itemsize
+
+
+def activation_bytes(model: VideoGenerator, config: Any) -> int:
+    """Bytes that the backward pass keeps for one frame, counted over the shapes that the frame generator makes.
+
+    Each stage keeps its convolution's output and, with batch norm and ReLU, two more of the same size.
+    """
+    channels = getattr(getattr(model, "generator", None), "channels", [])
+    width = 2 if config.precision == "bfloat16" else 4
+    kept = sum(3 * width * c * (4 << i) ** 2 for i, c in enumerate(channels))
+    return kept + 8 * 4 * 3 * config.size**2  # frame, difference and its pyramid
