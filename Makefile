@@ -1,0 +1,41 @@
+# Everything runs in .venv, which is made once and again whenever pyproject.toml or setup.cfg change.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## Show this list
+	@echo "Usage: make TARGET [PYTHON=python3.11]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+
+demo: $(READY)  ## Train a small model on clips made on the spot and show what it learned
+	$(RUN) -m trainers.demo
+
+test: $(READY)  ## Run the tests
+	$(RUN) -m pytest
+
+lint: $(READY)  ## Check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/.bench  ## Measure speed against peers
+	$(RUN) -m benchmarks.run
+
+clean:  ## Remove the environment, builds and caches (never runs/)
+	rm -rf $(VENV) .cache/build .pytest_cache .ruff_cache dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml setup.cfg
+	@command -v $(PYTHON) > /dev/null || { echo "There is no '$(PYTHON)' here. Name a Python 3.10, 3.11 or 3.12: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "tfvidgen needs Python 3.10, 3.11 or 3.12, but $(PYTHON) is %d.%d. Name another: make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(READY)
+	$(RUN) -m pip install -e '.[bench]'
+	@touch $@

@@ -1,0 +1,132 @@
+"""Lazy rows: only the batch's rows move, duplicates are summed, projections and ranks hold."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvidgen.layers.latent_table import LatentTable
+
+
+def table(num_rows=6, shape=(4,), **kwargs) -> LatentTable:
+    kwargs = {"projection": "none", "update_rule": "sgd", "learning_rate": 0.1, "seed": 1, **kwargs}
+    layer = LatentTable(num_rows, shape, **kwargs)
+    layer.build()
+    return layer
+
+
+def test_only_the_batch_rows_move_and_duplicates_are_summed():
+    layer = table()
+    before = layer.rows.numpy()
+    gradients = np.arange(12, dtype=np.float32).reshape(3, 4)
+    layer.update(tf.constant([2, 5, 2]), tf.constant(gradients), 0)
+    expected = before.copy()
+    expected[2] -= 0.1 * (gradients[0] + gradients[2])
+    expected[5] -= 0.1 * gradients[1]
+    np.testing.assert_allclose(layer.rows.numpy(), expected, atol=1e-6)
+
+
+def test_adam_is_lazy_and_equals_keras_adam_on_rows_used_in_every_step():
+    layer = table(2, (3,), update_rule="adam", learning_rate=0.05)
+    reference = tf.Variable(layer.rows.numpy()[0])
+    unused = layer.rows.numpy()[1]
+    optimizer = keras.optimizers.Adam(0.05, epsilon=1e-8)
+    optimizer.build([reference])
+    for i in range(5):
+        gradient = tf.constant([1.0, -2.0, 0.5]) * (i + 1)
+        optimizer.apply([gradient], [reference])
+        layer.update(tf.constant([0]), gradient[None], i)
+    np.testing.assert_allclose(layer.rows.numpy()[0], reference.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(layer.rows.numpy()[1], unused)  # Keras Adam on a table would go on moving it
+
+
+def test_momentum_by_hand():
+    layer = table(1, (1,), update_rule="momentum", learning_rate=0.5)
+    start = layer.rows.numpy()[0, 0]
+    for step in range(2):
+        layer.update(tf.constant([0]), tf.constant([[1.0]]), step)
+    assert layer.rows.numpy()[0, 0] == pytest.approx(start - 0.5 * 1.0 - 0.5 * 1.9, abs=1e-6)
+
+
+def test_schedule_reads_the_step():
+    layer = table(1, (1,), learning_rate=keras.optimizers.schedules.PiecewiseConstantDecay([9], [1.0, 0.0]))
+    start = layer.rows.numpy()[0, 0]
+    layer.update(tf.constant([0]), tf.constant([[1.0]]), tf.constant(3, tf.int64))
+    assert layer.rows.numpy()[0, 0] == pytest.approx(start - 1.0)
+    layer.update(tf.constant([0]), tf.constant([[1.0]]), tf.constant(12, tf.int64))
+    assert layer.rows.numpy()[0, 0] == pytest.approx(start - 1.0)
+
+
+@pytest.mark.parametrize("projection", ["unit_ball", "unit_sphere"])
+def test_projection_holds_from_the_start_and_after_every_update(projection):
+    layer = table(3, (5, 4), projection=projection, initial_stddev=3.0, learning_rate=10.0)
+    for step in range(3):
+        norms = np.linalg.norm(layer.rows.numpy(), axis=-1)
+        assert norms.max() <= 1 + 1e-6
+        if projection == "unit_sphere":
+            np.testing.assert_allclose(norms, 1.0, atol=1e-6)
+        layer.update(tf.constant([0, 1, 2]), tf.random.stateless_normal((3, 5, 4), [1, step]), step)
+    inside = table(1, (2,), projection="unit_ball", initial_stddev=0.0)
+    inside.update(tf.constant([0]), tf.constant([[-3.0, -4.0]]), 0)
+    np.testing.assert_allclose(inside.rows.numpy(), [[0.3, 0.4]], atol=1e-6)  # 0.5 long: left as it is
+
+
+def test_rank_by_singular_values():
+    layer = table(2, (6, 5), rank=2, projection="unit_ball", initial_stddev=1.0)
+    layer.update(tf.constant([0, 1]), tf.random.stateless_normal((2, 6, 5), [3, 4]), 0)
+    for matrix in layer.rows.numpy():
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        assert (singular[2:] < 1e-5).all() and singular[1] > 1e-3
+    full = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    u, s, v = np.linalg.svd(full, full_matrices=False)
+    expected = (u[:, :2] * s[:2]) @ v[:2]
+    rows = table(1, (6, 5), rank=2).project(full[None])
+    np.testing.assert_allclose(np.asarray(rows)[0], expected, atol=1e-5)
+
+
+def test_frozen_rows_stay():
+    layer = table(update_rule="none")
+    before = layer.rows.numpy()
+    layer.update(tf.constant([0]), tf.ones((1, 4)), 0)
+    np.testing.assert_array_equal(layer.rows.numpy(), before)
+
+
+def test_replicas_apply_every_row_once_on_all(two_replicas):
+    with two_replicas.scope():
+        layer = table(4, (2,))
+    before = layer.rows.numpy()
+
+    def step():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        ids = tf.stack([replica, 3])  # replica 0 uses rows 0 and 3, replica 1 rows 1 and 3
+        layer.update(ids, tf.ones((2, 2)), 0)
+
+    tf.function(lambda: two_replicas.run(step))()
+    expected = before - 0.1 * np.array([[1, 1], [1, 1], [0, 0], [2, 2]])
+    for values in layer.rows.value.values:
+        np.testing.assert_allclose(values.numpy(), expected, atol=1e-6)
+
+
+def test_rows_stay_float32_under_any_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        layer = table()
+        assert layer(np.array([0])).dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_rows": 0}, "at least one row"),
+        ({"shape": ()}, "positive size"),
+        ({"update_rule": "lbfgs"}, "update_rule.*adam.*lbfgs"),
+        ({"projection": "cube"}, "projection.*unit_ball.*cube"),
+        ({"rank": 2}, "rank=2, shape=\\(4,\\)"),
+        ({"shape": (3, 4), "rank": 9}, "rank=9"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        table(**arguments)

@@ -1,0 +1,123 @@
+"""What a user meets first: importing, asking for help, installing."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pytest brings it there
+    import tomli as tomllib
+
+import tfvidgen
+
+ROOT = pathlib.Path(__file__).parents[1]  # holds pyproject.toml, also where the packages come from an installed wheel
+PACKAGES = ("tfvidgen", "trainers", "export")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def sources(package: str) -> list[pathlib.Path]:
+    folder = pathlib.Path(importlib.util.find_spec(package).origin).parent
+    return sorted(folder.rglob("*.py"))
+
+
+def programs() -> list[str]:
+    """Modules of `trainers` and `export` that are run with `python -m`."""
+    return [
+        f"{package}.{path.stem}"
+        for package in ("trainers", "export")
+        for path in sources(package)
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs code in a fresh process that sees the same packages."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Names of the required distributions, in the normalised form."""
+    return {normalised(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_import_is_light():
+    done = python("import sys, tfvidgen; print(sorted({'tensorflow', 'keras', 'sklearn', 'scipy'} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_data_and_pictures_need_no_tensorflow():
+    block = "import sys; sys.modules.update(tensorflow=None, keras=None)"
+    done = python(f"{block}; import tfvidgen.visualize, tfvidgen.data.collection")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", programs())
+def test_help_answers_without_tensorflow(program):
+    block = "import runpy, sys; sys.modules.update(tensorflow=None, keras=None); sys.argv[0] = sys.argv[1]; "
+    done = python(block + "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)", program, "--help")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
+    assert not done.stderr
+
+
+def test_there_are_programs():
+    assert "trainers.navsynth" in programs()
+
+
+def test_version_is_one_everywhere(project):
+    assert tfvidgen.__version__ == project["version"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_every_import_is_declared(project):
+    declared = distributions(project["dependencies"] + sum(project["optional-dependencies"].values(), []))
+    providers = importlib.metadata.packages_distributions()
+    undeclared = {}
+    for path in (path for package in PACKAGES for path in sources(package)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            for name in {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - set(PACKAGES):
+                if not {normalised(provider) for provider in providers.get(name, [name])} & declared:
+                    undeclared.setdefault(name, path.name)
+    assert not undeclared, "imported but not in pyproject.toml"
+
+
+def test_every_dependency_has_its_reason(project):
+    reasons = normalised((ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8"))
+    requirements = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    assert [name for name in sorted(distributions(requirements) - {"tfvidgen"}) if f"`{name}`" not in reasons] == []
+
+
+def test_licence_is_stated_and_shipped(project):
+    assert project["license"] == "Apache-2.0"
+    for name in project["license-files"]:
+        assert "Apache License" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_ci_can_be_run():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

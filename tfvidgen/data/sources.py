@@ -1,0 +1,617 @@
+"""Folders and files of videos, in any of the layouts people keep them in, read into one collection.
+
+| layout | a video is | flat | in classes |
+| --- | --- | --- | --- |
+| strips | a picture, its square frames side by side along the longer edge | `clip.png` | `walk/clip.png` |
+| videos | an MP4, AVI, WebM, MKV, MOV, GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
+| frames | a folder of pictures of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
+| arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
+
+The layout is told by what files hold, never by what they are called. Class folders give actions; so do, with
+identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from tfvidgen.data import video_io
+from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.video_io import DEFAULT_FPS, UnreadableFileError
+
+MIN_STRIP_RATIO = 2  # longer edge over shorter: pictures from here on are strips, others are frames
+
+_MAX_LISTED = 20
+_MAX_DEPTH = 4  # folders below the given one that are looked into
+_CACHE_VERSION = 1  # of the decoding below: raise it when the same files would give other pixels
+_LABELS = ("identity", "action")
+# Nothing is read by its suffix; but a file that is called a video and holds none is broken, not beside the point.
+_MEDIA_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv "
+    ".gif .webp .png .apng .jpg .jpeg .bmp .tif .tiff .avif .heic .npy .npz".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SourceReport:
+    """What a folder or file holds.
+
+    Attributes:
+        source: The path that was looked at, or a dataset's name.
+        layout: strips, videos, frames or arrays.
+        names: One name per readable video.
+        lengths: int64 (N,), counted frames of each.
+        sizes: int64 (N, 2), height and width of each in pixels.
+        fps: Frames per second that most videos say they have; None where none says.
+        classes: Action -> number of videos, from class folders or the labels in arrays; empty where neither is given.
+        identities: Identity -> number of videos, from the labels in arrays; empty where they are not given.
+        ignored: Hidden files and files that hold neither pictures nor videos.
+        unreadable: (path, reason) of each file that should hold a video and cannot be read.
+    """
+
+    source: str
+    layout: str
+    names: tuple[str, ...]
+    lengths: np.ndarray
+    sizes: np.ndarray
+    fps: float | None
+    classes: dict[str, int]
+    identities: dict[str, int]
+    ignored: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    @property
+    def num_videos(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all videos together."""
+        return int(self.lengths.sum())
+
+    def to_text(self) -> str:
+        """The report as a table of lines `name  value`."""
+        rows = [("source", self.source), ("layout", self.layout), ("videos", f"{self.num_videos:,}")]
+        if self.num_videos:
+            low, middle, high = self.lengths.min(), np.median(self.lengths), self.lengths.max()
+            rows.append(("frames", f"{self.num_frames:,} in all; per video {low} to {high}, median {middle:g}"))
+            sizes = collections.Counter(f"{height}x{width}" for height, width in self.sizes.tolist())
+            rows.append(("height x width", _counted(sizes)))
+            rows.append(("frames per second", "not said" if self.fps is None else f"{self.fps:g}"))
+        for name, counts in (("classes", self.classes), ("identities", self.identities)):
+            rows.append((name, f"{len(counts)}: {_counted(counts)}" if counts else "none"))
+        rows.append(("ignored files", _listed(self.ignored, 5, "; ") if self.ignored else "none"))
+        rows.append(("unreadable files", str(len(self.unreadable) or "none")))
+        rows += [("", f"{path}: {reason}") for path, reason in self.unreadable[:_MAX_LISTED]]
+        if len(self.unreadable) > _MAX_LISTED:
+            rows.append(("", f"and {len(self.unreadable) - _MAX_LISTED} more"))
+        return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+    __str__ = to_text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+    """The files that hold one video (or, for arrays, some)."""
+
+    name: str
+    paths: tuple[pathlib.Path, ...]
+    labels: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    layout: str
+    units: tuple[_Unit, ...]
+    ignored: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    name: str
+    frames: np.ndarray
+    fps: float | None
+    labels: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    name: str
+    length: int
+    size: tuple[int, int]
+    fps: float | None
+    labels: dict[str, str]
+
+
+def scan(path: str | os.PathLike) -> SourceReport:
+    """Reads every file once and says what is there, without keeping pixels.
+
+    Args:
+        path: Folder or file.
+
+    Returns:
+        The report; unreadable files are in it.
+
+    Raises:
+        ValueError: If the path is missing, holds no videos, or holds several layouts at once.
+    """
+    root = _existing(path)
+    found = _find(root)
+    measures, unreadable = [], list(found.unreadable)
+    for _, measured in _in_order(lambda unit: _attempt(_measure, unit, found.layout), found.units):
+        if isinstance(measured, UnreadableFileError):
+            unreadable.append((_relative(measured.path, root), measured.reason))
+        else:
+            measures += measured
+
+    def counts(field: str) -> dict[str, int]:
+        values = collections.Counter(measure.labels[field] for measure in measures if field in measure.labels)
+        return {value: values[value] for value in sorted(values, key=_natural)}
+
+    return SourceReport(
+        source=str(path),
+        layout=found.layout,
+        names=tuple(measure.name for measure in measures),
+        lengths=np.array([measure.length for measure in measures], np.int64),
+        sizes=np.array([measure.size for measure in measures], np.int64).reshape(-1, 2),
+        fps=_common_fps(measure.fps for measure in measures),
+        classes=counts("action"),
+        identities=counts("identity"),
+        ignored=found.ignored,
+        unreadable=tuple(unreadable),
+    )
+
+
+def load_videos(
+    path: str | os.PathLike,
+    size: int | tuple[int, int] | None = None,
+    resize: str = "centre_crop",
+    skip_bad: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    max_videos: int | None = None,
+    max_frames: int | None = None,
+) -> VideoCollection:
+    """Reads a folder or file of videos; the module says which layouts there are.
+
+    Args:
+        path: Folder or file.
+        size: (height, width) in pixels to bring frames to, or one number for both; None keeps them, if they agree.
+        resize: `centre_crop` cuts the largest centred window of the target's shape first, `squash` changes the shape.
+        skip_bad: Leave unreadable files out with a warning instead of raising.
+        cache_dir: Folder in which decoded frames are kept. Later calls with the same files (names, sizes, times of
+            change) and arguments map them into memory instead of decoding. None keeps nothing.
+        max_videos: Read only so many from the beginning, in the order of names; None reads all.
+        max_frames: Read only so many frames of each video; None reads all.
+
+    Returns:
+        Videos in natural order of their names (`clip2` before `clip10`), named by their paths below `path`.
+
+    Raises:
+        ValueError: If the path is missing, holds no videos or several layouts; if files are unreadable and `skip_bad`
+            is false (one error names all); if frame sizes differ and `size` is None.
+    """
+    size = video_io.check_size(size)
+    video_io.check_resize(resize)
+    for name, limit in (("max_videos", max_videos), ("max_frames", max_frames)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"`{name}` must be at least 1, or None for all. Received {limit}.")
+    root = _existing(path)
+
+    def decoded(store: _ListStore | _FileStore) -> dict:
+        return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames)
+
+    if cache_dir is None:
+        store = _ListStore()
+        index = decoded(store)
+        frames = np.concatenate(store.videos)
+    else:
+        key = _cache_key(root, [size, resize, skip_bad, max_videos, max_frames])
+        frames, index = _cached(pathlib.Path(cache_dir) / key, decoded)
+    if index["skipped"]:
+        warnings.warn(
+            f"Skipped {len(index['skipped'])} unreadable files of {str(path)!r}: "
+            + _listed([f"{file}: {reason}" for file, reason in index["skipped"]], _MAX_LISTED, "; "),
+            stacklevel=2,
+        )
+    labels = {field: index[field] and np.array(index[field], np.int32) for field in _LABELS}
+    label_names = {f"{field}_names": index[f"{field}_names"] and tuple(index[f"{field}_names"]) for field in _LABELS}
+    return VideoCollection(
+        frames=frames,
+        lengths=np.array(index["lengths"], np.int64),
+        names=tuple(index["names"]),
+        fps=index["fps"],
+        source=str(path),
+        **labels,
+        **label_names,
+    )
+
+
+def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> dict:
+    """Puts frames into `store` and returns everything else of a collection, ready for JSON."""
+    found = _find(root)
+    unreadable = list(found.unreadable)
+    names, lengths, rates, labels, first_size = [], [], [], [], None
+    results = _in_order(
+        lambda unit: _attempt(_decode, unit, found.layout, size, resize, max_frames), found.units[:max_videos]
+    )
+    for _, clips in results:
+        if isinstance(clips, UnreadableFileError):
+            unreadable.append((_relative(clips.path, root), clips.reason))
+            continue
+        if unreadable and not skip_bad:
+            continue  # the error below will name every bad file; nothing else is of use any more
+        for clip in clips[: None if max_videos is None else max_videos - len(names)]:
+            first_size = first_size or clip.frames.shape[1:3]
+            if clip.frames.shape[1:3] != first_size:
+                raise ValueError(
+                    f"Frames in {str(root)!r} differ in size (height x width): {names[0]!r} has {_by(first_size)}, "
+                    f"{clip.name!r} has {_by(clip.frames.shape[1:3])}. Give a size to bring all to: `size` or --size."
+                )
+            store.add(clip.frames)
+            names.append(clip.name)
+            lengths.append(len(clip.frames))
+            rates.append(clip.fps)
+            labels.append(clip.labels)
+    if unreadable and not (skip_bad and names):
+        raise ValueError(
+            f"{len(unreadable)} files of {str(root)!r} cannot be read"
+            + (", and no other holds a video:\n  " if not found.units else ":\n  ")
+            + _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "\n  ")
+            + ("" if skip_bad else "\nMend or remove them, or leave them out with `skip_bad=True` or --skip_bad.")
+        )
+    index = {"names": names, "lengths": lengths, "fps": _common_fps(rates) or DEFAULT_FPS, "skipped": unreadable}
+    for field in _LABELS:
+        values = [label.get(field) for label in labels]
+        index[field] = index[f"{field}_names"] = None
+        if any(value is not None for value in values):
+            if None in values:
+                raise ValueError(
+                    f"Some videos of {str(root)!r} have `{field}` and some have not, such as "
+                    f"{names[values.index(None)]!r}: give it to all or to none."
+                )
+            index[f"{field}_names"] = sorted(set(values), key=_natural)
+            index[field] = [index[f"{field}_names"].index(value) for value in values]
+    return index
+
+
+# ---- finding --------------------------------------------------------------------------------------------------------
+
+
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    root = pathlib.Path(path)
+    if not root.exists():
+        raise ValueError(f"No file or folder {str(path)!r}: check the path, or mount what it lies on.")
+    return root
+
+
+def _find(root: pathlib.Path) -> _Found:
+    """Looks into every file and decides on one layout."""
+    files, hidden = _files(root)
+    media: dict[pathlib.Path, video_io.Media] = {}
+    ignored, unreadable = list(hidden), []
+    for file, sniffed in _in_order(lambda file: _attempt(video_io.sniff, file), files):
+        claims = file.suffix.lower() in _MEDIA_SUFFIXES or file == root
+        if isinstance(sniffed, video_io.Media) and sniffed.kind != "other":
+            media[file] = sniffed
+        elif claims:
+            unreadable.append((file, getattr(sniffed, "reason", "it holds neither video nor picture nor array")))
+        else:
+            ignored.append(_relative(file, root))
+
+    folders = collections.defaultdict(list)
+    for file in media:
+        folders[file.parent].append(file)
+    seen = collections.defaultdict(list)  # (layout, folders below root) -> folders
+    for folder, content in folders.items():
+        depth = len(folder.parts) - len(root.parts)
+        for layout in sorted({_layout(media[file], file == root) for file in content}):
+            seen[layout, depth].append(folder)
+    if len(seen) > 1:
+        raise ValueError(_mixed(root, seen, folders, media))
+    listed = tuple((_relative(file, root), reason) for file, reason in unreadable)
+    if not seen:
+        if not unreadable:
+            what = f"{len(ignored)} other files" if ignored else "no file at all"
+            raise ValueError(
+                f"No videos in {str(root)!r}: saw {what} (looked {_MAX_DEPTH} folders deep). Expected video files, "
+                "strips, folders of frames, or .npy/.npz arrays, directly or in class folders."
+            )
+        return _Found("none", (), tuple(ignored), listed)
+    (layout, depth), parents = next(iter(seen.items()))
+    deepest = 2 if layout == "frames" else 1
+    if depth > deepest:
+        inner = parents[0]
+        for _ in range(deepest):
+            inner = inner.parent
+        raise ValueError(
+            f"The {layout} in {str(root)!r} lie too many folders deep, in {_relative(parents[0], root)!r}. "
+            f"Give the folder that holds the classes, such as {str(inner)!r}."
+        )
+
+    units = []
+    for folder in parents:
+        if layout == "frames":
+            broken = any(file.parent == folder for file, _ in unreadable)
+            if not broken:  # a video that lacks a frame is no video
+                name = _relative(folder, root) if depth else root.name
+                units.append(_Unit(name, tuple(folders[folder]), {"action": folder.parent.name} if depth == 2 else {}))
+        else:
+            labels = {"action": folder.name} if depth == 1 else {}
+            units += [_Unit(_relative(file, root), (file,), labels) for file in folders[folder]]
+    return _Found(layout, tuple(units), tuple(ignored), listed)
+
+
+def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+    """Files in natural order, and the hidden ones."""
+    if root.is_file():
+        return [root], []
+    files, hidden = [], []
+    for folder, folder_names, file_names in os.walk(root, followlinks=True):
+        folder = pathlib.Path(folder)
+        hidden += [_relative(folder / name, root) for name in folder_names + file_names if name.startswith(".")]
+        too_deep = len(folder.parts) - len(root.parts) >= _MAX_DEPTH
+        folder_names[:] = [name for name in folder_names if not name.startswith(".") and not too_deep]
+        files += [folder / name for name in file_names if not name.startswith(".")]
+    return sorted(files, key=lambda file: _natural(_relative(file, root))), sorted(hidden, key=_natural)
+
+
+def _layout(media: video_io.Media, single: bool) -> str:
+    if media.kind in ("video", "animation"):
+        return "videos"
+    if media.kind in ("npy", "npz"):
+        return "arrays"
+    long, short = max(media.height, media.width), min(media.height, media.width)
+    return "strips" if single or long >= MIN_STRIP_RATIO * short else "frames"
+
+
+def _mixed(root, seen, folders, media) -> str:
+    nouns = {
+        "strips": "elongated pictures (strips)",
+        "frames": "roughly square pictures (frames)",
+        "videos": "video files",
+        "arrays": "array files",
+    }
+    parts = []
+    for (layout, depth), parents in sorted(seen.items()):
+        files = [file for folder in parents for file in folders[folder] if _layout(media[file], False) == layout]
+        where = "directly in it" if depth == 0 else f"{depth} folder{'s' * (depth > 1)} deep"
+        parts.append(f"{len(files)} {nouns[layout]} {where}, such as {_relative(files[0], root)!r}")
+    return (
+        f"{str(root)!r} holds several layouts, and which is meant cannot be told: {'; '.join(parts)}. "
+        "Keep one layout in one depth of folders, or give the path of one of them."
+    )
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _attempt(function: Callable, *args):
+    """The result, or the error of an unreadable file, which a thread pool can carry in its place in the order."""
+    try:
+        return function(*args)
+    except UnreadableFileError as error:
+        return error
+
+
+def _measure(unit: _Unit, layout: str) -> list[_Measure]:
+    if layout == "videos":
+        info = video_io.probe_video(unit.paths[0])
+        return [_Measure(unit.name, info.num_frames, (info.height, info.width), info.fps, unit.labels)]
+    clips = _decode(unit, layout, None, "squash", None)
+    return [_Measure(clip.name, len(clip.frames), clip.frames.shape[1:3], clip.fps, clip.labels) for clip in clips]
+
+
+def _decode(unit: _Unit, layout: str, size, resize: str, max_frames: int | None) -> list[_Clip]:
+    if layout == "videos":
+        frames, fps = video_io.read_video(unit.paths[0], size, max_frames, resize)
+        return [_Clip(unit.name, frames, fps, unit.labels)]
+    if layout == "arrays":
+        return [
+            dataclasses.replace(clip, frames=video_io.resize_video(clip.frames[:max_frames], size, resize))
+            for clip in _read_arrays(unit)
+        ]
+    frames = _cut_strip(unit.paths[0]) if layout == "strips" else _read_frames(unit.paths[:max_frames])
+    return [_Clip(unit.name, video_io.resize_video(frames[:max_frames], size, resize), None, unit.labels)]
+
+
+def _cut_strip(path: pathlib.Path) -> np.ndarray:
+    image = video_io.read_image(path)
+    height, width = image.shape[:2]
+    side, long = min(height, width), max(height, width)
+    if long % side:
+        raise UnreadableFileError(
+            path,
+            f"as a strip of square frames its longer edge must be a multiple of the shorter, but it has "
+            f"{height}x{width} pixels (height x width)",
+        )
+    if width > height:
+        return np.ascontiguousarray(image.reshape(side, long // side, side, 3).swapaxes(0, 1))
+    return image.reshape(long // side, side, side, 3)
+
+
+def _read_frames(paths: Sequence[pathlib.Path]) -> np.ndarray:
+    frames = []
+    for path in paths:
+        frames.append(video_io.read_image(path))
+        if frames[-1].shape != frames[0].shape:
+            raise UnreadableFileError(
+                path,
+                f"it has {_by(frames[-1].shape)} pixels (height x width), the first frame of its video, "
+                f"{paths[0].name!r}, has {_by(frames[0].shape)}",
+            )
+    return np.stack(frames)
+
+
+def _read_arrays(unit: _Unit) -> list[_Clip]:
+    (path,) = unit.paths
+    columns = {}
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            videos = loaded
+        else:
+            with loaded:
+                key = next((key for key in ("video", "videos") if key in loaded), None)
+                if key is None:
+                    raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(loaded)}")
+                videos = loaded[key]
+                columns = {field: loaded[field] for field in _LABELS if field in loaded}
+                if "label" in loaded:
+                    columns.setdefault("action", loaded["label"])
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, UnreadableFileError):
+            raise
+        raise UnreadableFileError(path, f"it is truncated, damaged or no array ({error})") from None
+    if videos.dtype != np.uint8 or videos.ndim not in (4, 5) or videos.shape[-1] != 3 or 0 in videos.shape:
+        raise UnreadableFileError(
+            path,
+            f"expected uint8 RGB (T, H, W, 3) or (N, T, H, W, 3), and it holds {videos.dtype} {videos.shape}",
+        )
+    single = videos.ndim == 4
+    videos = videos[None] if single else videos
+    for field, column in columns.items():
+        if np.size(column) != len(videos):
+            raise UnreadableFileError(path, f"its `{field}` has {np.size(column)} values for {len(videos)} videos")
+        if field in unit.labels:
+            raise UnreadableFileError(path, f"its `{field}` competes with its class folder: keep one of them")
+    digits = len(str(len(videos) - 1))
+    return [
+        _Clip(
+            unit.name if single else f"{unit.name}[{index:0{digits}d}]",
+            video,
+            None,
+            {**unit.labels, **{field: str(np.ravel(column)[index]) for field, column in columns.items()}},
+        )
+        for index, video in enumerate(videos)
+    ]
+
+
+# ---- keeping --------------------------------------------------------------------------------------------------------
+
+
+class _ListStore:
+    def __init__(self):
+        self.videos = []
+
+    def add(self, frames: np.ndarray) -> None:
+        self.videos.append(frames)
+
+
+class _FileStore:
+    """A growing `.npy` file, for sets larger than memory. NumPy's header has room for the first axis to grow."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._file, self._shape = path, None, None
+
+    def add(self, frames: np.ndarray) -> None:
+        if self._file is None:
+            self._file, self._shape = open(self._path, "wb"), (0, *frames.shape[1:])
+            self._write_header()
+        self._file.write(np.ascontiguousarray(frames).data)
+        self._shape = (self._shape[0] + len(frames), *self._shape[1:])
+
+    def close(self) -> None:
+        if self._file is not None:
+            with self._file:
+                self._file.seek(0)
+                self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def _cache_key(root: pathlib.Path, options: list) -> str:
+    files = [root] if root.is_file() else _files(root)[0]
+    stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    described = json.dumps([_CACHE_VERSION, stats, options])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _cached(folder: pathlib.Path, decoded: Callable[[_FileStore], dict]) -> tuple[np.ndarray, dict]:
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = pathlib.Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+        try:
+            with contextlib.closing(_FileStore(part / "frames.npy")) as store:
+                index = decoded(store)
+            (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
+            part.chmod(0o755)  # temporary folders begin private, a cache may be shared
+            try:
+                os.replace(part, folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster, with the same content
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return np.load(folder / "frames.npy", mmap_mode="r"), index
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The cache {str(folder)!r} is damaged ({error}): delete it to decode again.") from None
+
+
+# ---- small things ---------------------------------------------------------------------------------------------------
+
+
+def _in_order(function: Callable, items: Iterable) -> Iterator[tuple]:
+    """Yields (item, function(item)) in order, computed by one thread per core, never far ahead of who consumes them."""
+    workers = os.cpu_count() or 1
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        ahead = itertools.islice(items, 4 * workers)
+        waiting = collections.deque((item, pool.submit(function, item)) for item in ahead)
+        try:
+            while waiting:
+                item, future = waiting.popleft()
+                result = future.result()
+                waiting.extend((new, pool.submit(function, new)) for new in itertools.islice(items, 1))
+                yield item, result
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _natural(text: str) -> list:
+    """Sorts `clip2` before `clip10`; folder by folder; the text itself decides between `1` and `01`."""
+    parts = [re.split(r"(\d+)", part) for part in text.split("/")]
+    return [[[int(s) if i % 2 else s.lower() for i, s in enumerate(part)] for part in parts], text]
+
+
+def _relative(path: pathlib.Path, root: pathlib.Path) -> str:
+    return path.name if path == root else path.relative_to(root).as_posix()
+
+
+def _common_fps(rates: Iterable[float | None]) -> float | None:
+    counts = collections.Counter(rate for rate in rates if rate is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _listed(items: Sequence[str], limit: int, separator: str) -> str:
+    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return separator.join([*items[:limit], *more])
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return _listed([f"{name} ({count:,})" for name, count in counts.items()], _MAX_LISTED, ", ")

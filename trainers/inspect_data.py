@@ -1,0 +1,170 @@
+"""Says what a folder or file of videos holds, and draws a contact sheet of it.
+
+    python -m trainers.inspect_data PATH --out=sheet.png
+
+Nothing heavy is imported before the arguments are read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tfvidgen.data.collection import VideoCollection
+    from tfvidgen.data.sources import SourceReport
+
+PROGRAM = "trainers.inspect_data"
+USUAL_NUM_FRAMES = 16  # the clip length most papers train on
+MAX_STRIDE = 4  # beyond it, most actions at 25 frames per second become a blur of poses
+HISTOGRAM_BINS = 24
+
+
+def suggest_clips(lengths: np.ndarray) -> tuple[int, int]:
+    """(num_frames, stride) of clips that fit into every video: up to 16 frames, as far apart as the shortest allows.
+
+    Args:
+        lengths: int (N,), frames of each video.
+    """
+    shortest = int(lengths.min())
+    num_frames = min(USUAL_NUM_FRAMES, 1 << (shortest.bit_length() - 1))  # a power of two
+    return num_frames, min(MAX_STRIDE, max(1, (shortest - 1) // max(1, num_frames - 1)))
+
+
+def histogram_line(lengths: np.ndarray) -> str:
+    """How many videos have which length, as one line such as `51 |█▅▁ ▂| 146`."""
+    import numpy as np
+
+    low, high = int(lengths.min()), int(lengths.max())
+    if low == high:
+        return f"all {low}"
+    counts, _ = np.histogram(lengths, bins=min(HISTOGRAM_BINS, high - low + 1), range=(low, high))
+    heights = np.ceil(counts / counts.max() * 8).astype(int)  # no video: a blank; one: never a blank
+    return f"{low} |{''.join(' ▁▂▃▄▅▆▇█'[height] for height in heights)}| {high}"
+
+
+def describe(report: SourceReport) -> str:
+    """The report, the spread of lengths, and the clips to train on."""
+    if not report.num_videos:
+        return report.to_text()
+    num_frames, stride = suggest_clips(report.lengths)
+    lines = [
+        report.to_text(),
+        f"{'lengths':<18}{histogram_line(report.lengths)}",
+        f"{'suggestion':<18}--num_frames={num_frames} --stride={stride}: every video is long enough",
+    ]
+    if num_frames < USUAL_NUM_FRAMES:
+        shorter = int((report.lengths < USUAL_NUM_FRAMES).sum())
+        also = f"or --num_frames={USUAL_NUM_FRAMES} --short_clip=loop, hold or drop: {shorter} videos are shorter"
+        lines.append(f"{'':<18}{also}")
+    return "\n".join(lines)
+
+
+def report_of(collection: VideoCollection) -> SourceReport:
+    """The report of a set that was drawn or loaded by name."""
+    import numpy as np
+
+    from tfvidgen.data.sources import SourceReport
+
+    def counts(field: str) -> dict[str, int]:
+        names = getattr(collection, f"{field}_names") or ()
+        return {name: int((getattr(collection, field) == index).sum()) for index, name in enumerate(names)}
+
+    return SourceReport(
+        source=collection.source,
+        layout="named set",
+        names=collection.names,
+        lengths=collection.lengths,
+        sizes=np.tile(np.array(collection.size, np.int64), (len(collection), 1)),
+        fps=collection.fps,
+        classes=counts("action"),
+        identities=counts("identity"),
+        ignored=(),
+        unreadable=(),
+    )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the positions 0..total-1, evenly spread so that every class has its chance."""
+    count = min(count, total)
+    return [position * (total - 1) // max(1, count - 1) for position in range(count)]
+
+
+def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
+    """uint8 (T, size, size, 3): the video that `scan(root)` calls `name`, without reading the others."""
+    from tfvidgen.data.sources import load_videos
+
+    in_array = re.fullmatch(r"(.*)\[(\d+)\]", name)
+    for file, index in ((name, 0), (in_array[1], int(in_array[2])) if in_array else (name, 0)):
+        if (root / file).exists():
+            return load_videos(root / file, size, max_videos=index + 1).video(index)
+    # The given path is itself the file, or the one folder of frames.
+    return load_videos(root, size).video(int(in_array[2]) if in_array else 0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report and writes the sheet. Returns 0; raises ValueError for data that cannot be used."""
+    from tfvidgen.data.named import NAMED, load
+    from tfvidgen.data.sources import scan
+
+    path = pathlib.Path(arguments.path)
+    if arguments.path in NAMED and not path.exists():
+        collection = load(arguments.path, data_dir=arguments.data_dir, size=arguments.size)
+        report, read = report_of(collection), collection.video
+    else:
+        report = scan(path)
+
+        def read(index: int) -> np.ndarray:
+            return read_one(path, report.names[index], arguments.size)
+
+    print(describe(report))
+    if report.unreadable and not (arguments.skip_bad and report.num_videos):
+        raise ValueError(
+            f"{len(report.unreadable)} files cannot be read, see above. Mend or remove them"
+            + (", or pass --skip_bad." if report.num_videos else ".")
+        )
+    if arguments.out:
+        from tfvidgen import visualize
+
+        rows = spread(report.num_videos, arguments.rows)
+        labels = [report.names[index] for index in rows]
+        sheet = visualize.contact_sheet([read(index) for index in rows], arguments.columns, labels)
+        visualize.save_png(arguments.out, sheet)
+        print(f"{'contact sheet':<18}{arguments.out}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, received {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line. Returns the exit status: 0, or 1 for data that cannot be used, with a message."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("path", help="a folder or file of videos, or actors, sprites, weizmann")
+    parser.add_argument("--data_dir", default="", help="folder of the named sets sprites and weizmann")
+    parser.add_argument("--size", type=_positive, default=64, help="height and width of a frame on the sheet (64)")
+    parser.add_argument("--skip_bad", action="store_true", help="go on without the files that cannot be read")
+    parser.add_argument("--out", default="", help="PNG file for the contact sheet; none is drawn without it")
+    parser.add_argument("--rows", type=_positive, default=8, help="videos on the sheet (8)")
+    parser.add_argument("--columns", type=_positive, default=8, help="frames of each video on the sheet (8)")
+    arguments = parser.parse_args(argv)
+    try:
+        return run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
