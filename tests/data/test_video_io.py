@@ -46,9 +46,15 @@ def test_mp4_round_trip(tmp_path, fps):
     video_io.write_mp4(tmp_path / "clip.mp4", video, fps)
     decoded, decoded_fps = read_video(tmp_path / "clip.mp4")
     assert decoded.shape == video.shape and decoded.dtype == np.uint8
-    assert psnr(decoded, video) > 34  # subsampled colour blurs the square's edges
+    assert psnr(decoded, video) > 33  # subsampled colour blurs the edges of the square
     assert decoded_fps == pytest.approx(fps, rel=1e-4)
     assert leftovers(tmp_path) == []
+
+
+def test_mp4_of_grey_frames_is_nearly_exact(tmp_path):
+    video = np.repeat(moving_square()[..., :1], 3, axis=-1)
+    video_io.write_mp4(tmp_path / "grey.mp4", video, 8)
+    assert psnr(read_video(tmp_path / "grey.mp4")[0], video) > 45
 
 
 def test_mp4_plays_in_browsers(tmp_path):
@@ -74,7 +80,7 @@ def test_mp4_pads_odd_sizes_without_rescaling(tmp_path, height, width):
     video_io.write_mp4(tmp_path / "odd.mp4", video, 8)
     decoded, _ = read_video(tmp_path / "odd.mp4")
     assert decoded.shape == (4, height + height % 2, width + width % 2, 3)
-    assert psnr(decoded[:, :height, :width], video) > 30
+    assert psnr(decoded[:, :height, :width], video) > 29
 
 
 def test_one_frame_clip(tmp_path):

@@ -208,7 +208,7 @@ def _wave(time: np.ndarray) -> _Pose:
         lean=-0.06 + 0.05 * swing,
         tilt=-0.08 - 0.08 * swing,
         joy=0.6,
-        shoulders=(0.25, 1.75 + 0.1 * swing),
+        shoulders=(0.25, 1.75 - 0.12 * swing),
         elbows=(0.1, 0.6 - 0.62 * swing),
     )
 
@@ -283,7 +283,7 @@ def _bow(time: np.ndarray) -> _Pose:
 
 
 def _jump(time: np.ndarray) -> _Pose:
-    height = _keys(time, (0.25, 0), (0.5, 0.55), (0.75, 0))
+    height = _keys(time, (0.25, 0), (0.5, 0.4), (0.75, 0))
     crouch = _keys(time, (0, 0), (0.2, 1), (0.36, 0), (0.64, 0), (0.8, 1), (1, 0))
     arms = _keys(time, (0, 0), (0.2, -0.2), (0.45, 1), (0.6, 1), (0.82, 0))
     tuck = _keys(time, (0.3, 0), (0.5, 1), (0.7, 0))
@@ -317,7 +317,7 @@ def _dance(time: np.ndarray) -> _Pose:
 
 def _star(time: np.ndarray) -> _Pose:
     small = _keys(time, (0, 1), (0.2, 1), (0.45, 0))
-    height = _keys(time, (0.2, 0), (0.45, 0.42), (0.7, 0))
+    height = _keys(time, (0.2, 0), (0.45, 0.34), (0.7, 0))
     sink = _keys(time, (0.62, 0), (0.75, 1), (1, 0))
     foot = 0.1 + 0.42 * (1 - small)
     return _Pose(
@@ -481,27 +481,27 @@ def identity_of(index: int) -> Identity:
         names = [name for name in names if name not in taken]
         return names[random.randint(len(names))]
 
-    hair = one_of(_HAIR_STYLES)
-    top = one_of(_TOPS)
-    bottom = ("trousers", "trousers", "shorts", "skirt", "dress")[random.randint(5)]
-    pattern = "plain" if bottom == "dress" else one_of(_PATTERNS)
+    skin, hair, top = one_of(_SKINS), one_of(_HAIR_STYLES), one_of(_TOPS)
+    bottom = one_of(("trousers", "trousers", "shorts", "skirt", "dress"))
     bottom_colour = top if bottom == "dress" else one_of(_BOTTOMS, top)
-    second = bottom_colour if pattern == "overalls" else one_of(_TOPS, top, bottom_colour)
+    pattern = "plain" if bottom == "dress" else one_of(_PATTERNS)
+    may_have_beard = bottom == "trousers" and hair in ("short", "cap", "spiky", "bald", "beanie", "mohawk", "curly")
     return Identity(
-        skin=one_of(_SKINS),
+        skin=skin,
         hair=hair,
-        hair_colour=one_of(_HAIR_COLOURS),
+        # Brown hair on brown skin would hide where one ends.
+        hair_colour=one_of(_HAIR_COLOURS, *(("coffee", "chestnut") if skin in ("brown", "umber", "ebony") else ())),
         top=top,
         pattern=pattern,
-        second=second,
-        sleeves=("long", "short")[random.randint(2)],
+        second=bottom_colour if pattern == "overalls" else one_of(_TOPS, top, bottom_colour),
+        sleeves=one_of(("long", "short")),
         bottom=bottom,
         bottom_colour=bottom_colour,
         shoes=one_of(_TOPS, bottom_colour),
         build=random.uniform(0.88, 1.28),
         height=random.uniform(0.88, 1.08),
         head=random.uniform(0.95, 1.08),
-        extra=("", "", "", "glasses", "beard" if bottom in ("trousers", "shorts") else "")[random.randint(5)],
+        extra=one_of(("", "", "", "glasses", "beard" if may_have_beard else "")),
     )
 
 

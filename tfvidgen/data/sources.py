@@ -463,11 +463,10 @@ def _read_arrays(unit: _Unit) -> list[_Clip]:
     (path,) = unit.paths
     columns = {}
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            videos = loaded
+        if video_io.sniff(path).kind == "npy":
+            videos = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
-            with loaded:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as loaded:
                 key = next((key for key in ("video", "videos") if key in loaded), None)
                 if key is None:
                     raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(loaded)}")

@@ -23,8 +23,8 @@ _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 _HOW_TO_GET_WEIGHTS = (
     "pass the path of a keras.applications VGG16 file (.h5 or .weights.h5), the path of an .npz with the torchvision "
-    "state dict (keys features.N.weight, features.N.bias), 'imagenet' to download the Keras weights, or 'random' for an "
-    "untrained network in tests"
+    "state dict (keys features.N.weight, features.N.bias), 'imagenet' to download the Keras weights, or 'random' for "
+    "an untrained network in tests"
 )
 
 
@@ -70,7 +70,8 @@ def _download_imagenet() -> dict[str, list[np.ndarray]]:
     except Exception as error:  # Keras raises a bare Exception when a download fails.
         raise ValueError(
             f"The ImageNet weights of VGG16 could not be downloaded ({error}). Fetch "
-            "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 on a machine with a network and pass its path as `weights`."
+            "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 on a machine with a network and pass its path as "
+            "`weights`."
         ) from error
     return {name: network.get_layer(name).get_weights() for name in VGG16_LAYERS}
 
@@ -91,16 +92,16 @@ def _read_weights(weights: str) -> dict[str, list[np.ndarray]]:
 class VGG16Features(keras.layers.Layer):
     """Computes feature maps of VGG16, after the ReLU of the layers asked for.
 
-    The network is frozen but differentiable in its input, computes in float32 under any global dtype policy, and holds the
-    convolutions up to the last layer asked for only.
+    The network is frozen but differentiable in its input, computes in float32 under any global dtype policy, and holds
+    the convolutions up to the last layer asked for only.
 
     Args:
         layers: Names among block1_conv1 ... block5_conv3 (`VGG16_LAYERS`).
-        weights: Path of a keras.applications VGG16 file (.h5, .weights.h5) or of an .npz with the torchvision state dict;
-            "imagenet" to download the Keras weights; "random" for an untrained network. To write the .npz:
+        weights: Path of a keras.applications VGG16 file (.h5, .weights.h5) or of an .npz with the torchvision state
+            dict; "imagenet" to download the Keras weights; "random" for an untrained network. To write the .npz:
             `numpy.savez("vgg16.npz", **{k: v.numpy() for k, v in network.state_dict().items()})`.
-        preprocessing: "torch" or "caffe": the range that the weights were trained with. None: "caffe" for Keras weights,
-            "torch" for an .npz and for random weights.
+        preprocessing: "torch" or "caffe": the range that the weights were trained with. None: "caffe" for Keras
+            weights, "torch" for an .npz and for random weights.
         seed: Seed of the random weights.
 
     Call arguments:
@@ -178,8 +179,8 @@ class VGG16Features(keras.layers.Layer):
             for variable, value in zip((conv.kernel, conv.bias), arrays[conv.name], strict=True):
                 if tuple(variable.shape) != value.shape:
                     raise ValueError(
-                        f"VGG16 weights {self.weights_source!r}: {conv.name}/{variable.name} has shape {value.shape} (in "
-                        f"Keras layout), expected {tuple(variable.shape)}."
+                        f"VGG16 weights {self.weights_source!r}: {conv.name}/{variable.name} has shape {value.shape} "
+                        f"(in Keras layout), expected {tuple(variable.shape)}."
                     )
                 variable.assign(value.astype(np.float32))
 
@@ -189,7 +190,7 @@ class VGG16Features(keras.layers.Layer):
         digest = hashlib.sha256()
         for conv in self._convs:
             for variable in (conv.kernel, conv.bias):
-                digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable), np.float32).tobytes())
+                digest.update(np.ascontiguousarray(variable.numpy(), np.float32).tobytes())
         return digest.hexdigest()
 
     def _preprocess(self, frames):
@@ -202,8 +203,8 @@ class VGG16Features(keras.layers.Layer):
         shape = tuple(frames.shape)
         if len(shape) != 4 or shape[-1] != 3 or any(size is not None and size < smallest for size in shape[1:3]):
             raise ValueError(
-                f"VGG16 up to {self._convs[-1].name} takes frames (N, H, W, 3) of at least {smallest} x {smallest} pixels. "
-                f"Received shape {shape}."
+                f"VGG16 up to {self._convs[-1].name} takes frames (N, H, W, 3) of at least {smallest} x {smallest} "
+                f"pixels. Received shape {shape}."
             )
         maps, features = {}, self._preprocess(frames)
         for conv in self._convs:

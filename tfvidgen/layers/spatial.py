@@ -78,15 +78,17 @@ def correlation_cost(a, b, max_displacement: int = 4):
     a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
     if len(a.shape) != 4 or tuple(a.shape[1:]) != tuple(b.shape[1:]) or max_displacement < 0:
         raise ValueError(
-            "`a` and `b` must have one shape (B, H, W, C), and `max_displacement` must not be negative. Received shapes "
-            f"{tuple(a.shape)} and {tuple(b.shape)}, max_displacement={max_displacement}."
+            "`a` and `b` must have one shape (B, H, W, C), and `max_displacement` must not be negative. Received "
+            f"shapes {tuple(a.shape)} and {tuple(b.shape)}, max_displacement={max_displacement}."
         )
     _, height, width, _ = ops.shape(a)
     reach = 2 * max_displacement + 1
-    padded = ops.pad(b, [(0, 0), (max_displacement, max_displacement), (max_displacement, max_displacement), (0, 0)])
-    costs = [
-        ops.mean(a * padded[:, dy : dy + height, dx : dx + width], axis=-1) for dy in range(reach) for dx in range(reach)
-    ]
+    border = (max_displacement, max_displacement)
+    padded = ops.pad(b, [(0, 0), border, border, (0, 0)])
+    costs = []
+    for dy in range(reach):
+        for dx in range(reach):
+            costs.append(ops.mean(a * padded[:, dy : dy + height, dx : dx + width], axis=-1))
     return ops.stack(costs, axis=-1)
 
 

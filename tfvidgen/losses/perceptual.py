@@ -15,15 +15,10 @@ class PerceptualLoss:
         pixel_weight: Weight of the pixels.
         layer_weights: Weight of each feature map by name; maps that are not named have weight 0. None: 1 for each.
 
-    Raises:
-        ValueError: On the first call, if `layer_weights` names a map that `features` does not give.
-
     Source: Bojanowski et al., ICML 2018, and Hoshen et al., CVPR 2019 (GLANN), https://arxiv.org/abs/1812.08985
     """
 
-    def __init__(
-        self, features: Callable, pixel_weight: float = 1.0, layer_weights: Mapping[str, float] | None = None
-    ):
+    def __init__(self, features: Callable, pixel_weight: float = 1.0, layer_weights: Mapping[str, float] | None = None):
         self.features = features
         self.pixel_weight = pixel_weight
         self.layer_weights = None if layer_weights is None else dict(layer_weights)
@@ -37,12 +32,15 @@ class PerceptualLoss:
 
         Returns:
             float32 tensor of the leading dimensions.
+
+        Raises:
+            ValueError: If the shapes differ, or `layer_weights` names a map that `features` does not give.
         """
         generated = ops.cast(generated, "float32")
         real = ops.stop_gradient(ops.cast(real, "float32"))
-        if len(generated.shape) < 4 or tuple(generated.shape[-3:]) != tuple(real.shape[-3:]):
+        if len(generated.shape) < 3 or tuple(generated.shape[-3:]) != tuple(real.shape[-3:]):
             raise ValueError(
-                "`generated` and `real` must have one shape (..., H, W, 3) with at least one leading dimension. Received "
+                "`generated` and `real` must have one shape (..., H, W, 3). Received "
                 f"{tuple(generated.shape)} and {tuple(real.shape)}."
             )
         leading = ops.shape(generated)[:-3]
