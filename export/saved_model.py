@@ -95,7 +95,9 @@ def export_model(model: VideoGenerator, out: str | os.PathLike, metadata: dict[s
     try:
         archive.write_out(str(temporary / "model"), verbose=False)
         content = {
-            "latents": {name: {"shape": entry.shape, "dtype": entry.dtype, "prior": entry.prior} for name, entry in spec.items()},
+            "latents": {
+                name: {"shape": entry.shape, "dtype": entry.dtype, "prior": entry.prior} for name, entry in spec.items()
+            },
             "video": {"dtype": "uint8", "range": [0, 255], "shape": ["B", "T", model.size, model.size, 3]},
             **(metadata or {}),
         }

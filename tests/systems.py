@@ -48,7 +48,11 @@ def collection() -> VideoCollection:
             identity.append(i)
             action.append(a)
     return VideoCollection.from_videos(
-        videos, identity=identity, action=action, identity_names=("red", "green", "blue"), action_names=("down", "right")
+        videos,
+        identity=identity,
+        action=action,
+        identity_names=("red", "green", "blue"),
+        action_names=("down", "right"),
     )
 
 

@@ -50,7 +50,9 @@ class RunConfig:
     sample_every_steps: int = option(1000, "Steps between two sample sheets.", minimum=1)
     seed: int = option(0, "Decides weights, order of the data and every random draw.")
     precision: str = option("float32", "Type the convolutions compute in.", ("float32", "bfloat16"))
-    strategy: str = option("auto", "Devices: auto (all GPUs there are), none (one device), mirrored.", ("auto", "none", "mirrored"))
+    strategy: str = option(
+        "auto", "Devices: auto (all GPUs there are), none (one device), mirrored.", ("auto", "none", "mirrored")
+    )
     resume: bool = option(True, "Go on from the run folder's last checkpoint.")
     deterministic: bool = option(False, "Bit-for-bit repeatable operations; slower.")
     evaluate: bool = option(True, "Evaluate when training ends.")
@@ -68,12 +70,19 @@ def suggest(given: str, known: Sequence[str]) -> str:
 
 def _flag_values(config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> flags.FlagValues:
     values = flags.FlagValues()
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, bool: flags.DEFINE_boolean}
+    define = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        bool: flags.DEFINE_boolean,
+    }
     for field, kind in _fields(config_class):
         define[kind](field.name, None, field.metadata["help"], flag_values=values)
     if presets:
         flags.DEFINE_string("preset", "", "Named settings; flags given beside it win.", flag_values=values)
-        flags.DEFINE_boolean("dry_run", False, "Print config, data, parameters and memory, then stop.", flag_values=values)
+        flags.DEFINE_boolean(
+            "dry_run", False, "Print config, data, parameters and memory, then stop.", flag_values=values
+        )
     flags.DEFINE_boolean("help", False, "Show this.", flag_values=values, short_name="h")
     values.set_gnu_getopt(True)
     return values
@@ -89,7 +98,9 @@ def check(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, choices, minimum = getattr(config, field.name), field.metadata["choices"], field.metadata["minimum"]
         if choices and value not in choices:
-            raise UsageError(f"--{field.name} must be one of {', '.join(choices)}. Received {value!r}.{suggest(str(value), choices)}")
+            raise UsageError(
+                f"--{field.name} must be one of {', '.join(choices)}. Received {value!r}.{suggest(str(value), choices)}"
+            )
         if minimum is not None and not value >= minimum:
             raise UsageError(f"--{field.name} must be at least {minimum}. Received {value}.")
 
@@ -107,7 +118,11 @@ def parse(
     try:
         rest = values(["trainer", *argv])
     except flags.UnrecognizedFlagError as error:
-        close = suggest(error.flagname, [*names, *(["preset", "dry_run"] if presets else [])]).replace("'", "--", 1).replace("'", "")
+        close = (
+            suggest(error.flagname, [*names, *(["preset", "dry_run"] if presets else [])])
+            .replace("'", "--", 1)
+            .replace("'", "")
+        )
         raise UsageError(f"Unknown flag --{error.flagname}.{close} --help lists all flags.") from None
     except flags.Error as error:
         raise UsageError(f"{error} --help says what each flag takes.") from None
@@ -137,7 +152,10 @@ def help_text(program: str, description: str, config_class: type, presets: Mappi
         for name, preset in presets.items():
             text = ", ".join(f"{key}={value}" for key, value in preset.items())
             lines += textwrap.wrap(f"{name}: {text}", 118, initial_indent="  ", subsequent_indent="      ")
-        lines += ["", "  --dry_run  Print the resolved config, the data found, the parameter count and a memory estimate, then stop."]
+        lines += [
+            "",
+            "  --dry_run  Print the resolved config, the data found, the parameter count and a memory estimate, then stop.",
+        ]
     lines += ["", "Flags:"]
     for field, kind in _fields(config_class):
         choices = f" One of: {', '.join(field.metadata['choices'])}." if field.metadata["choices"] else ""

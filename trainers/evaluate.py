@@ -57,14 +57,18 @@ def evaluate_run(
     if run_data is None:
         run_data = runs.load_data(config)
         if run_data.trained.digest != runs.read(run_dir)["data"]["digest"]:
-            raise ValueError(f"The data of {run_dir} has changed since it was trained: its SHA-256 is another. Restore it.")
+            raise ValueError(
+                f"The data of {run_dir} has changed since it was trained: its SHA-256 is another. Restore it."
+            )
     if model is None:
         model, step = runs.load_model(run_dir)
 
     new = visualize.to_uint8(
         np.concatenate([np.asarray(model.generate(16, seed=seed * 1000 + i)) for i in range(NUM_NEW_VIDEOS // 16)])
     )
-    results: dict[str, Any] = {"new_videos": {"num_videos": len(new), "fcs": float(frame_consistency_score(new).mean())}}
+    results: dict[str, Any] = {
+        "new_videos": {"num_videos": len(new), "fcs": float(frame_consistency_score(new).mean())}
+    }
     tables = [("new videos", results["new_videos"])]
     if config.clip_start != "random":
         truth = runs.clips(run_data.trained, config)
@@ -95,7 +99,9 @@ def evaluate_run(
         "versions": runs.versions(),
     }
     runs.write_json(run_dir / "evaluation.json", results)
-    visualize.save_png(run_dir / "new.png", visualize.contact_sheet(list(new[:12]), row_labels=[f"new {i}" for i in range(12)]))
+    visualize.save_png(
+        run_dir / "new.png", visualize.contact_sheet(list(new[:12]), row_labels=[f"new {i}" for i in range(12)])
+    )
     write_gif(run_dir / "new.gif", visualize.grid_video(new[:16]), run_data.all.fps)
     for line in _table(tables):
         say(line)

@@ -17,7 +17,7 @@ class Config:
     run_dir: str = option("", "The run to generate with.")
     mode: str = option(
         "new",
-        "new: random videos; lookup: trained videos by --ids; exchange: --identities with --actions; interpolate: between two --ids.",
+        "new: random videos; lookup: trained ones by --ids; exchange: --identities with --actions; interpolate: two --ids.",
         ("new", "lookup", "exchange", "interpolate"),
     )
     num_videos: int = option(16, "New videos, or steps of an interpolation.", minimum=1)
@@ -34,7 +34,9 @@ def _ids(text: str, flag: str, count: int | None = None) -> list[int]:
     try:
         ids = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise cli.UsageError(f"--{flag} takes whole numbers with commas between them, e.g. 0,3,5. Received {text!r}.") from None
+        raise cli.UsageError(
+            f"--{flag} takes whole numbers with commas between them, e.g. 0,3,5. Received {text!r}."
+        ) from None
     if not ids:
         raise cli.UsageError(f"--{flag} is missing: this mode needs it, e.g. --{flag}=0,1.")
     if count is not None and (min(ids) < 0 or max(ids) >= count):

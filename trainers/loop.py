@@ -74,7 +74,9 @@ def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
     if len(state) != len(named):
         names = [name for name, _ in named]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"Variables of {type(model).__name__} share a name, so they cannot be saved: {', '.join(twice[:5])}.")
+        raise ValueError(
+            f"Variables of {type(model).__name__} share a name, so they cannot be saved: {', '.join(twice[:5])}."
+        )
     return state
 
 
@@ -165,7 +167,9 @@ def run(
     checkpoint, manager = _checkpoint(model, step, run_dir)
     if manager.latest_checkpoint:
         if not resume:
-            raise ValueError(f"{run_dir} already holds {manager.latest_checkpoint}: resume it, or name another run folder.")
+            raise ValueError(
+                f"{run_dir} already holds {manager.latest_checkpoint}: resume it, or name another run folder."
+            )
         _restore(checkpoint, manager.latest_checkpoint, {"step": step, **model_state(model)})
     at = int(step.numpy())
     _drop_metrics_after(run_dir / "metrics.jsonl", at)
@@ -213,7 +217,9 @@ def run(
                     action.run(at, logs)
     progress.finish()
     if stop.requested and at < total_steps:
-        progress.note(f"stopped at step {at} by a signal; the checkpoint is written and the same command goes on from it")
+        progress.note(
+            f"stopped at step {at} by a signal; the checkpoint is written and the same command goes on from it"
+        )
         raise SystemExit(128 + signal.SIGTERM)
     return logs
 

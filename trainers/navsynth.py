@@ -29,7 +29,9 @@ class Config(cli.RunConfig):
     label_dim: int = option(16, "Width of the label embedding.", minimum=1)
     use_static: bool = option(True, "False drops the static code (ablation).")
     train_latents: bool = option(True, "False leaves the codes as they were drawn (ablation -Z).")
-    projection: str = option("unit_ball", "Where codes are put after each update.", ("unit_ball", "unit_sphere", "none"))
+    projection: str = option(
+        "unit_ball", "Where codes are put after each update.", ("unit_ball", "unit_sphere", "none")
+    )
     rank: int = option(0, "Rank of a transient code's matrix, for interpolation (Eq. 7); 0 for full.", minimum=0)
     update: str = option("alternating", "The paper's two stages, or one joint pass.", ("alternating", "joint"))
     loss: str = option("laplacian", "Reconstruction loss.", ("laplacian", "l1", "l2", "laplacian_l2", "perceptual"))
@@ -130,7 +132,9 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
     from tfvidgen.models.navsynth import NAVSynth
 
     if config.clip_start == "random":
-        raise ValueError("NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or centre.")
+        raise ValueError(
+            "NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or centre."
+        )
     videos = run_data.trained
     for field, needed in (
         ("identity", config.static_by == "identity"),

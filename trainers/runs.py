@@ -137,7 +137,9 @@ def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
     """The description in `config.json`. Raises ValueError if the folder is not a run's."""
     path = pathlib.Path(run_dir) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir.")
+        raise ValueError(
+            f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir."
+        )
     return json.loads(path.read_text())
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainers import runs
 from tfvidgen import visualize
 from tfvidgen.data.video_io import write_gif
+from trainers import runs
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator

@@ -39,7 +39,9 @@ def main(
     return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
 
 
-def train(system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None) -> VideoGenerator:
+def train(
+    system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
+) -> VideoGenerator:
     """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
     import keras
     import tensorflow as tf
@@ -62,7 +64,9 @@ def train(system: str, config: Any, build_model: BuildModel, report: Callable[[s
         model = build_model(config, run_data)
     run_dir = runs.start(config, system, model, run_data)
     say(f"{system}: {describe_data(run_data)}")
-    say(f"{system}: {count_parameters(model)}; {strategy.num_replicas_in_sync} replica(s), {config.precision}; run folder {run_dir}")
+    say(
+        f"{system}: {count_parameters(model)}; {strategy.num_replicas_in_sync} replica(s), {config.precision}; run folder {run_dir}"
+    )
 
     def dataset_fn(start_step: int) -> tf.data.Dataset:
         return data.make_dataset(

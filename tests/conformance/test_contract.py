@@ -45,7 +45,15 @@ def compiled(system: System, optimizer=sgd, strategy=None) -> VideoGenerator:
 
 def train(model, tmp_path, steps, strategy=None, **kwargs):
     return loop.run(
-        model, dataset, tmp_path, steps, strategy, steps_per_loop=2, checkpoint_every_steps=2, report=lambda line: None, **kwargs
+        model,
+        dataset,
+        tmp_path,
+        steps,
+        strategy,
+        steps_per_loop=2,
+        checkpoint_every_steps=2,
+        report=lambda line: None,
+        **kwargs,
     )
 
 
@@ -158,6 +166,12 @@ def test_lookup_gives_a_code_per_video(system):
 
 def test_public_names_have_docstrings(system):
     for name, member in vars(system.model_class).items():
-        if name.startswith("_") or not callable(member) or name in ("build", "get_config", "decode", "train_step", "call"):
+        if (
+            name.startswith("_")
+            or not callable(member)
+            or name in ("build", "get_config", "decode", "train_step", "call")
+        ):
             continue
-        assert inspect.getdoc(getattr(system.model_class, name)), f"{system.model_class.__name__}.{name} has no docstring"
+        assert inspect.getdoc(getattr(system.model_class, name)), (
+            f"{system.model_class.__name__}.{name} has no docstring"
+        )

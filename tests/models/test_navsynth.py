@@ -104,7 +104,9 @@ def test_triplet_alone_moves_rnn_and_transient_codes_only():
     """In a step whose reconstruction has no gradient (perfect frames), only the triplet is left to move anything."""
     model = navsynth({"update": "joint", "static_weight": 0.0, "triplet_weight": 1.0, "loss": "l2"})
     frames = model.decode(model.lookup(np.arange(6, dtype=np.int32)), training=True).numpy()
-    model._frame_losses = lambda generated, real: tf.reduce_mean(tf.square(generated - tf.stop_gradient(generated)), [2, 3, 4])
+    model._frame_losses = lambda generated, real: tf.reduce_mean(
+        tf.square(generated - tf.stop_gradient(generated)), [2, 3, 4]
+    )
     change = moved(model)
     assert frames.shape[0] == 6
     assert change["generator"] == 0 and change["static"] == 0
@@ -203,7 +205,8 @@ def test_no_triplet_and_no_static_loss():
 
 
 @pytest.mark.parametrize(
-    ("static_by", "transient_by", "rows"), [("video", "video", (6, 6)), ("identity", "action", (3, 2)), ("shared", "video", (1, 6))]
+    ("static_by", "transient_by", "rows"),
+    [("video", "video", (6, 6)), ("identity", "action", (3, 2)), ("shared", "video", (1, 6))],
 )
 def test_forms_of_the_tables(static_by, transient_by, rows):
     model = navsynth(**{**CELLS, "static_by": static_by, "transient_by": transient_by})
@@ -242,7 +245,9 @@ def test_interpolation_ends_at_the_last_frame():
         between = model.interpolate_frames(latents, first=1, last=2, num_steps=3, space=space).numpy()
         assert between.shape == (2, 3, 16, 16, 3)
     np.testing.assert_allclose(
-        model.interpolate_frames(latents, first=1, last=3, num_steps=2, space="motion").numpy()[:, -1], frames[:, 3], atol=1e-5
+        model.interpolate_frames(latents, first=1, last=3, num_steps=2, space="motion").numpy()[:, -1],
+        frames[:, 3],
+        atol=1e-5,
     )
     with pytest.raises(ValueError, match="first=3, last=3"):
         model.interpolate_frames(latents, first=3, last=3)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 
+# A function named like its module must be bound before anything imports that module as an attribute of this package.
+from tfvidgen.data.actors import actors
+from tfvidgen.data.sprites import sprites
+from tfvidgen.data.weizmann import weizmann
+
 _MODULES = {
     "VideoCollection": "collection",
     "apply_short_clip_policy": "clips",
@@ -11,21 +16,18 @@ _MODULES = {
     "load": "named",
     "load_videos": "sources",
     "scan": "sources",
-    "actors": "actors",
-    "sprites": "sprites",
-    "weizmann": "weizmann",
     "hold_out_cells": "splits",
     "read_video": "video_io",
     "write_mp4": "video_io",
     "write_gif": "video_io",
     "write_webp": "video_io",
 }
-__all__ = sorted(_MODULES)
+__all__ = sorted([*_MODULES, "actors", "sprites", "weizmann"])
 
 
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # a function named like its module replaces it
+    globals()[name] = value
     return value

@@ -33,7 +33,9 @@ def apply_short_clip_policy(
         ValueError: If the policy is `error` and a video is too short, or `drop` leaves none.
     """
     if num_frames < 1 or stride < 1:
-        raise ValueError(f"`num_frames` and `stride` must be at least 1. Received num_frames={num_frames}, stride={stride}.")
+        raise ValueError(
+            f"`num_frames` and `stride` must be at least 1. Received num_frames={num_frames}, stride={stride}."
+        )
     if short_clip not in SHORT_CLIP_POLICIES:
         raise ValueError(f"`short_clip` must be one of {SHORT_CLIP_POLICIES}. Received {short_clip!r}.")
     span = clip_span(num_frames, stride)
@@ -120,7 +122,11 @@ def make_dataset(
         frames = tf.constant(collection.frames)
         lengths = tf.constant(collection.lengths)
         first_frame = tf.constant(collection.first_frame)
-    labels = {name: tf.constant(getattr(collection, name)) for name in ("identity", "action") if getattr(collection, name) is not None}
+    labels = {
+        name: tf.constant(getattr(collection, name))
+        for name in ("identity", "action")
+        if getattr(collection, name) is not None
+    }
     span = clip_span(num_frames, stride)
     epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # a batch may reach into so many epochs
 
@@ -128,7 +134,9 @@ def make_dataset(
         first = step * batch_size
         epoch = first // num_videos
         orders = [
-            tf.random.experimental.stateless_shuffle(tf.range(num_videos), tf.stack([tf.constant(seed, tf.int64), epoch + k]))
+            tf.random.experimental.stateless_shuffle(
+                tf.range(num_videos), tf.stack([tf.constant(seed, tf.int64), epoch + k])
+            )
             for k in range(epochs_in_batch)
         ]
         offset = first % num_videos

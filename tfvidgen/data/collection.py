@@ -133,7 +133,9 @@ class VideoCollection:
         start = self.first_frame[index]
         return self.frames[start : start + self.lengths[index]]
 
-    def clips(self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error") -> np.ndarray:
+    def clips(
+        self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
+    ) -> np.ndarray:
         """uint8 (N, num_frames, H, W, 3): one clip of each video, cut at its first or centre position."""
         from tfvidgen.data.clips import clip_frame_indices
 

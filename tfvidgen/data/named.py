@@ -43,7 +43,9 @@ def load(
         return actors(num_frames=num_frames, size=size, **{name: count for name, count in counts.items() if count})
     if dataset in NAMED:
         if not data_dir:
-            raise ValueError(f"The dataset {dataset!r} is read from a folder: pass --data_dir (docs/data.md says where from).")
+            raise ValueError(
+                f"The dataset {dataset!r} is read from a folder: pass --data_dir (docs/data.md says where from)."
+            )
         if dataset == "sprites":
             from tfvidgen.data.sprites import sprites
 
@@ -54,7 +56,9 @@ def load(
 
         return weizmann(data_dir, size=size)
     if not pathlib.Path(dataset).exists():
-        raise ValueError(f"No dataset or path {dataset!r}: give an existing folder or file, or one of {', '.join(NAMED)}.")
+        raise ValueError(
+            f"No dataset or path {dataset!r}: give an existing folder or file, or one of {', '.join(NAMED)}."
+        )
     from tfvidgen.data.sources import load_videos
 
     return load_videos(dataset, size=(size, size), resize=resize, skip_bad=skip_bad, cache_dir=cache_dir or None)

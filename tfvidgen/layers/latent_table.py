@@ -66,13 +66,17 @@ class LatentTable(keras.layers.Layer):
         super().__init__(trainable=False, **kwargs)
         shape = tuple(int(size) for size in shape)
         if num_rows < 1 or not shape or min(shape) < 1:
-            raise ValueError(f"A table needs at least one row of positive size. Received num_rows={num_rows}, shape={shape}.")
+            raise ValueError(
+                f"A table needs at least one row of positive size. Received num_rows={num_rows}, shape={shape}."
+            )
         if update_rule not in _SLOTS:
             raise ValueError(f"`update_rule` must be one of {tuple(_SLOTS)}. Received {update_rule!r}.")
         if projection not in PROJECTIONS:
             raise ValueError(f"`projection` must be one of {PROJECTIONS}. Received {projection!r}.")
         if rank is not None and (len(shape) != 2 or not 1 <= rank <= min(shape)):
-            raise ValueError(f"`rank` needs rows of shape (T, D) and lies in 1..min(T, D). Received rank={rank}, shape={shape}.")
+            raise ValueError(
+                f"`rank` needs rows of shape (T, D) and lies in 1..min(T, D). Received rank={rank}, shape={shape}."
+            )
         self.num_rows, self.row_shape = int(num_rows), shape
         self.learning_rate, self.update_rule, self.projection, self.rank = learning_rate, update_rule, projection, rank
         self.initial_stddev, self.beta_1, self.beta_2, self.seed = float(initial_stddev), beta_1, beta_2, seed
@@ -84,10 +88,13 @@ class LatentTable(keras.layers.Layer):
             name="rows", shape=full, trainable=False, initializer=lambda shape, dtype: self.project(draw(shape, dtype))
         )
         self.slots = [
-            self.add_weight(name=name, shape=full, initializer="zeros", trainable=False) for name in _SLOTS[self.update_rule]
+            self.add_weight(name=name, shape=full, initializer="zeros", trainable=False)
+            for name in _SLOTS[self.update_rule]
         ]
         if self.update_rule == "adam":
-            self.num_updates = self.add_weight(name="num_updates", shape=(self.num_rows,), initializer="zeros", trainable=False)
+            self.num_updates = self.add_weight(
+                name="num_updates", shape=(self.num_rows,), initializer="zeros", trainable=False
+            )
         self.built = True
 
     def call(self, row_ids):

@@ -7,7 +7,9 @@ import numpy as np
 from tfvidgen.metrics.image import psnr
 
 
-def mean_frame_baseline(trained: np.ndarray, trained_identity: np.ndarray, identity: np.ndarray, shape: tuple) -> np.ndarray:
+def mean_frame_baseline(
+    trained: np.ndarray, trained_identity: np.ndarray, identity: np.ndarray, shape: tuple
+) -> np.ndarray:
     """Predicts, for every frame of a clip, the mean of all trained frames of its identity.
 
     Args:

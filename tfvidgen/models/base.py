@@ -47,11 +47,15 @@ class VideoGenerator(keras.Model):
 
     def lookup(self, video_id) -> dict[str, Any]:
         """The latents learned for videos of the training set, int (B,)."""
-        raise NotImplementedError(f"{type(self).__name__} does not learn a code per video: use `sample_latents` or `encode`.")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not learn a code per video: use `sample_latents` or `encode`."
+        )
 
     def encode(self, video) -> dict[str, Any]:
         """The latents of given videos, float32 (B, T, H, W, 3) in [-1, 1]."""
-        raise NotImplementedError(f"{type(self).__name__} has no encoder: use `lookup`, or search with `tfvidgen.editing`.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no encoder: use `lookup`, or search with `tfvidgen.editing`."
+        )
 
     def generate(self, num_videos, num_frames: int | None = None, seed=0):
         """New videos, float32 (num_videos, T, H, W, 3) in [-1, 1]; the same seed gives the same videos."""

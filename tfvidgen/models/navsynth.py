@@ -102,7 +102,9 @@ class _ConditionalNorm(keras.layers.Layer):
         self.norm.build(input_shape)
         if self.conditional:
             channels = input_shape[-1]
-            self.gain = keras.layers.Dense(channels, kernel_initializer="zeros", bias_initializer="ones", dtype=self.dtype_policy, name="gain")
+            self.gain = keras.layers.Dense(
+                channels, kernel_initializer="zeros", bias_initializer="ones", dtype=self.dtype_policy, name="gain"
+            )
             self.bias = keras.layers.Dense(channels, kernel_initializer="zeros", dtype=self.dtype_policy, name="bias")
             self.gain.build(condition_shape)
             self.bias.build(condition_shape)
@@ -191,7 +193,14 @@ class FrameGenerator(keras.layers.Layer):
         ]
         # three output channels gain nothing from low precision, and the loss wants exact pixels
         self.to_rgb = keras.layers.Conv2DTranspose(
-            3, 4, 2, padding="same", use_bias=False, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb"
+            3,
+            4,
+            2,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=initializer(stages),
+            dtype="float32",
+            name="to_rgb",
         )
         self.channels = channels
 
@@ -294,7 +303,9 @@ class NAVSynth(VideoGenerator):
         )
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.use_static, self.conditional = use_static, conditioning != "none"
-        self.static_of_video = {"video": list(range(num_videos)), "identity": identity, "shared": [0] * num_videos}[static_by]
+        self.static_of_video = {"video": list(range(num_videos)), "identity": identity, "shared": [0] * num_videos}[
+            static_by
+        ]
         self.transient_of_video = {"video": list(range(num_videos)), "action": action}[transient_by]
         self.label_of_video = action if self.conditional else None
         self._label_of_transient = list(range(max(action) + 1)) if transient_by == "action" else action
@@ -339,7 +350,9 @@ class NAVSynth(VideoGenerator):
             return None
         labels = [int(label) for label in labels]
         if len(labels) != num_videos or min(labels) < 0:
-            raise ValueError(f"`{name}` must hold one int >= 0 for each of {num_videos} videos. Received {len(labels)} values.")
+            raise ValueError(
+                f"`{name}` must hold one int >= 0 for each of {num_videos} videos. Received {len(labels)} values."
+            )
         return labels
 
     def get_config(self):
@@ -402,9 +415,18 @@ class NAVSynth(VideoGenerator):
         rnn_optimizer.build(self.rnn.trainable_variables)
         if latent_learning_rate is not None:
             self.static.learning_rate = self.transient.learning_rate = latent_learning_rate
-        self.update, self.frame_loss_kind, self.l2_weight, self.perceptual_loss = update, loss, l2_weight, perceptual_loss
+        self.update, self.frame_loss_kind, self.l2_weight, self.perceptual_loss = (
+            update,
+            loss,
+            l2_weight,
+            perceptual_loss,
+        )
         self.static_weight, self.triplet_weight = static_weight, triplet_weight
-        self.triplet = {"positive_radius": positive_radius, "negative_radius": negative_radius, "margin": triplet_margin}
+        self.triplet = {
+            "positive_radius": positive_radius,
+            "negative_radius": negative_radius,
+            "margin": triplet_margin,
+        }
 
     # ------------------------------------------------------------ latents
     @property

@@ -1,0 +1,252 @@
+"""Which frames make up a batch: order, starts, strides and short videos."""
+
+import numpy as np
+import pytest
+
+from tfvidgen import data
+from tfvidgen.data.clips import clip_frame_indices, clip_span
+from tfvidgen.data.collection import VideoCollection
+
+def videos(lengths=(5, 7, 4), labels: bool = False) -> VideoCollection:
+    """Frame t of video i has the value 1 + 20 * i + t, so a pixel says where it is from and zero is never right."""
+    frames = [
+        np.broadcast_to((1 + 20 * i + np.arange(n, dtype=np.uint8))[:, None, None, None], (n, 2, 3, 3)).copy()
+        for i, n in enumerate(lengths)
+    ]
+    if not labels:
+        return VideoCollection.from_videos(frames)
+    return VideoCollection.from_videos(
+        frames,
+        identity=[i % 2 for i in range(len(lengths))],
+        action=[i % 3 for i in range(len(lengths))],
+        identity_names=("ann", "bob"),
+        action_names=("bow", "jump", "kick"),
+    )
+
+
+def batches(collection, batch_size, num_batches, num_frames=3, **arguments) -> list[dict[str, np.ndarray]]:
+    dataset = data.make_dataset(collection, batch_size, num_frames, **arguments)
+    return [{name: value.numpy() for name, value in batch.items()} for batch in dataset.take(num_batches)]
+
+
+def seen(values: np.ndarray) -> list[list[int]]:
+    """The frames of clips (B, T, H, W, 3), after a check that every pixel of a frame is the same."""
+    assert values.dtype == np.uint8
+    assert (values == values[..., :1, :1, :1]).all()
+    return values[..., 0, 0, 0].tolist()
+
+
+# ---------------------------------------------------------------- batches
+def test_a_batch_holds_what_it_says():
+    collection = videos(labels=True)
+    for step, batch in enumerate(batches(collection, 2, 6)):
+        assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+            "video": ((2, 3, 2, 3, 3), "uint8"),
+            "video_id": ((2,), "int32"),
+            "step": ((2,), "int64"),
+            "identity": ((2,), "int32"),
+            "action": ((2,), "int32"),
+        }
+        np.testing.assert_array_equal(batch["step"], step)
+        np.testing.assert_array_equal(batch["identity"], collection.identity[batch["video_id"]])
+        np.testing.assert_array_equal(batch["action"], collection.action[batch["video_id"]])
+        assert seen(batch["video"]) == [[1 + 20 * i + t for t in range(3)] for i in batch["video_id"]]
+
+
+def test_shapes_are_known_before_a_batch_is_drawn():
+    spec = data.make_dataset(videos(), 2, 3).element_spec
+    assert tuple(spec["video"].shape) == (2, 3, 2, 3, 3)
+    assert set(spec) == {"video", "video_id", "step"}
+
+
+@pytest.mark.parametrize("clip_start", ["first", "random"])
+@pytest.mark.parametrize("start_step", [1, 5])
+def test_starting_late_equals_skipping(clip_start, start_step):
+    arguments = {"seed": 3, "clip_start": clip_start}
+    skipped = batches(videos(), 2, 9, **arguments)[start_step:]
+    late = batches(videos(), 2, 9 - start_step, start_step=start_step, **arguments)
+    for a, b in zip(skipped, late, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_the_seed_decides_order_and_random_starts():
+    def drawn(seed):
+        drawn_batches = batches(videos((9, 9, 9)), 3, 8, seed=seed, clip_start="random")
+        return [seen(batch["video"]) for batch in drawn_batches]
+
+    assert drawn(4) == drawn(4)
+    assert drawn(4) != drawn(5)
+
+
+def test_epochs_differ():
+    orders = {tuple(batch["video_id"]) for batch in batches(videos((3,) * 6), 6, 8)}
+    assert len(orders) > 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29])
+def test_every_video_is_seen_equally_often(batch_size):
+    num_videos = 6
+    drawn = batches(videos((3,) * num_videos), batch_size, num_videos)  # whole epochs: as many as the batch is large
+    ids = np.concatenate([batch["video_id"] for batch in drawn]).reshape(-1, num_videos)
+    assert len(ids) == batch_size
+    np.testing.assert_array_equal(np.sort(ids, axis=1), np.tile(np.arange(num_videos), (batch_size, 1)))
+
+
+def test_a_single_video_fills_every_batch():
+    (batch,) = batches(videos((3,)), 4, 1)
+    assert seen(batch["video"]) == [[1, 2, 3]] * 4
+
+
+def test_random_starts_reach_the_first_and_the_last_and_only_valid_ones():
+    lengths, num_frames, stride = (5, 8, 6), 3, 2
+    span = clip_span(num_frames, stride)
+    starts = {i: set() for i in range(3)}
+    for batch in batches(videos(lengths), 30, 6, num_frames, stride=stride, clip_start="random"):
+        for i, frames in zip(batch["video_id"], seen(batch["video"]), strict=True):
+            start = frames[0] - 1 - 20 * i
+            assert frames == [1 + 20 * i + start + stride * t for t in range(num_frames)]
+            starts[i].add(start)
+    assert starts == {i: set(range(length - span + 1)) for i, length in enumerate(lengths)}
+
+
+def test_random_starts_of_a_batch_differ_from_each_other():
+    (batch,) = batches(videos((60, 60)), 8, 1, clip_start="random")
+    assert len({frames[0] - 20 * i for i, frames in zip(batch["video_id"], seen(batch["video"]), strict=True)}) > 3
+
+
+# ---------------------------------------------------------------- fixed starts and strides
+@pytest.mark.parametrize(
+    ("stride", "clip_start", "expected"),
+    [
+        (1, "first", [[1, 2, 3], [21, 22, 23], [41, 42, 43]]),
+        (1, "centre", [[2, 3, 4], [23, 24, 25], [41, 42, 43]]),
+        (2, "first", [[1, 3, 5], [21, 23, 25], [41, 43, 45]]),
+        (2, "centre", [[1, 3, 5], [22, 24, 26], [41, 43, 45]]),
+    ],
+)
+def test_fixed_starts(stride, clip_start, expected):
+    collection = videos((5, 7, 4 if stride == 1 else 5))
+    clips = collection.clips(3, stride, clip_start)
+    assert seen(clips) == expected
+    for batch in batches(collection, 3, 2, stride=stride, clip_start=clip_start):  # trained and measured on the same
+        np.testing.assert_array_equal(batch["video"], clips[batch["video_id"]])
+
+
+def test_a_clip_may_be_the_whole_video():
+    assert seen(videos((4,)).clips(4)) == [[1, 2, 3, 4]]
+    assert seen(videos((7,)).clips(3, stride=3, clip_start="centre")) == [[1, 4, 7]]
+    assert seen(videos((4,)).clips(1, stride=9, clip_start="centre")) == [[2]]
+
+
+def test_span_counts_both_ends():
+    assert [clip_span(1, 7), clip_span(2, 7), clip_span(16, 1), clip_span(8, 3)] == [1, 8, 16, 22]
+
+
+# ---------------------------------------------------------------- short videos
+@pytest.mark.parametrize(
+    ("short_clip", "stride", "expected"),
+    [
+        ("loop", 1, [[1, 2, 3, 4, 5], [21, 22, 23, 21, 22], [41, 41, 41, 41, 41]]),
+        ("hold", 1, [[1, 2, 3, 4, 5], [21, 22, 23, 23, 23], [41, 41, 41, 41, 41]]),
+        ("loop", 2, [[1, 3, 5, 2, 4], [21, 23, 22, 21, 23], [41, 41, 41, 41, 41]]),
+        ("hold", 2, [[1, 3, 5, 5, 5], [21, 23, 23, 23, 23], [41, 41, 41, 41, 41]]),
+    ],
+)
+@pytest.mark.parametrize("clip_start", ["first", "centre", "random"])
+def test_short_videos_are_filled_from_themselves(short_clip, stride, expected, clip_start):
+    collection = videos((5, 3, 1))
+    if clip_start != "random":
+        assert seen(collection.clips(5, stride, clip_start, short_clip)) == expected
+    for batch in batches(collection, 3, 2, 5, stride=stride, clip_start=clip_start, short_clip=short_clip):
+        assert seen(batch["video"]) == [expected[i] for i in batch["video_id"]]
+        assert batch["video"].min() > 0
+
+
+@pytest.mark.parametrize("short_clip", ["loop", "hold"])
+def test_long_videos_are_not_touched_by_a_policy(short_clip):
+    collection = videos((9, 3))
+    assert seen(collection.clips(4, 2, "centre", short_clip))[0] == [2, 4, 6, 8]
+    starts = set()
+    for batch in batches(collection, 20, 3, 4, stride=2, clip_start="random", short_clip=short_clip):
+        starts |= {tuple(clip) for i, clip in zip(batch["video_id"], seen(batch["video"]), strict=True) if i == 0}
+    assert starts == {(1, 3, 5, 7), (2, 4, 6, 8), (3, 5, 7, 9)}
+
+
+def test_drop_removes_short_videos_and_renumbers():
+    collection = data.apply_short_clip_policy(videos((5, 3, 4), labels=True), 4, short_clip="drop")
+    assert collection.names == ("video_00000", "video_00002")
+    assert seen(collection.clips(4)) == [[1, 2, 3, 4], [41, 42, 43, 44]]
+    np.testing.assert_array_equal(collection.action, [0, 2])
+    (batch,) = batches(collection, 2, 1, 4)
+    assert sorted(batch["video_id"]) == [0, 1]
+
+
+def test_drop_keeps_a_video_of_exactly_the_needed_length():
+    assert len(data.apply_short_clip_policy(videos((7, 6)), 4, stride=2, short_clip="drop")) == 1
+
+
+@pytest.mark.parametrize("short_clip", ["error", "loop", "hold", "drop"])
+def test_nothing_changes_where_all_videos_are_long_enough(short_clip):
+    collection = videos()
+    assert data.apply_short_clip_policy(collection, 4, short_clip=short_clip) is collection
+
+
+@pytest.mark.parametrize("short_clip", ["loop", "hold"])
+def test_loop_and_hold_keep_every_video(short_clip):
+    collection = videos()
+    assert data.apply_short_clip_policy(collection, 99, short_clip=short_clip) is collection
+
+
+def test_the_error_lists_the_short_videos_and_the_ways_out():
+    with pytest.raises(ValueError) as caught:
+        data.apply_short_clip_policy(videos((5, 3, 4)), 3, stride=2)
+    message = str(caught.value)
+    assert "2 of 3 videos are shorter than the 5 frames that num_frames=3 at stride=2 needs" in message
+    assert "video_00001 (3), video_00002 (4)" in message
+    assert "video_00000" not in message
+    for way_out in ("num_frames", "stride", "loop", "hold", "drop"):
+        assert way_out in message
+
+
+def test_the_error_lists_ten_of_many():
+    with pytest.raises(ValueError, match=r"video_00009 \(1\) and 3 more"):
+        data.apply_short_clip_policy(videos((1,) * 13), 2)
+
+
+def test_drop_that_leaves_nothing():
+    with pytest.raises(ValueError, match="leaves no video: all 3 are shorter than the 8 frames.*longest has 7"):
+        data.apply_short_clip_policy(videos(), 8, short_clip="drop")
+
+
+# ---------------------------------------------------------------- bad arguments
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_frames": 0}, "num_frames=0"),
+        ({"stride": 0}, "stride=0"),
+        ({"stride": -1}, "stride=-1"),
+        ({"short_clip": "pad"}, "short_clip.*'pad'"),
+        ({"short_clip": "drop"}, "apply_short_clip_policy"),
+        ({"clip_start": "last"}, "clip_start.*'last'"),
+        ({"num_frames": 5}, "1 of 3 videos are shorter"),
+    ],
+)
+@pytest.mark.parametrize("where", ["dataset", "indices"])
+def test_bad_arguments(arguments, message, where):
+    with pytest.raises(ValueError, match=message):
+        if where == "dataset":
+            data.make_dataset(videos(), **{"batch_size": 2, "num_frames": 3, **arguments})
+        else:
+            clip_frame_indices(videos(), **{"num_frames": 3, **arguments})
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_bad_batch_size(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size.*{batch_size}"):
+        data.make_dataset(videos(), batch_size, 3)
+
+
+def test_fixed_clips_have_no_random_start():
+    with pytest.raises(ValueError, match="'first' or 'centre'.*'random'"):
+        videos().clips(3, clip_start="random")

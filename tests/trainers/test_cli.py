@@ -1,0 +1,227 @@
+"""Command lines: flags, presets, help and what a mistake is answered with."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainers import cli, evaluate, generate, navsynth
+from trainers.cli import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One field of every kind."""
+
+    path: str = option("here", "A path.")
+    colour: str = option("red", "A colour.", ("red", "green"))
+    total_steps: int = option(10, "Steps.", minimum=1)
+    learning_rate: float = option(0.5, "A rate.", minimum=0)
+    evaluate: bool = option(True, "Measure it.")
+
+
+PRESETS = {"green": {"colour": "green", "total_steps": 20}, "slow": {"learning_rate": 0.1}}
+
+
+def parse(*argv):
+    return cli.parse(Config, PRESETS, argv)
+
+
+def config(*argv) -> Config:
+    return parse(*argv)[0]
+
+
+def main(*argv, run=lambda config, other: 0) -> int:
+    return cli.main("trainers.test", "Says what it does.", Config, PRESETS, run, argv)
+
+
+# ---------------------------------------------------------------- flags -> config
+def test_no_flags_give_the_defaults():
+    parsed, other = parse()
+    assert parsed == Config()
+    assert (other.preset, other.dry_run, other.help) == ("", False, False)
+
+
+def test_flags_of_every_type():
+    parsed = config("--path=a b", "--colour=green", "--total_steps=3", "--learning_rate=1e-3", "--evaluate=false")
+    assert parsed == Config("a b", "green", 3, 1e-3, False)
+    assert config("--total_steps", "3").total_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--noevaluate", False), ("--evaluate=false", False), ("--evaluate=0", False), ("--evaluate", True), ("--evaluate=true", True)],
+)
+def test_booleans(flag, value):
+    assert config(flag).evaluate is value
+
+
+def test_the_last_of_two_flags_wins():
+    assert config("--total_steps=3", "--total_steps=4").total_steps == 4
+
+
+def test_flags_win_over_the_preset_and_the_preset_over_defaults():
+    for argv in (["--preset=green", "--total_steps=7"], ["--total_steps=7", "--preset=green"]):
+        parsed, other = parse(*argv)
+        assert (parsed.colour, parsed.total_steps, parsed.learning_rate) == ("green", 7, 0.5)
+        assert other.preset == "green"
+    assert config("--preset=green").total_steps == 20
+
+
+def test_a_flag_may_set_a_presets_field_back_to_its_default():
+    assert config("--preset=green", "--colour=red").colour == "red"
+
+
+def test_a_minimum_is_allowed_itself():
+    assert config("--total_steps=1", "--learning_rate=0") == Config(total_steps=1, learning_rate=0.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--total_step=3"], "Unknown flag --total_step. Did you mean --total_steps? --help"),
+        (["--noevalute"], "Unknown flag --noevalute"),
+        (["--dryrun"], "Unknown flag --dryrun. Did you mean --dry_run?"),
+        (["--zzzzzz=3"], "Unknown flag --zzzzzz. --help"),
+        (["--total_steps=many"], "--total_steps=many"),
+        (["--total_steps=1.5"], "--total_steps=1.5"),
+        (["--learning_rate=fast"], "--learning_rate=fast"),
+        (["--evaluate=perhaps"], "--evaluate=perhaps"),
+        (["--total_steps"], "total_steps"),
+        (["--total_steps=0"], "--total_steps must be at least 1. Received 0."),
+        (["--learning_rate=-0.1"], "--learning_rate must be at least 0. Received -0.1."),
+        (["--learning_rate=nan"], "--learning_rate must be at least 0. Received nan."),
+        (["--colour=gren"], "--colour must be one of red, green. Received 'gren'. Did you mean 'green'?"),
+        (["--preset=gren"], "--preset must be one of green, slow. Received 'gren'. Did you mean 'green'?"),
+        (["total_steps=3"], "Unexpected argument 'total_steps=3': flags are written --name=value"),
+        (["--total_steps=3", "stray"], "Unexpected argument 'stray'"),
+        (["--", "--total_steps=3"], "Unexpected argument '--total_steps=3'"),
+    ],
+)
+def test_usage_errors(argv, message, capsys):
+    with pytest.raises(cli.UsageError) as caught:
+        parse(*argv)
+    assert message in str(caught.value)
+    assert main(*argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("trainers.test: usage: ") and message in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
+
+
+def test_flags_of_trainers_only():
+    """Programs without presets know neither --preset nor --dry_run."""
+    for flag in ("--preset=green", "--dry_run"):
+        with pytest.raises(cli.UsageError, match="Unknown flag"):
+            cli.parse(Config, {}, [flag])
+
+
+# ---------------------------------------------------------------- main
+def test_main_hands_over_what_was_parsed():
+    handed = []
+    assert main("--preset=slow", "--dry_run", run=lambda *arguments: handed.append(arguments)) == 0
+    ((parsed, other),) = handed
+    assert parsed == Config(learning_rate=0.1)
+    assert (other.preset, other.dry_run) == ("slow", True)
+
+
+def test_exit_status_of_the_program_is_kept():
+    assert main(run=lambda config, other: 3) == 3
+
+
+def test_bad_data_is_one_message_and_status_one(capsys):
+    def run(config, other):
+        raise ValueError("No videos there: look elsewhere.")
+
+    assert main(run=run) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "trainers.test: error: No videos there: look elsewhere.\n"
+    assert not printed.out
+
+
+def test_a_mistake_in_the_program_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        main(run=lambda config, other: 1 / 0)
+
+
+# ---------------------------------------------------------------- help
+def test_help_names_every_flag_default_choice_and_preset(capsys):
+    assert main("--help", run=lambda config, other: pytest.fail("ran")) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Says what it does.")
+    for field in dataclasses.fields(Config):
+        assert f"\n  --{field.name}  {field.metadata['help']}" in text
+        assert f"default {field.default!r}" in text
+    assert "One of: red, green." in text
+    assert "green: colour=green, total_steps=20" in text and "slow: learning_rate=0.1" in text
+    assert "--dry_run" in text and "python -m trainers.test" in text
+
+
+@pytest.mark.parametrize("argv", [["-h"], ["--help", "--total_steps=0"]])
+def test_help_is_given_beside_other_flags(argv, capsys):
+    assert main(*argv) == 0
+    assert "--total_steps" in capsys.readouterr().out
+
+
+def python(*arguments) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_trainers_help_comes_at_once_and_is_complete():
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        begin = time.monotonic()
+        done = python("-X", "importtime", "-m", "trainers.navsynth", "--help")
+        seconds.append(time.monotonic() - begin)
+        assert done.returncode == 0, done.stderr
+        if seconds[-1] < 2:
+            break
+    assert min(seconds) < 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "trainers.cli" in imported and not imported & {"tensorflow", "keras", "scipy", "av", "PIL"}
+    flags = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")}
+    assert flags == {f"--{field.name}" for field in dataclasses.fields(navsynth.Config)} | {"--dry_run"}
+    for name in navsynth.PRESETS:
+        assert f"\n  {name}: " in done.stdout
+
+
+def test_a_process_ends_with_the_status_and_the_message():
+    done = python("-m", "trainers.navsynth", "--total_step=3")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "trainers.navsynth: usage: Unknown flag --total_step. Did you mean --total_steps? --help lists all flags.\n"
+    )
+    assert not done.stdout
+    done = python("-m", "trainers.evaluate", "--run_dir=no/such/run")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "trainers.evaluate: error: no/such/run is not a run folder: it has no config.json. Train first, or name another "
+        "--run_dir.\n"
+    )
+
+
+# ---------------------------------------------------------------- the real configs
+@pytest.mark.parametrize("program", [navsynth, evaluate, generate], ids=lambda program: program.__name__)
+def test_defaults_and_presets_pass_their_own_checks(program):
+    presets = getattr(program, "PRESETS", {})
+    cli.check(program.Config())
+    for name in presets:
+        parsed, _ = cli.parse(program.Config, presets, [f"--preset={name}"])
+        for field, value in presets[name].items():
+            assert getattr(parsed, field) == value
+            assert type(value) is type(field_default(program.Config, field)), f"{name}.{field}"
+
+
+def field_default(config_class, name):
+    return next(field.default for field in dataclasses.fields(config_class) if field.name == name)
+
+
+@pytest.mark.parametrize("program", [evaluate, generate], ids=lambda program: program.__name__)
+def test_programs_on_a_run_need_one(program, capsys):
+    assert program.main([]) == 2
+    assert "--run_dir is missing" in capsys.readouterr().err
