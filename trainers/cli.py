@@ -49,7 +49,11 @@ class RunConfig:
     checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1)
     sample_every_steps: int = option(1000, "Steps between two sample sheets.", minimum=1)
     seed: int = option(0, "Decides weights, order of the data and every random draw.")
-    precision: str = option("float32", "Type the convolutions compute in.", ("float32", "bfloat16"))
+    precision: str = option(
+        "float32",
+        "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32.",
+        ("auto", "float32", "bfloat16"),
+    )
     strategy: str = option(
         "auto", "Devices: auto (all GPUs there are), none (one device), mirrored.", ("auto", "none", "mirrored")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ def main(
         if not config.run_dir:
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
             config = dataclasses.replace(config, run_dir=f"runs/{system}-{name}")
+        config = dataclasses.replace(config, precision=resolve_precision(config.precision))
         if other.dry_run:
             print(dry_run(config, build_model))
             return 0

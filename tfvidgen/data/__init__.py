@@ -22,7 +22,7 @@ _MODULES = {
     "write_gif": "video_io",
     "write_webp": "video_io",
 }
-__all__ = sorted([*_MODULES, "actors", "sprites", "weizmann"])
+__all__ = ["actors", "sprites", "weizmann", *_MODULES]
 
 
 def __getattr__(name: str):

@@ -40,10 +40,10 @@ def nearest_clip_baseline(trained: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (M, T, H, W, 3).
     """
-    flat = trained.reshape(len(trained), -1).astype(np.float32)
+    flat = trained.reshape(len(trained), -1).astype(np.float64)  # sums of these integers are exact
     square = (flat**2).sum(1)
     nearest = []
-    for clip in truth.reshape(len(truth), -1).astype(np.float32):
+    for clip in truth.reshape(len(truth), -1).astype(np.float64):
         nearest.append(int(np.argmin(square - 2 * flat @ clip)))
     return trained[nearest]
 

@@ -1,0 +1,414 @@
+"""The loop: what is saved, what is continued, what is refused, and what signals do."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.systems import NUM_FRAMES, SYSTEMS, collection
+from tfvidgen import data
+from tfvidgen.layers.latent_table import LatentTable
+from tfvidgen.models.base import VideoGenerator
+from trainers import loop
+
+
+class MeanColour(VideoGenerator):
+    """Learns the mean colour of each video: the smallest system with weights, an optimizer, codes and their slots."""
+
+    def __init__(self, width: int = 3, **kwargs):
+        super().__init__(**kwargs)
+        self.codes = LatentTable(len(collection()), (width,), update_rule="momentum", seed=1, name="codes")
+        kernel = keras.initializers.RandomNormal(seed=2)
+        self.to_colour = keras.layers.Dense(3, kernel_initializer=kernel, name="to_colour")
+
+    def build(self, input_shape=None):
+        self.codes.build()
+        self.to_colour.build((None, *self.codes.row_shape))
+        self.built = True
+
+    def compile(self, optimizer):
+        super().compile(optimizer=optimizer)
+        optimizer.build(self.to_colour.trainable_variables)
+
+    def train_step(self, batch):
+        target = tf.reduce_mean(tf.cast(batch["video"], tf.float32) / 255.0, [1, 2, 3])
+        code, weights = self.codes(batch["video_id"]), [v.value for v in self.to_colour.trainable_variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([code, weights])
+            loss = tf.reduce_mean(tf.square(self.to_colour(code) - target))
+        code_gradient, gradients = tape.gradient(loss, [code, weights])
+        self.optimizer.apply(gradients, self.to_colour.trainable_variables)
+        self.codes.update(batch["video_id"], code_gradient, batch["step"][0])
+        return {"colour_loss": loss, "bias_size": tf.norm(weights[1])}
+
+
+def mean_colour(width: int = 3) -> MeanColour:
+    model = MeanColour(width)
+    model.build()
+    model.compile(keras.optimizers.Adam(0.05))
+    return model
+
+
+def dataset(start_step: int) -> tf.data.Dataset:
+    return data.make_dataset(collection(), 4, NUM_FRAMES, seed=7, start_step=start_step)
+
+
+def train(model, run_dir, steps, dataset_fn=dataset, **arguments):
+    defaults = {"steps_per_loop": 2, "checkpoint_every_steps": 4, "report": lambda line: None}
+    return loop.run(model, dataset_fn, run_dir, steps, **{**defaults, **arguments})
+
+
+def state(model) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in loop.model_state(model).items()}
+
+
+def assert_equal(state, expected) -> None:
+    assert set(state) == set(expected)
+    for name in expected:
+        np.testing.assert_array_equal(state[name], expected[name], err_msg=name)
+
+
+def metrics(run_dir) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints(run_dir) -> list[str]:
+    return sorted(path.stem for path in (run_dir / "checkpoints").glob("*.index"))
+
+
+# ---------------------------------------------------------------- going on
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """(run folder, state) of ten steps without a stop."""
+    run_dir, model = tmp_path_factory.mktemp("straight"), mean_colour()
+    train(model, run_dir, 10)
+    return run_dir, state(model)
+
+
+def test_a_run_leaves_its_losses_and_last_checkpoints(straight):
+    run_dir, _ = straight
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
+    assert all(set(line) == {"step", "colour_loss", "bias_size"} for line in lines)
+    assert lines[-1]["colour_loss"] < lines[0]["colour_loss"]
+    assert checkpoints(run_dir) == ["ckpt-10", "ckpt-8"]
+
+
+def test_what_is_reported_is_the_mean_over_the_inner_loop(straight, tmp_path):
+    train(mean_colour(), tmp_path, 10, steps_per_loop=1)
+    single = metrics(tmp_path)
+    assert [line["step"] for line in single] == list(range(1, 11))
+    for i, line in enumerate(metrics(straight[0])):
+        expected = np.mean([step["colour_loss"] for step in single[2 * i : 2 * i + 2]])
+        assert line["colour_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "left_behind",
+    [
+        "",
+        '{"step": 6, "colour_loss": 9.0, "bias_size": 9.0}\n',
+        '{"step": 6, "colour_loss": 9.0, "bias_size": 9.0}\n{"step": 8, "colour_l',
+        '{"step": 6',
+    ],
+    ids=["nothing", "a later line", "a later and half a line", "half a line"],
+)
+def test_a_resumed_run_continues_losses_and_state(straight, tmp_path, left_behind):
+    train(mean_colour(), tmp_path, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(left_behind)
+    model = mean_colour()
+    train(model, tmp_path, 10)
+    assert metrics(tmp_path) == metrics(straight[0])
+    assert_equal(state(model), straight[1])
+
+
+def test_a_run_without_a_checkpoint_begins_anew(straight, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "colour_loss": 9.0}\n')  # killed before the first checkpoint
+    train(mean_colour(), tmp_path, 10)
+    assert metrics(tmp_path) == metrics(straight[0])
+
+
+def test_a_finished_run_is_left_alone(straight, tmp_path):
+    run_dir, expected = straight
+    before = (run_dir / "metrics.jsonl").read_bytes(), checkpoints(run_dir)
+    model, called, lines = mean_colour(), [], []
+    logs = train(model, run_dir, 10, actions=[loop.Action(lambda *given: called.append(given), 1)], report=lines.append)
+    assert (logs, called, lines) == ({}, [], ["already trained for 10 steps"])
+    assert ((run_dir / "metrics.jsonl").read_bytes(), checkpoints(run_dir)) == before
+    assert_equal(state(model), expected)
+
+
+def test_one_step_at_a_time_equals_four_at_a_time_bit_for_bit(tmp_path):
+    states = []
+    for steps_per_loop in (1, 4):
+        keras.utils.set_random_seed(3)
+        model = SYSTEMS[1].build()
+        SYSTEMS[1].compile(model, lambda rate: keras.optimizers.Adam(rate))
+        train(model, tmp_path / str(steps_per_loop), 4, steps_per_loop=steps_per_loop)
+        states.append(state(model))
+    assert_equal(*states)
+
+
+def test_resume_is_refused_where_it_was_not_asked_for(straight):
+    model = mean_colour()
+    before = state(model)
+    with pytest.raises(ValueError, match="already holds .*ckpt-10.*resume"):
+        train(model, straight[0], 12, resume=False)
+    assert_equal(state(model), before)
+    assert len(metrics(straight[0])) == 5
+
+
+def test_resume_may_be_forbidden_in_an_empty_folder(tmp_path):
+    train(mean_colour(), tmp_path / "new" / "folder", 2, resume=False)
+    assert checkpoints(tmp_path / "new" / "folder") == ["ckpt-2"]
+
+
+# ---------------------------------------------------------------- checkpoints
+def test_another_width_is_refused_by_name_and_nothing_is_loaded(straight):
+    model = mean_colour(width=5)
+    before = state(model)
+    for attempt in (lambda: train(model, straight[0], 12), lambda: loop.restore(model, straight[0])):
+        with pytest.raises(ValueError, match="does not fit this model") as caught:
+            attempt()
+        assert "to_colour.kernel is (3, 3) there, (5, 3) here" in str(caught.value)
+        assert "codes.rows is (6, 3) there, (6, 5) here" in str(caught.value)
+        assert "bias" not in str(caught.value)
+    assert_equal(state(model), before)
+
+
+def test_another_system_is_refused(straight):
+    model = SYSTEMS[0].build()
+    with pytest.raises(ValueError, match=r"static.rows is not in it.* and \d+ more"):
+        loop.restore(model, straight[0])
+
+
+def test_restore_loads_weights_into_a_model_that_is_not_compiled(straight):
+    model = MeanColour()
+    model.build()
+    assert loop.restore(model, straight[0]) == 10
+    for variable in model.weights:
+        np.testing.assert_array_equal(variable.numpy(), straight[1][variable.path.partition("/")[2].replace("/", ".")])
+
+
+def test_restore_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="No checkpoint under .*train first"):
+        loop.restore(mean_colour(), tmp_path)
+
+
+def strays(run_dir) -> list[pathlib.Path]:
+    """What TensorFlow leaves behind where it is killed while it writes a checkpoint."""
+    folder = run_dir / "checkpoints" / "ckpt-4_temp"
+    folder.mkdir(parents=True)
+    part = folder / "part-00000-of-00001.data-00000-of-00001.tempstate7311606239843624213"
+    part.write_bytes(b"half a checkpoint")
+    return [folder, part]
+
+
+def test_half_written_checkpoints_are_removed(tmp_path):
+    paths = strays(tmp_path)
+    train(mean_colour(), tmp_path, 2)
+    assert not any(path.exists() for path in paths)
+    assert checkpoints(tmp_path) == ["ckpt-2"]
+
+
+def test_reading_a_run_does_not_disturb_its_writer(tmp_path):
+    train(mean_colour(), tmp_path, 2)
+    paths = strays(tmp_path)
+    loop.restore(mean_colour(), tmp_path)
+    assert all(path.exists() for path in paths)
+
+
+def test_state_is_everything_and_named_once():
+    model = mean_colour()
+    names = set(loop.model_state(model))
+    assert {"codes.rows", "codes.velocity", "to_colour.kernel", "to_colour.bias"} < names
+    assert len(names) == len(model.weights) + len(model.optimizer.variables)
+    assert len([name for name in names if name.startswith("optimizer.")]) == len(model.optimizer.variables)
+
+
+def test_variables_that_share_a_name_are_refused():
+    model = MeanColour()
+    model.twin = keras.layers.Dense(3, name="to_colour")
+    model.build()
+    model.twin.build((None, 3))
+    with pytest.raises(ValueError, match="share a name.*to_colour/bias, to_colour/kernel"):
+        loop.model_state(model)
+
+
+# ---------------------------------------------------------------- divergence
+def broken_from(step: int):
+    def dataset_fn(start_step):
+        def spoil(batch):
+            video = tf.cast(batch["video"], tf.float32)
+            return {**batch, "video": tf.where(batch["step"][0] >= step, video * np.nan, video)}
+
+        return dataset(start_step).map(spoil)
+
+    return dataset_fn
+
+
+def test_divergence_names_the_loss_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(loop.TrainingDiverged) as caught:
+        train(mean_colour(), tmp_path, 20, broken_from(7))
+    message = str(caught.value)
+    assert "colour_loss became nan between steps 6 and 8" in message
+    assert "bias_size" not in message  # the step that made it NaN measured it before
+    assert "ckpt-4" in message
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
+    model = mean_colour()
+    assert loop.restore(model, tmp_path) == 4
+    assert all(np.isfinite(value).all() for value in state(model).values())
+
+
+def test_divergence_before_any_checkpoint(tmp_path):
+    with pytest.raises(loop.TrainingDiverged, match="last good state is none"):
+        train(mean_colour(), tmp_path, 20, broken_from(0))
+
+
+# ---------------------------------------------------------------- actions and progress
+def test_actions_run_at_their_periods_and_at_the_end(tmp_path):
+    calls = {3: [], 100: []}
+    actions = [loop.Action(lambda step, logs, every=every: calls[every].append((step, logs)), every) for every in calls]
+    logs = train(mean_colour(), tmp_path, 8, steps_per_loop=50, actions=actions)
+    assert [step for step, _ in calls[3]] == [3, 6, 8]
+    assert [step for step, _ in calls[100]] == [8]
+    assert calls[3][-1][1] == logs
+    assert [line["step"] for line in metrics(tmp_path)] == [3, 4, 6, 8]  # a loop ends wherever something is due
+    assert calls[3][0][1] == {name: value for name, value in metrics(tmp_path)[0].items() if name != "step"}
+
+
+def test_an_action_that_is_due_at_the_end_runs_once(tmp_path):
+    steps = []
+    train(mean_colour(), tmp_path, 4, actions=[loop.Action(lambda step, logs: steps.append(step), 2)])
+    assert steps == [2, 4]
+
+
+def test_progress_lines_say_losses_and_speed(tmp_path):
+    lines = []
+    train(mean_colour(), tmp_path / "a", 4, report=lines.append, frames_per_step=16)
+    assert lines[-1].startswith("step 4/4  colour_loss 0.")
+    assert "frames/s" in lines[-1] and lines[-1].endswith("ETA 0:00")
+
+
+# ---------------------------------------------------------------- devices
+def test_strategies(two_replicas):
+    assert loop.make_strategy("none").num_replicas_in_sync == 1
+    assert loop.make_strategy("auto").num_replicas_in_sync == max(1, len(tf.config.list_logical_devices("GPU")))
+    assert loop.make_strategy("mirrored").num_replicas_in_sync >= 1
+    with pytest.raises(ValueError, match="auto, none or mirrored.*'tpu'"):
+        loop.make_strategy("tpu")
+
+
+# ---------------------------------------------------------------- signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_signal_saves_and_stops_whenever_it_comes(straight, tmp_path, number, at):
+    def interrupt(step, logs):
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    handler, lines = signal.getsignal(number), []
+    with pytest.raises(SystemExit) as caught:
+        train(mean_colour(), tmp_path, 10, actions=[loop.Action(interrupt, 1)], steps_per_loop=2, report=lines.append)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(number) is handler
+    assert f"stopped at step {at}" in lines[-1]
+    assert checkpoints(tmp_path) == [f"ckpt-{at}"]
+    model = mean_colour()
+    train(model, tmp_path, 10)
+    assert_equal(state(model), straight[1])
+
+
+def command(run_dir, steps: int, preset: str = "smoke") -> subprocess.Popen:
+    arguments = [f"--preset={preset}", f"--run_dir={run_dir}", f"--total_steps={steps}", "--checkpoint_every_steps=20"]
+    arguments += ["--deterministic", "--noevaluate", "--strategy=none"]
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainers.navsynth", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+def saved(run_dir) -> dict[str, np.ndarray]:
+    """Everything in the last checkpoint."""
+    reader = tf.train.load_checkpoint(str(run_dir / "checkpoints"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def wait_for_checkpoint(process: subprocess.Popen, run_dir, after: str = "") -> str:
+    """The run's newest checkpoint, once it is another than `after`."""
+    while process.poll() is None:
+        newest = tf.train.latest_checkpoint(str(run_dir / "checkpoints")) or ""
+        if newest != after:
+            return newest
+        time.sleep(0.01)
+    raise AssertionError(f"the run ended before it could be stopped: {finish(process)}")
+
+
+def test_terminated_and_killed_run_equals_a_straight_run_bit_for_bit(tmp_path):
+    """The same command four times: SIGTERM, SIGKILL, to the end; beside one that nobody disturbs."""
+    steps, stopped, undisturbed = 400, tmp_path / "stopped", tmp_path / "undisturbed"
+    straight = command(undisturbed, steps)
+
+    process = command(stopped, steps)
+    first = wait_for_checkpoint(process, stopped)
+    process.send_signal(signal.SIGTERM)
+    code, out, error = finish(process)
+    assert code == 143, error
+    step = int(tf.train.load_variable(str(stopped / "checkpoints"), "step/.ATTRIBUTES/VARIABLE_VALUE"))
+    assert f"stopped at step {step} by a signal" in out
+    assert metrics(stopped)[-1]["step"] == step < steps
+
+    process = command(stopped, steps)
+    wait_for_checkpoint(process, stopped, after=tf.train.latest_checkpoint(str(stopped / "checkpoints")))
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    killed_at = metrics_until_cut(stopped)
+    assert step < killed_at < steps
+
+    code, _, error = finish(command(stopped, steps))
+    assert code == 0, error
+    assert finish(straight)[0] == 0
+    assert first != tf.train.latest_checkpoint(str(stopped / "checkpoints"))
+    assert_equal(saved(stopped), saved(undisturbed))
+    assert (stopped / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+
+
+def metrics_until_cut(run_dir) -> int:
+    """The last step with a whole line."""
+    return max(json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines() if line.endswith("}"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_at_random_equals_a_straight_run_bit_for_bit(tmp_path):
+    steps, stopped, undisturbed = 2000, tmp_path / "stopped", tmp_path / "undisturbed"
+    assert finish(command(undisturbed, steps))[0] == 0
+    moments = random.Random(4)
+    for _ in range(5):
+        process = command(stopped, steps)
+        wait_for_checkpoint(process, stopped, after=tf.train.latest_checkpoint(str(stopped / "checkpoints")) or "")
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+    assert finish(command(stopped, steps))[0] == 0
+    assert_equal(saved(stopped), saved(undisturbed))
+    assert (stopped / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
