@@ -25,7 +25,7 @@ from tfvidgen.models.base import VideoGenerator
 Logs = dict[str, float]
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(ValueError):
     """A loss became NaN or infinite. The checkpoints hold the last good state."""
 
 
@@ -64,7 +64,7 @@ def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
     for attribute, value in vars(model).items():
         if isinstance(value, keras.optimizers.Optimizer) and attribute not in ("optimizer", "_optimizer"):
             optimizers.setdefault(id(value), (attribute, value))
-    if model.optimizer is not None:
+    if getattr(model, "optimizer", None) is not None:  # Keras sets it when a model is compiled
         optimizers.setdefault(id(model.optimizer), ("optimizer", model.optimizer))
     for attribute, optimizer in optimizers.values():
         named += [(f"{attribute}/{i:04d}", variable) for i, variable in enumerate(optimizer.variables)]
@@ -84,11 +84,8 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def _checkpoint(model: VideoGenerator, step: tf.Variable, run_dir: pathlib.Path):
-    folder = run_dir / "checkpoints"
-    for stray in folder.glob("*_temp*"):  # left by a process that was killed while it wrote
-        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     checkpoint = tf.train.Checkpoint(step=step, **model_state(model))
-    return checkpoint, tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
+    return checkpoint, tf.train.CheckpointManager(checkpoint, str(run_dir / "checkpoints"), max_to_keep=2)
 
 
 def restore(model: VideoGenerator, run_dir: str | pathlib.Path) -> int:
@@ -164,6 +161,9 @@ def run(
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         step = tf.Variable(0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+    # Left by a process that was killed while it wrote. Only a trainer removes them: a reader may meet a living writer's.
+    for stray in (run_dir / "checkpoints").glob("*_temp*"):
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     checkpoint, manager = _checkpoint(model, step, run_dir)
     if manager.latest_checkpoint:
         if not resume:
@@ -194,6 +194,7 @@ def run(
         return {name: value / tf.cast(num_steps, value.dtype) for name, value in sums.items()}
 
     logs: Logs = {}
+    saved_at = at
     with _StopRequest() as stop:
         while at < total_steps and not stop.requested:
             num_steps = min(_to_multiple(at, steps_per_loop, checkpoint_every_steps, actions), total_steps - at)
@@ -212,11 +213,14 @@ def run(
                 file.write(json.dumps({"step": at, **logs}) + "\n")
             if at % checkpoint_every_steps == 0 or at >= total_steps or stop.requested:
                 manager.save(at)
+                saved_at = at
             for action in actions:
                 if at % action.every_steps == 0 or at >= total_steps:
                     action.run(at, logs)
+        if saved_at < at:  # the signal came while an action ran
+            manager.save(at)
     progress.finish()
-    if stop.requested and at < total_steps:
+    if stop.requested:
         progress.note(
             f"stopped at step {at} by a signal; the checkpoint is written and the same command goes on from it"
         )

@@ -41,6 +41,21 @@ def main(
     return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
 
 
+def resolve_precision(precision: str) -> str:
+    """`auto` -> what this machine is fast in: bfloat16 with a GPU or a CPU that multiplies it, else float32."""
+    if precision != "auto":
+        return precision
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return "bfloat16"
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
 def train(
     system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
 ) -> VideoGenerator:
@@ -139,7 +154,7 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     run_data = runs.load_data(config)
     model = build_model(config, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
-    slots = sum(_num_bytes(v) for name in vars(model) for v in _optimizer_variables(getattr(model, name)))
+    slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
     frames = config.batch_size * config.num_frames
     batch = frames * config.size * config.size * 3 * 5  # uint8 and float32
@@ -157,10 +172,12 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     return "\n".join(lines)
 
 
-def _optimizer_variables(value: Any) -> list[Any]:
+def _optimizers(model: VideoGenerator) -> list[Any]:
+    """Each once, though Keras keeps one of a system's optimizers under `optimizer` too."""
     import keras
 
-    return value.variables if isinstance(value, keras.optimizers.Optimizer) else []
+    found = {id(value): value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)}
+    return list(found.values())
 
 
 def _num_bytes(variable: Any) -> int:

@@ -7,6 +7,7 @@ from tfvidgen import data
 from tfvidgen.data.clips import clip_frame_indices, clip_span
 from tfvidgen.data.collection import VideoCollection
 
+
 def videos(lengths=(5, 7, 4), labels: bool = False) -> VideoCollection:
     """Frame t of video i has the value 1 + 20 * i + t, so a pixel says where it is from and zero is never right."""
     frames = [

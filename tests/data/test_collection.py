@@ -24,7 +24,9 @@ def videos(lengths=(2, 4, 3), height=2, width=5) -> list[np.ndarray]:
 
 
 def collection(**changes) -> VideoCollection:
-    return VideoCollection.from_videos(videos(), **{**LABELS, "names": ("a", "b", "c"), "fps": 5, "source": "here", **changes})
+    return VideoCollection.from_videos(
+        videos(), **{**LABELS, "names": ("a", "b", "c"), "fps": 5, "source": "here", **changes}
+    )
 
 
 def test_videos_come_back_as_they_were_given():
@@ -152,7 +154,11 @@ def test_bad_fields(changes, message):
     [
         ([], {"source": "an/empty/folder"}, "at least one video.*an/empty/folder"),
         (videos(), {"names": ("a", "b")}, "one name per video.*2 for 3"),
-        ([*videos()[:2], np.zeros((3, 4, 5, 3), np.uint8)], {}, r"'video_00002' is uint8 \(3, 4, 5, 3\).*size to resize to"),
+        (
+            [*videos()[:2], np.zeros((3, 4, 5, 3), np.uint8)],
+            {},
+            r"'video_00002' is uint8 \(3, 4, 5, 3\).*size to resize to",
+        ),
         ([np.zeros((3, 4, 5, 3), np.float32)], {}, r"'video_00000' is float32"),
         ([np.zeros((4, 5, 3), np.uint8)], {}, r"'video_00000' is uint8 \(4, 5, 3\)"),
         ([np.zeros((0, 4, 5, 3), np.uint8)], {}, "smallest 0"),

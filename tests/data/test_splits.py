@@ -127,7 +127,9 @@ def test_too_few_trained_to_cover_every_action():
         hold_out_cells(grid(2, 3), trained_per_identity=1)
 
 
-@pytest.mark.parametrize("function", [cell_videos, lambda c: hold_out_cells(c, 1), lambda c: cell_marks(c, np.ones(2, bool))])
+@pytest.mark.parametrize(
+    "function", [cell_videos, lambda c: hold_out_cells(c, 1), lambda c: cell_marks(c, np.ones(2, bool))]
+)
 def test_labels_are_needed(function):
     frames = [np.zeros((1, 1, 1, 3), np.uint8)] * 2
     collection = VideoCollection.from_videos(frames, action=[0, 1], action_names=("a", "b"), source="my clips")

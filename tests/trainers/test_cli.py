@@ -53,7 +53,13 @@ def test_flags_of_every_type():
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--noevaluate", False), ("--evaluate=false", False), ("--evaluate=0", False), ("--evaluate", True), ("--evaluate=true", True)],
+    [
+        ("--noevaluate", False),
+        ("--evaluate=false", False),
+        ("--evaluate=0", False),
+        ("--evaluate", True),
+        ("--evaluate=true", True),
+    ],
 )
 def test_booleans(flag, value):
     assert config(flag).evaluate is value
@@ -168,7 +174,12 @@ def test_help_is_given_beside_other_flags(argv, capsys):
 def python(*arguments) -> subprocess.CompletedProcess:
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +12,11 @@ from tfvidgen.data.collection import VideoCollection
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfvidgen.data.shards import ShardedVideos
+
 CLIP_STARTS = ("first", "centre", "random")
 SHORT_CLIP_POLICIES = ("error", "loop", "hold", "drop")
-_MAX_STEPS = 1 << 40
+MAX_STEPS = 1 << 40
 
 
 def clip_span(num_frames: int, stride: int) -> int:
@@ -110,27 +113,61 @@ def make_dataset(
     """
     import tensorflow as tf
 
+    plan = batch_plan(collection, batch_size, num_frames, stride, clip_start, short_clip, seed)
+    with tf.device("CPU:0"):
+        frames = tf.constant(collection.frames)
+        first_frame = tf.constant(collection.first_frame)
+
+    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        known, position = plan(step)
+        rows = tf.gather(first_frame, known["video_id"])[:, None] + position
+        video = tf.ensure_shape(tf.gather(frames, rows), (batch_size, num_frames, *collection.size, 3))
+        return {"video": video, **known}
+
+    return tf.data.Dataset.range(start_step, MAX_STEPS).map(batch, num_parallel_calls=1).prefetch(2)
+
+
+def batch_plan(
+    videos: VideoCollection | ShardedVideos,
+    batch_size: int,
+    num_frames: int,
+    stride: int,
+    clip_start: str,
+    short_clip: str,
+    seed: int,
+) -> Callable[[tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]]:
+    """The arithmetic of `make_dataset`, without pixels: which frames a step sees, wherever they are kept.
+
+    Args:
+        videos: Of which lengths, names and labels are used.
+        batch_size, num_frames, stride, clip_start, short_clip, seed: As for `make_dataset`.
+
+    Returns:
+        A graph function of a step, int64 (). It gives everything of the batch but the video, and int64 (B, T), the
+        position of each frame in its video.
+
+    Raises:
+        ValueError: If an argument is out of range or a video too short.
+    """
+    import tensorflow as tf
+
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
     if clip_start not in CLIP_STARTS:
         raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
     if short_clip == "drop":
         raise ValueError("short_clip='drop' changes which videos there are: call `apply_short_clip_policy` first.")
-    apply_short_clip_policy(collection, num_frames, stride, short_clip)
-    num_videos = len(collection)
+    apply_short_clip_policy(videos, num_frames, stride, short_clip)
+    num_videos = len(videos)
     with tf.device("CPU:0"):
-        frames = tf.constant(collection.frames)
-        lengths = tf.constant(collection.lengths)
-        first_frame = tf.constant(collection.first_frame)
+        lengths = tf.constant(videos.lengths)
     labels = {
-        name: tf.constant(getattr(collection, name))
-        for name in ("identity", "action")
-        if getattr(collection, name) is not None
+        name: tf.constant(getattr(videos, name)) for name in ("identity", "action") if getattr(videos, name) is not None
     }
     span = clip_span(num_frames, stride)
     epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # a batch may reach into so many epochs
 
-    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def plan(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         first = step * batch_size
         epoch = first // num_videos
         orders = [
@@ -140,7 +177,7 @@ def make_dataset(
             for k in range(epochs_in_batch)
         ]
         offset = first % num_videos
-        ids = tf.concat(orders, 0)[offset : offset + batch_size]
+        ids = tf.ensure_shape(tf.concat(orders, 0)[offset : offset + batch_size], (batch_size,))
         length = tf.gather(lengths, ids)
         room = tf.maximum(length - span, 0)
         if clip_start == "first":
@@ -154,12 +191,11 @@ def make_dataset(
         if short_clip == "loop":
             position %= length[:, None]
         position = tf.minimum(position, length[:, None] - 1)
-        rows = tf.gather(first_frame, ids)[:, None] + position
-        return {
-            "video": tf.ensure_shape(tf.gather(frames, rows), (batch_size, num_frames, *collection.size, 3)),
-            "video_id": tf.ensure_shape(ids, (batch_size,)),
+        known = {
+            "video_id": ids,
             "step": tf.fill((batch_size,), step),
             **{name: tf.gather(values, ids) for name, values in labels.items()},
         }
+        return known, position
 
-    return tf.data.Dataset.range(start_step, _MAX_STEPS).map(batch, num_parallel_calls=1).prefetch(2)
+    return plan

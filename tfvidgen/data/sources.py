@@ -8,7 +8,8 @@
 | arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
 
 The layout is told by what files hold, never by what they are called. Class folders give actions; so do, with
-identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`.
+identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`. A folder that
+`shards.prepare_shards` wrote is told by its index and read without decoding.
 """
 
 from __future__ import annotations
@@ -152,7 +153,11 @@ def scan(path: str | os.PathLike) -> SourceReport:
     Raises:
         ValueError: If the path is missing, holds no videos, or holds several layouts at once.
     """
+    from tfvidgen.data import shards
+
     root = _existing(path)
+    if shards.is_prepared(root):
+        return shards.scan_prepared(root)
     found = _find(root)
     measures, unreadable = [], list(found.unreadable)
     for _, measured in _in_order(lambda unit: _attempt(_measure, unit, found.layout), found.units):
@@ -207,12 +212,16 @@ def load_videos(
         ValueError: If the path is missing, holds no videos or several layouts; if files are unreadable and `skip_bad`
             is false (one error names all); if frame sizes differ and `size` is None.
     """
+    from tfvidgen.data import shards
+
     size = video_io.check_size(size)
     video_io.check_resize(resize)
     for name, limit in (("max_videos", max_videos), ("max_frames", max_frames)):
         if limit is not None and limit < 1:
             raise ValueError(f"`{name}` must be at least 1, or None for all. Received {limit}.")
     root = _existing(path)
+    if shards.is_prepared(root):
+        return shards.load_prepared(root, size, resize, max_videos, max_frames)
 
     def decoded(store: _ListStore | _FileStore) -> dict:
         return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames)
@@ -270,25 +279,37 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> 
             rates.append(clip.fps)
             labels.append(clip.labels)
     if unreadable and not (skip_bad and names):
-        raise ValueError(
-            f"{len(unreadable)} files of {str(root)!r} cannot be read"
-            + (", and no other holds a video:\n  " if not found.units else ":\n  ")
-            + _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "\n  ")
-            + ("" if skip_bad else "\nMend or remove them, or leave them out with `skip_bad=True` or --skip_bad.")
-        )
+        raise _unreadable_error(root, unreadable, bool(found.units), skip_bad)
     index = {"names": names, "lengths": lengths, "fps": _common_fps(rates) or DEFAULT_FPS, "skipped": unreadable}
     for field in _LABELS:
         values = [label.get(field) for label in labels]
-        index[field] = index[f"{field}_names"] = None
-        if any(value is not None for value in values):
-            if None in values:
-                raise ValueError(
-                    f"Some videos of {str(root)!r} have `{field}` and some have not, such as "
-                    f"{names[values.index(None)]!r}: give it to all or to none."
-                )
-            index[f"{field}_names"] = sorted(set(values), key=_natural)
-            index[field] = [index[f"{field}_names"].index(value) for value in values]
+        index[f"{field}_names"] = label_names = _label_names(root, field, names, values)
+        index[field] = label_names and [label_names.index(value) for value in values]
     return index
+
+
+def _unreadable_error(root: pathlib.Path, unreadable: Sequence, others: bool, skip_bad: bool) -> ValueError:
+    """One error that names all (path, reason); `others`: whether there are files that might be read."""
+    return ValueError(
+        f"{len(unreadable)} files of {str(root)!r} cannot be read"
+        + (":\n  " if others else ", and no other holds a video:\n  ")
+        + _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "\n  ")
+        + ("" if skip_bad else "\nMend or remove them, or leave them out with `skip_bad=True` or --skip_bad.")
+    )
+
+
+def _label_names(
+    root: pathlib.Path, field: str, names: Sequence[str], values: Sequence[str | None]
+) -> list[str] | None:
+    """The different labels in natural order; None where no video has one."""
+    if all(value is None for value in values):
+        return None
+    if None in values:
+        raise ValueError(
+            f"Some videos of {str(root)!r} have `{field}` and some have not, such as "
+            f"{names[values.index(None)]!r}: give it to all or to none."
+        )
+    return sorted(set(values), key=_natural)
 
 
 # ---- finding --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Other frameworks' versions of what is measured."""

@@ -1,0 +1,231 @@
+"""NAVSynth in eager PyTorch: the same network, losses and updates, written the way a PyTorch user would.
+
+Where two plain ways exist the faster one on a CPU is taken: codes are gathered rows with lazy Adam (`SparseAdam`), the
+networks' Adam is the fused one, the pyramid is built once of the difference of real and generated frames, and the first
+transposed convolution, on a 1x1 input, is a linear layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+_TAPS = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+_NUM_LEVELS = 4
+
+
+class MotionRNN(nn.Module):
+    """(B, T, transient_dim) -> (B, T, motion_dim)."""
+
+    def __init__(self, transient_dim: int = 200, units: int = 500, motion_dim: int = 200):
+        super().__init__()
+        self.gru = nn.GRU(transient_dim, units, batch_first=True)
+        self.output = nn.Linear(units, motion_dim)
+
+    def forward(self, transient: torch.Tensor) -> torch.Tensor:
+        return self.output(self.gru(transient)[0])
+
+
+class FrameGenerator(nn.Module):
+    """DCGAN generator: (N, code_dim) -> (N, 3, size, size) in [-1, 1]."""
+
+    def __init__(self, code_dim: int = 256, size: int = 64, width: int = 64, norm: str = "none"):
+        super().__init__()
+        stages = size.bit_length() - 3
+        channels = [width * 2 ** min(i, 3) for i in reversed(range(stages))]
+        self.project = nn.Linear(code_dim, channels[0] * 16, bias=False)
+        self.channels = channels
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)
+            for c_in, c_out in zip(channels, [*channels[1:], 3], strict=True)
+        )
+        # an in-place ReLU saves a pass over memory; batch norm does not need its output for its gradient
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) if norm == "batch" else nn.Identity() for c in channels)
+        self.memory_format = torch.contiguous_format
+
+    def use_channels_last(self) -> FrameGenerator:
+        self.memory_format = torch.channels_last
+        return self.to(memory_format=torch.channels_last)
+
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        x = self.project(code).view(-1, self.channels[0], 4, 4).contiguous(memory_format=self.memory_format)
+        for norm, up in zip(self.norms, self.ups, strict=True):
+            x = up(functional.relu(norm(x), inplace=True))
+        return torch.tanh(x.float())
+
+
+def laplacian_loss(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) twice -> (N,): the sum over pyramid levels of mean absolute differences, by depthwise convolutions."""
+    image = (generated - real).contiguous()
+    channels = image.shape[1]
+    blur = torch.outer(_TAPS, _TAPS).expand(channels, 1, 5, 5).contiguous()
+    loss = 0.0
+    for _ in range(_NUM_LEVELS):
+        # sample i is centred on pixel 2i + 1, as with TensorFlow's stride 2 and "same" padding
+        reduced = functional.conv2d(functional.pad(image, (1, 2, 1, 2)), blur, stride=2, groups=channels)
+        expanded = functional.conv_transpose2d(reduced, 4.0 * blur, stride=2, padding=1, groups=channels)
+        loss = loss + (image - expanded[:, :, :-1, :-1]).abs().mean((1, 2, 3))
+        image = reduced
+    return loss + image.abs().mean((1, 2, 3))
+
+
+def triplet_loss(codes: torch.Tensor, positive_radius: int = 2, negative_radius: int = 5, margin: float = 2.0):
+    """(B, T, D) -> (): semi-hard triplets of near and far frames, squared distances."""
+    gaps = (torch.arange(codes.shape[1])[:, None] - torch.arange(codes.shape[1])).abs()
+    negative = gaps > negative_radius
+    pair = (gaps > 0) & (gaps <= positive_radius) & negative.any(1, keepdim=True)
+    distances = (codes[:, :, None] - codes[:, None]).square().sum(-1)
+    farther = (distances[:, :, None, :] > distances[..., None]) & negative[:, None, :]
+    nearest = distances[:, :, None, :].masked_fill(~farther, 1e30).amin(-1)
+    farthest = distances.masked_fill(~negative, -1e30).amax(-1, keepdim=True)
+    hinge = functional.relu(distances - torch.where(farther.any(-1), nearest, farthest) + margin)
+    return (hinge * pair).sum((1, 2)).mean() / pair.sum()
+
+
+class NAVSynth(nn.Module):
+    """Codes, RNN and generator of `num_videos` videos, one static and `num_frames` transient codes each."""
+
+    def __init__(
+        self,
+        num_videos: int,
+        num_frames: int = 16,
+        size: int = 64,
+        static_dim: int = 56,
+        transient_dim: int = 200,
+        motion_dim: int = 200,
+        rnn_units: int = 500,
+        width: int = 64,
+        norm: str = "none",
+    ):
+        super().__init__()
+        self.num_frames, self.size = num_frames, size
+        self.static = nn.Embedding(num_videos, static_dim, sparse=True)
+        self.transient = nn.Embedding(num_videos, num_frames * transient_dim, sparse=True)
+        self.rnn = MotionRNN(transient_dim, rnn_units, motion_dim)
+        self.generator = FrameGenerator(motion_dim + static_dim, size, width, norm)
+
+    def motion_codes(self, transient: torch.Tensor) -> torch.Tensor:
+        return self.rnn(transient.view(len(transient), self.num_frames, -1))
+
+    def decode_motion(self, static: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        """-> (B * T, 3, H, W)."""
+        code = torch.cat([static[:, None].expand(-1, self.num_frames, -1), motion], -1)
+        return self.generator(code.flatten(0, 1))
+
+    def forward(self, video_id: torch.Tensor) -> torch.Tensor:
+        """Videos (B, T, 3, H, W) of trained codes."""
+        motion = self.motion_codes(self.transient(video_id))
+        return self.decode_motion(self.static(video_id), motion).unflatten(0, (-1, self.num_frames))
+
+
+class Trainer:
+    """The training step, joint or alternating, in float32 or under bfloat16 autocast."""
+
+    def __init__(self, model: NAVSynth, update: str = "joint", precision: str = "float32", static_weight: float = 0.01):
+        self.model, self.update, self.precision, self.static_weight = model, update, precision, static_weight
+        self.rnn = torch.optim.Adam(model.rnn.parameters(), 6.25e-5, fused=True)
+        self.generator = torch.optim.Adam(model.generator.parameters(), 6.25e-5, fused=True)
+        self.codes = torch.optim.SparseAdam([model.static.weight, model.transient.weight], 0.02)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def objective(self, video_id, real, frame, with_triplet: bool) -> torch.Tensor:
+        motion = self.model.motion_codes(self.model.transient(video_id))
+        with self.autocast():
+            generated = self.model.decode_motion(self.model.static(video_id), motion)
+        losses = laplacian_loss(generated, real).view(len(video_id), -1)
+        total = losses.mean() + self.static_weight * losses.gather(1, frame[:, None]).mean()
+        return total + 0.01 * triplet_loss(motion) if with_triplet else total
+
+    def step(self, video: torch.Tensor, video_id: torch.Tensor) -> torch.Tensor:
+        """One update of everything; `video` uint8 (B, T, H, W, 3)."""
+        model = self.model
+        real = video.flatten(0, 1).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1.0
+        frame = torch.randint(0, model.num_frames, (len(video),))
+        if self.update == "alternating":
+            model.rnn.requires_grad_(False)
+            self.objective(video_id, real, frame, with_triplet=False).backward()
+            self.generator.step()
+            model.rnn.requires_grad_(True)
+            self.generator.zero_grad()
+            self.codes.zero_grad()
+            model.generator.requires_grad_(False)
+        loss = self.objective(video_id, real, frame, with_triplet=True)
+        loss.backward()
+        model.generator.requires_grad_(True)
+        if self.update == "joint":
+            self.generator.step()
+            self.generator.zero_grad()
+        self.rnn.step()
+        self.codes.step()
+        self.rnn.zero_grad()
+        self.codes.zero_grad()
+        self.project(video_id)
+        return loss.detach()
+
+    @torch.no_grad()
+    def project(self, video_id: torch.Tensor) -> None:
+        """Puts the codes that were used into the unit ball."""
+        model = self.model
+        for table, vectors in ((model.static.weight, 1), (model.transient.weight, model.num_frames)):
+            rows = table[video_id].view(len(video_id), vectors, -1)
+            table[video_id] = (rows / rows.norm(dim=-1, keepdim=True).clamp(min=1.0)).flatten(1)
+
+    @torch.no_grad()
+    def generate(self, video_id: torch.Tensor) -> torch.Tensor:
+        self.model.eval()
+        with self.autocast():
+            motion = self.model.motion_codes(self.model.transient(video_id))
+            video = self.model.decode_motion(self.model.static(video_id), motion)
+        self.model.train()
+        return video
+
+
+@torch.no_grad()
+def copy_weights(source, target: NAVSynth) -> None:
+    """Copies the weights and codes of a `tfvidgen` NAVSynth into a torch one of the same sizes."""
+
+    def put(parameter: torch.Tensor, value) -> None:
+        value = np.ascontiguousarray(value, np.float32)
+        if parameter.shape != value.shape:
+            raise ValueError(f"The models differ: a weight is {tuple(parameter.shape)} here and {value.shape} there.")
+        parameter.copy_(torch.from_numpy(value))
+
+    def array(variable) -> np.ndarray:
+        return np.asarray(variable.value)
+
+    def gates(value: np.ndarray) -> np.ndarray:
+        """(..., [update, reset, candidate]) -> ([reset, update, candidate], ...)."""
+        update, reset, candidate = np.split(value, 3, axis=-1)
+        return np.concatenate([reset, update, candidate], axis=-1).T
+
+    put(target.static.weight, array(source.static.rows))
+    put(target.transient.weight, array(source.transient.rows).reshape(len(target.transient.weight), -1))
+    cell, gru = source.rnn.gru.cell, target.rnn.gru
+    put(gru.weight_ih_l0, gates(array(cell.kernel)))
+    put(gru.weight_hh_l0, gates(array(cell.recurrent_kernel)))
+    put(gru.bias_ih_l0, gates(array(cell.bias)[0]))
+    put(gru.bias_hh_l0, gates(array(cell.bias)[1]))
+    put(target.rnn.output.weight, array(source.rnn.output_layer.kernel).T)
+    put(target.rnn.output.bias, array(source.rnn.output_layer.bias))
+    theirs, ours = source.generator, target.generator
+    project = array(theirs.project.kernel)
+    project = project.reshape(len(project), 4, 4, -1).transpose(3, 1, 2, 0)
+    put(ours.project.weight, project.reshape(-1, project.shape[-1]))
+    for up, layer in zip(ours.ups, [*theirs.ups, theirs.to_rgb], strict=True):
+        put(up.weight, array(layer.kernel).transpose(3, 2, 0, 1))
+    for norm, layer in zip(ours.norms, theirs.norms, strict=True):
+        if layer is not None:
+            put(norm.weight, array(layer.norm.gamma))
+            put(norm.bias, array(layer.norm.beta))
+            put(norm.running_mean, array(layer.norm.moving_mean))
+            put(norm.running_var, array(layer.norm.moving_variance))
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,472 @@
+"""Training, measuring and generating from the command line, on a set of actors that a laptop draws in no time."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfvidgen import data
+from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.video_io import read_video
+from trainers import cli, evaluate, generate, navsynth, runs, train
+from trainers.loop import model_state, restore
+
+TINY = [
+    "--size=16",
+    "--num_frames=8",
+    "--width=4",
+    "--rnn_units=5",
+    "--static_dim=3",
+    "--transient_dim=4",
+    "--motion_dim=3",
+]
+ACTORS = ["--dataset=actors", "--num_identities=3", "--num_actions=2"]
+EXCHANGE = ["--static_by=identity", "--transient_by=action", "--num_held_out_cells=1", "--update=joint"]
+RUN = [
+    *TINY,
+    *ACTORS,
+    *EXCHANGE,
+    "--total_steps=4",
+    "--steps_per_loop=2",
+    "--checkpoint_every_steps=2",
+    "--batch_size=2",
+]
+
+
+def call(main, *argv) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of a program."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(list(argv))
+    return status, out.getvalue(), error.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that was trained and measured, and what it said."""
+
+    run_dir: pathlib.Path
+    arguments: list[str]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    arguments = [*RUN, f"--run_dir={run_dir}"]
+    status, out, error = call(navsynth.main, *arguments)
+    assert (status, error) == (0, "")
+    return Finished(run_dir, arguments, out)
+
+
+@pytest.fixture(scope="module")
+def actors() -> runs.RunData:
+    config, _ = cli.parse(navsynth.Config, navsynth.PRESETS, [*TINY, *ACTORS])
+    return runs.load_data(config)
+
+
+def results(run_dir) -> dict:
+    """`evaluation.json` without what differs from one measurement to the next."""
+    content = json.loads((run_dir / "evaluation.json").read_text())
+    return {name: value for name, value in content.items() if name != "seconds"}
+
+
+# ---------------------------------------------------------------- training
+def test_a_run_leaves_everything_behind(finished):
+    found = {str(path.relative_to(finished.run_dir)) for path in finished.run_dir.rglob("*") if path.is_file()}
+    assert found >= {
+        "config.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints/checkpoint",
+        "checkpoints/ckpt-4.index",
+        "samples/step_0000004.png",
+        "samples/new.gif",
+        "new.png",
+        "new.gif",
+        "board.png",
+        "board.gif",
+        "board.mp4",
+        "held_out.png",
+    }
+    assert not [path for path in finished.run_dir.rglob("*") if "tmp" in path.name or "temp" in path.name]
+    steps = [json.loads(line)["step"] for line in (finished.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
+
+
+def test_a_run_says_what_it_does(finished):
+    said = finished.said
+    assert "6 videos of 16x16, 8 to 8 frames, from actors, 3 identities, 2 actions; 5 trained, 1 held out" in said
+    assert f"run folder {finished.run_dir}" in said
+    assert "step 4/4  reconstruction_loss " in said
+    for row in ("new videos", "real videos", "trained videos", "held out cells", "held out nearest trained clip"):
+        assert f"\n{row} " in said
+
+
+def test_evaluation_is_complete(finished):
+    measured = results(finished.run_dir)
+    assert measured["step"] == 4
+    assert measured["cells"] == {"trained": 5, "held_out": 1, "absent": 0}
+    assert measured["trained_videos"]["num_videos"] == 5
+    for name in ("held_out_cells", "held_out_identity_mean_frame", "held_out_nearest_trained_clip"):
+        assert measured[name]["num_videos"] == 1
+        assert set(measured[name]) == {"num_videos", "psnr", "ssim", "fcs"}
+    assert measured["protocol"]["data_digest"] == runs.read(finished.run_dir)["data"]["digest"]
+    assert measured["real_videos"]["fcs"] < measured["held_out_identity_mean_frame"]["fcs"] == 1.0
+
+
+def test_pictures_move_and_have_the_data_s_frames(finished):
+    with Image.open(finished.run_dir / "board.gif") as gif:
+        assert gif.n_frames == 8
+    with Image.open(finished.run_dir / "samples" / "step_0000004.png") as sheet:
+        assert sheet.height > 12 * 16  # four trained clips, their reconstructions and eight new ones, 16 pixels each
+    assert len(read_video(finished.run_dir / "board.mp4")[0]) == 4 * 8
+
+
+def test_the_same_command_finds_its_run_done(finished):
+    before = {
+        path: path.read_bytes() for path in finished.run_dir.rglob("*") if path.name in ("metrics.jsonl", "board.png")
+    }
+    measured = results(finished.run_dir)
+    (finished.run_dir / "evaluation.json").unlink()
+    status, out, error = call(navsynth.main, *finished.arguments)
+    assert (status, error) == (0, "")
+    assert "already trained for 4 steps" in out
+    assert results(finished.run_dir) == measured
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_setting_in_the_same_folder_is_refused(finished):
+    status, _, error = call(navsynth.main, *finished.arguments, "--seed=3")
+    assert status == 1
+    assert "holds another run: seed: 0 there, 3 now" in error
+
+
+def test_a_run_without_resume_is_refused(finished):
+    status, _, error = call(navsynth.main, *finished.arguments, "--noresume")
+    assert status == 1
+    assert "already holds" in error
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="mirrored takes the GPUs, however many")
+def test_two_replicas_need_an_even_batch(tmp_path):
+    status, _, error = call(
+        navsynth.main, *RUN, "--batch_size=3", "--strategy=mirrored", f"--run_dir={tmp_path / 'run'}"
+    )
+    assert status == 1
+    assert "--batch_size=3 cannot be divided by 2 replicas" in error
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- dry run
+def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, error = call(navsynth.main, "--preset=smoke", "--dry_run", "--rnn_units=9")
+    assert (status, error) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    config, _ = cli.parse(
+        navsynth.Config, navsynth.PRESETS, ["--preset=smoke", "--rnn_units=9", "--run_dir=runs/navsynth-smoke"]
+    )
+    for name, value in dataclasses.asdict(config).items():
+        assert f"\n  {name} = {value!r}\n" in out
+    loaded = runs.load_data(config)
+    assert "data: 4 videos of 16x16, 8 to 8 frames, from actors, 2 identities, 2 actions" in out
+    assert loaded.trained.digest[:16] in out
+    model = navsynth.build_model(config, loaded)
+    weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
+    assert f"model: {weights:,} network weights, {4 * 4 + 4 * 8 * 4:,} numbers in learned codes" in out
+    assert "memory: about " in out
+
+
+def test_dry_run_counts_every_optimizer_once(actors, tmp_path):
+    arguments = [*ACTORS, *TINY, "--rnn_units=700", f"--run_dir={tmp_path / 'run'}"]
+    config, _ = cli.parse(navsynth.Config, navsynth.PRESETS, [*arguments, "--width=64"])
+    model = navsynth.build_model(config, actors)
+    slots = sum(
+        v.numpy().nbytes for optimizer in (model.generator_optimizer, model.rnn_optimizer) for v in optimizer.variables
+    )
+    status, out, _ = call(navsynth.main, *arguments, "--width=64", "--dry_run")
+    assert status == 0
+    assert f"optimizers {slots / 2**20:.0f}," in out
+    assert slots / 2**20 > 5
+
+
+def test_a_run_folder_is_named_after_preset_or_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = call(navsynth.main, *RUN, "--dry_run")
+    assert "run_dir = 'runs/navsynth-actors'" in out
+    clips = tmp_path / "my clips"
+    clips.mkdir()
+    np.save(clips / "a.npy", np.full((8, 16, 16, 3), 9, np.uint8))
+    _, out, error = call(navsynth.main, *TINY, f"--dataset={clips}/", "--dry_run")
+    assert "run_dir = 'runs/navsynth-my clips'" in out, error
+
+
+# ---------------------------------------------------------------- presets
+SHRUNK = {"num_held_out_cells": 1, "trained_per_identity": 1}  # where a preset holds out cells, hold out few
+
+
+@pytest.mark.parametrize("preset", navsynth.PRESETS)
+def test_every_preset_builds_and_trains_a_step(preset):
+    settings = navsynth.PRESETS[preset]
+    flags = [f"--{name}={value}" for name, value in SHRUNK.items() if settings.get(name)]
+    config, _ = cli.parse(
+        navsynth.Config,
+        navsynth.PRESETS,
+        [f"--preset={preset}", *TINY, *ACTORS, "--total_steps=2", "--batch_size=2", *flags],
+    )
+    for name in ("update", "loss", "static_by", "transient_by", "conditioning", "precision", "schedule", "latent_rule"):
+        assert getattr(config, name) == settings.get(name, getattr(navsynth.Config(), name))
+    config = dataclasses.replace(config, precision=train.resolve_precision(config.precision))
+    run_data = runs.load_data(config)
+    model = navsynth.build_model(config, run_data)
+    before = {name: variable.numpy() for name, variable in model_state(model).items()}
+    dataset = data.make_dataset(run_data.trained, config.batch_size, config.num_frames)
+    for batch in dataset.take(1):
+        logs = model.train_step(batch)
+    assert logs and all(np.isfinite(float(value)) for value in logs.values())
+    for variable in model.trainable_variables:
+        name = variable.path.partition("/")[2].replace("/", ".")
+        assert np.abs(variable.numpy() - before[name]).max() > 0, name
+    assert np.abs(model.transient.rows.numpy() - before["transient.rows"]).max() > 0
+    assert model.generate(2, seed=0).shape == (2, 8, 16, 16, 3)
+
+
+def build(actors_or_data, *flags):
+    config, _ = cli.parse(navsynth.Config, navsynth.PRESETS, [*TINY, *flags])
+    return navsynth.build_model(config, actors_or_data)
+
+
+def test_settings_reach_the_model(actors):
+    model = build(
+        actors,
+        *(
+            "--static_by=identity",
+            "--transient_by=action",
+            "--conditioning=concat",
+            "--label_dim=5",
+            "--norm=none",
+            "--rank=2",
+        ),
+        *("--projection=unit_sphere", "--latent_rule=momentum", "--seed=4", "--precision=bfloat16", "--update=joint"),
+        *(
+            "--loss=laplacian_l2",
+            "--l2_weight=3",
+            "--static_weight=0.5",
+            "--triplet_weight=0.25",
+            "--positive_radius=1",
+        ),
+        *(
+            "--negative_radius=3",
+            "--triplet_margin=1.5",
+            "--learning_rate=0.125",
+            "--beta_2=0.75",
+            "--latent_learning_rate=8",
+        ),
+    )
+    assert (model.static.num_rows, model.transient.num_rows, model.conditional) == (3, 2, True)
+    assert (model.generator.label_dim, model.generator.norms[0], model.transient.rank) == (5, None, 2)
+    assert (model.static.projection, model.static.update_rule, model.seed) == ("unit_sphere", "momentum", 4)
+    assert model.generator.ups[0].compute_dtype == "bfloat16"
+    assert (model.update, model.frame_loss_kind, model.l2_weight) == ("joint", "laplacian_l2", 3.0)
+    assert (model.static_weight, model.triplet_weight) == (0.5, 0.25)
+    assert model.triplet == {"positive_radius": 1, "negative_radius": 3, "margin": 1.5}
+    for optimizer in (model.generator_optimizer, model.rnn_optimizer):
+        assert (float(optimizer.learning_rate), optimizer.beta_2) == (0.125, 0.75)
+    assert model.static.learning_rate == model.transient.learning_rate == 8.0
+
+
+def test_switches_of_the_ablations(actors):
+    assert "static" not in build(actors, "--nouse_static").latent_spec
+    assert build(actors, "--notrain_latents").static.update_rule == "none"
+
+
+def test_a_cosine_falls_to_a_hundredth_at_the_last_step(actors):
+    model = build(actors, "--schedule=cosine", "--total_steps=40", "--learning_rate=0.5", "--latent_learning_rate=2")
+    for schedule, start in ((model.generator_optimizer._learning_rate, 0.5), (model.transient.learning_rate, 2.0)):
+        assert float(schedule(0)) == pytest.approx(start)
+        assert float(schedule(20)) == pytest.approx(0.505 * start)
+        assert float(schedule(40)) == pytest.approx(0.01 * start)
+
+
+# ---------------------------------------------------------------- what is refused
+def test_random_starts_are_refused(actors, tmp_path):
+    with pytest.raises(ValueError, match="code per frame.*--clip_start=first or centre"):
+        build(actors, "--clip_start=random")
+    status, _, error = call(navsynth.main, *RUN, "--clip_start=random", f"--run_dir={tmp_path / 'run'}")
+    assert status == 1
+    assert "--clip_start=first or centre" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [("--static_by=identity", "identity"), ("--transient_by=action", "action"), ("--conditioning=norm", "action")],
+)
+def test_missing_labels_are_refused(actors, flag, field):
+    frames = [actors.all.video(i) for i in range(2)]
+    videos = VideoCollection.from_videos(frames, source="my clips")
+    with pytest.raises(ValueError, match=f"need an {field} for every video, and 'my clips' has none"):
+        build(runs.RunData(videos, np.ones(2, bool), videos), flag)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size=24"], "8, 16, 32, 64.*24"),
+        (["--num_frames=4"], "negative_radius=5.*4 frames"),
+        (["--dataset=no/such/folder"], "No dataset or path 'no/such/folder'"),
+        (["--num_held_out_cells=6"], "num_held_out=6"),
+        (["--dataset=sprites"], "--data_dir"),
+        (["--size=8"], "16"),
+    ],
+)
+def test_bad_settings_are_one_message(tmp_path, flags, message):
+    status, _, error = call(navsynth.main, *RUN, f"--run_dir={tmp_path / 'run'}", *flags)
+    assert status == 1
+    assert error.startswith("trainers.navsynth: error: ") and error.count("\n") == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- measuring
+def test_measuring_a_finished_run_gives_the_same_numbers(finished):
+    before = results(finished.run_dir)
+    pictures = {name: (finished.run_dir / name).read_bytes() for name in ("board.png", "new.png", "held_out.png")}
+    (finished.run_dir / "evaluation.json").unlink()
+    keras.utils.set_random_seed(77)
+    status, out, error = call(evaluate.main, f"--run_dir={finished.run_dir}")
+    assert (status, error) == (0, "")
+    assert results(finished.run_dir) == before
+    assert {name: (finished.run_dir / name).read_bytes() for name in pictures} == pictures
+    assert "held out cells" in out
+
+
+def test_another_seed_measures_other_new_videos_only(finished):
+    before = results(finished.run_dir)
+    changed = evaluate.evaluate_run(finished.run_dir, seed=5, report=lambda line: None)
+    assert changed["new_videos"] != before["new_videos"]
+    assert changed["trained_videos"] == before["trained_videos"]
+    evaluate.evaluate_run(finished.run_dir, report=lambda line: None)
+    assert results(finished.run_dir) == before
+
+
+def test_other_data_than_trained_is_not_measured(finished, tmp_path):
+    description = runs.read(finished.run_dir)
+    description["data"]["digest"] = "0" * 64
+    runs.write_json(tmp_path / "config.json", description)
+    status, _, error = call(evaluate.main, f"--run_dir={tmp_path}")
+    assert status == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert "has changed since it was trained" in error
+
+
+# ---------------------------------------------------------------- generating
+MODES = {
+    "new": ["--num_videos=3", "--seed=4"],
+    "lookup": ["--ids=4,0"],
+    "exchange": ["--identities=0,2,1", "--actions=1,0,1"],
+    "interpolate": ["--ids=0,3", "--num_videos=4"],
+}
+
+
+def generated(finished, out, mode, *flags) -> np.ndarray:
+    status, said, error = call(generate.main, f"--run_dir={finished.run_dir}", f"--mode={mode}", f"--out={out}", *flags)
+    assert (status, error) == (0, "")
+    assert "at step 4" in said
+    return np.load(out / f"{mode}.npy")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_writes_four_files(finished, tmp_path, mode):
+    videos = generated(finished, tmp_path, mode, *MODES[mode], "--scale=1", "--fps=6")
+    assert videos.dtype == np.uint8
+    assert videos.shape[1:] == (8, 16, 16, 3)
+    assert len(videos) == {"new": 3, "lookup": 2, "exchange": 3, "interpolate": 4}[mode]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{mode}.{kind}" for kind in ("npy", "gif", "mp4", "png")}
+    with Image.open(tmp_path / f"{mode}.gif") as gif, Image.open(tmp_path / f"{mode}.png") as sheet:
+        assert gif.n_frames == 8 and sheet.width > 8 * 16
+    frames, fps = read_video(tmp_path / f"{mode}.mp4")
+    assert (len(frames), fps) == (8, 6)
+
+
+def test_the_modes_decode_the_codes_they_name(finished, tmp_path):
+    model, _ = runs.load_model(finished.run_dir)
+
+    def frames(latents):
+        return np.round((np.asarray(model.decode(latents)) + 1) * 127.5).astype(int)
+
+    videos = {mode: generated(finished, tmp_path, mode, *flags).astype(int) for mode, flags in MODES.items()}
+    ids = {
+        name: np.array(values, np.int32)
+        for name, values in (("lookup", [4, 0]), ("i", [0, 2, 1]), ("a", [1, 0, 1]), ("ends", [0, 3]))
+    }
+    assert np.abs(videos["lookup"] - frames(model.lookup(ids["lookup"]))).max() <= 1
+    assert np.abs(videos["exchange"] - frames(model.exchange(ids["i"], ids["a"]))).max() <= 1
+    assert np.abs(videos["interpolate"][[0, -1]] - frames(model.lookup(ids["ends"]))).max() <= 1
+    assert np.abs(videos["new"] - frames(model.sample_latents(3, seed=4))).max() <= 1
+
+
+def test_the_same_seed_gives_the_same_videos(finished, tmp_path):
+    first, again, other = (
+        generated(finished, tmp_path / str(i), "new", "--num_videos=6", f"--seed={seed}")
+        for i, seed in enumerate((1, 1, 2))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first.astype(int) - other).max() > 0
+    assert (tmp_path / "0" / "new.png").read_bytes() != (tmp_path / "2" / "new.png").read_bytes()
+
+
+def test_results_lie_in_the_run_folder_by_default(finished):
+    status, out, _ = call(generate.main, f"--run_dir={finished.run_dir}", "--num_videos=1")
+    assert status == 0
+    assert (finished.run_dir / "generated" / "new.npy").is_file()
+    assert str(finished.run_dir / "generated" / "new") in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=lookup"], "--ids is missing"),
+        (
+            ["--mode=lookup", "--ids=1,two"],
+            "--ids takes whole numbers with commas between them, e.g. 0,3,5. Received '1,two'",
+        ),
+        (["--mode=lookup", "--ids=5"], "--ids must lie in 0..4. Received 5"),
+        (["--mode=lookup", "--ids=-1"], "--ids must lie in 0..4. Received -1"),
+        (["--mode=exchange", "--identities=0"], "--actions is missing"),
+        (["--mode=exchange", "--actions=0"], "--identities is missing"),
+        (["--mode=exchange", "--identities=3", "--actions=0"], "--identities must lie in 0..2. Received 3"),
+        (["--mode=exchange", "--identities=0", "--actions=2"], "--actions must lie in 0..1. Received 2"),
+        (["--mode=exchange", "--identities=0,1", "--actions=0"], "in pairs. Received 2 identities and 1 actions"),
+        (["--mode=interpolate", "--ids=0"], "needs two --ids"),
+        (["--mode=interpolate", "--ids=0,1,2"], "needs two --ids"),
+        (["--mode=interpolate", "--ids=0,1", "--num_videos=1"], "at least two --num_videos"),
+        (["--mode=invent"], "--mode must be one of new, lookup, exchange, interpolate"),
+        (["--num_videos=0"], "--num_videos must be at least 1"),
+    ],
+)
+def test_bad_ids_are_usage_errors_and_write_nothing(finished, tmp_path, flags, message):
+    status, out, error = call(generate.main, f"--run_dir={finished.run_dir}", f"--out={tmp_path / 'out'}", *flags)
+    assert (status, out) == (2, "")
+    assert error.startswith("trainers.generate: usage: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_system_s_own_state_is_what_was_saved(finished):
+    """The weights that are generated with are those that were trained, not those that were drawn."""
+    model, step = runs.load_model(finished.run_dir)
+    config = runs.read_config(finished.run_dir)
+    fresh = navsynth.build_model(config, runs.load_data(config))
+    assert np.abs(fresh.transient.rows.numpy() - model.transient.rows.numpy()).max() > 0
+    assert restore(fresh, finished.run_dir) == step == 4
+    for a, b in zip(fresh.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
