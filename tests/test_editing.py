@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.systems import NUM_FRAMES, SIZE, SYSTEMS
+from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, vivid
 from tfvidgen import editing
 
 LOOKS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -87,7 +87,9 @@ def test_bad_interpolation(start, end, arguments, message):
 
 @pytest.fixture(params=SYSTEMS, ids=lambda system: system.name)
 def model(request):
-    return request.param.build()
+    built = request.param.build()
+    vivid(built)
+    return built
 
 
 def test_edited_latents_of_every_system_decode(model):
@@ -103,6 +105,7 @@ def test_interpolated_latents_of_every_system_join_the_two_videos(model):
     start, end = ({name: value[i : i + 1] for name, value in model.sample_latents(8, seed=3).items()} for i in (0, 5))
     if "label" in start:
         end["label"] = start["label"]
+    assert np.abs(model.decode(start) - model.decode(end)).max() > 0.1
     videos = model.decode(editing.interpolate(start, end, num_steps=3))
     assert videos.shape == (3, NUM_FRAMES, SIZE, SIZE, 3)
     np.testing.assert_allclose(videos[:1], model.decode(start), atol=1e-5)

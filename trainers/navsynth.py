@@ -44,6 +44,7 @@ class Config(cli.RunConfig):
     triplet_margin: float = option(2.0, "Margin of the triplet loss, in squared distance.", minimum=0)
     learning_rate: float = option(6.25e-5, "Adam's rate for generator and RNN.", minimum=0)
     beta_2: float = option(0.999, "Decay of Adam's second moment.", minimum=0)
+    weight_decay: float = option(0.0, "Decoupled decay of network weights (AdamW), times the learning rate.", minimum=0)
     latent_rule: str = option("sgd", "Update rule of the codes.", ("sgd", "momentum", "adam"))
     latent_learning_rate: float = option(12.5, "Rate of the codes' rule.", minimum=0)
     schedule: str = option("constant", "How both rates go over the run.", ("constant", "cosine"))
@@ -76,6 +77,7 @@ _FAST = {
     "latent_rule": "adam",
     "latent_learning_rate": 0.02,
     "schedule": "cosine",
+    "weight_decay": 1.0,
     "precision": "auto",
     "static_by": "identity",
     "transient_by": "action",
@@ -114,8 +116,8 @@ PRESETS = {
         "num_identities": 60,
         "num_frames": 8,
         "trained_per_identity": 4,
-        "width": 32,
-        "total_steps": 9000,
+        "loss": "l2",
+        "total_steps": 6000,
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "num_held_out_cells": 6, "total_steps": 2000},
     # 820 chairs, one static code for the set, transient codes per chair (Sec. 4.1)
@@ -191,9 +193,14 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         from tfvidgen.losses.perceptual import PerceptualLoss
 
         perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
+    def adam():
+        return keras.optimizers.Adam(
+            rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2
+        )
+
     model.compile(
-        keras.optimizers.Adam(rate(config.learning_rate), beta_2=config.beta_2),
-        keras.optimizers.Adam(rate(config.learning_rate), beta_2=config.beta_2),
+        adam(),
+        adam(),
         latent_learning_rate=rate(config.latent_learning_rate),
         update=config.update,
         loss=config.loss,

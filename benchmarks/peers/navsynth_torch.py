@@ -2,12 +2,14 @@
 
 Where two plain ways exist the faster one on a CPU is taken: codes are gathered rows with lazy Adam (`SparseAdam`), the
 networks' Adam is the fused one, the pyramid is built once of the difference of real and generated frames, and the first
-transposed convolution, on a 1x1 input, is a linear layer.
+transposed convolution, on a 1x1 input, is a linear layer. The pyramid exists twice: by depthwise convolutions, as such
+code usually has it, and by matrix products, as we have it, so that a comparison can tell the framework from the idea.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import numpy as np
 import torch
@@ -47,9 +49,12 @@ class FrameGenerator(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) if norm == "batch" else nn.Identity() for c in channels)
         self.memory_format = torch.contiguous_format
 
-    def use_channels_last(self) -> FrameGenerator:
-        self.memory_format = torch.channels_last
-        return self.to(memory_format=torch.channels_last)
+    def set_layout(self, layout: str) -> None:
+        """`channels_first` or `channels_last` for weights and activations."""
+        memory_format = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+        if memory_format != self.memory_format:
+            self.memory_format = memory_format
+            self.to(memory_format=memory_format)
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
         x = self.project(code).view(-1, self.channels[0], 4, 4).contiguous(memory_format=self.memory_format)
@@ -71,6 +76,30 @@ def laplacian_loss(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         loss = loss + (image - expanded[:, :, :-1, :-1]).abs().mean((1, 2, 3))
         image = reduced
     return loss + image.abs().mean((1, 2, 3))
+
+
+@functools.cache
+def _reduce_matrix(size: int) -> torch.Tensor:
+    """Blur and decimation of one axis, (size / 2, size)."""
+    matrix = torch.zeros(size // 2, size + 4)
+    for row in range(len(matrix)):
+        matrix[row, 2 * row + 1 : 2 * row + 6] = _TAPS
+    return matrix[:, 2:-2].contiguous()
+
+
+def matrix_laplacian_loss(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The same numbers as `laplacian_loss`, by products with banded matrices."""
+    image = (generated - real).contiguous()
+    loss = 0.0
+    for _ in range(_NUM_LEVELS):
+        matrix = _reduce_matrix(image.shape[-1])
+        reduced = matrix @ image @ matrix.T
+        loss = loss + (image - 4.0 * matrix.T @ reduced @ matrix).abs().mean((1, 2, 3))
+        image = reduced
+    return loss + image.abs().mean((1, 2, 3))
+
+
+LOSSES = {"convolution": laplacian_loss, "matrix": matrix_laplacian_loss}
 
 
 def triplet_loss(codes: torch.Tensor, positive_radius: int = 2, negative_radius: int = 5, margin: float = 2.0):
@@ -123,10 +152,18 @@ class NAVSynth(nn.Module):
 
 
 class Trainer:
-    """The training step, joint or alternating, in float32 or under bfloat16 autocast."""
+    """The training step, joint or alternating, in float32 or under bfloat16 autocast; `pyramid` is a key of `LOSSES`."""
 
-    def __init__(self, model: NAVSynth, update: str = "joint", precision: str = "float32", static_weight: float = 0.01):
+    def __init__(
+        self,
+        model: NAVSynth,
+        update: str = "joint",
+        precision: str = "float32",
+        pyramid: str = "convolution",
+        static_weight: float = 0.01,
+    ):
         self.model, self.update, self.precision, self.static_weight = model, update, precision, static_weight
+        self.frame_losses = LOSSES[pyramid]
         self.rnn = torch.optim.Adam(model.rnn.parameters(), 6.25e-5, fused=True)
         self.generator = torch.optim.Adam(model.generator.parameters(), 6.25e-5, fused=True)
         self.codes = torch.optim.SparseAdam([model.static.weight, model.transient.weight], 0.02)
@@ -135,10 +172,11 @@ class Trainer:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def objective(self, video_id, real, frame, with_triplet: bool) -> torch.Tensor:
-        motion = self.model.motion_codes(self.model.transient(video_id))
+        with torch.set_grad_enabled(with_triplet):  # the first of two alternating stages moves the generator alone
+            motion, static = self.model.motion_codes(self.model.transient(video_id)), self.model.static(video_id)
         with self.autocast():
-            generated = self.model.decode_motion(self.model.static(video_id), motion)
-        losses = laplacian_loss(generated, real).view(len(video_id), -1)
+            generated = self.model.decode_motion(static, motion)
+        losses = self.frame_losses(generated, real).view(len(video_id), -1)
         total = losses.mean() + self.static_weight * losses.gather(1, frame[:, None]).mean()
         return total + 0.01 * triplet_loss(motion) if with_triplet else total
 
@@ -148,12 +186,9 @@ class Trainer:
         real = video.flatten(0, 1).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1.0
         frame = torch.randint(0, model.num_frames, (len(video),))
         if self.update == "alternating":
-            model.rnn.requires_grad_(False)
             self.objective(video_id, real, frame, with_triplet=False).backward()
             self.generator.step()
-            model.rnn.requires_grad_(True)
             self.generator.zero_grad()
-            self.codes.zero_grad()
             model.generator.requires_grad_(False)
         loss = self.objective(video_id, real, frame, with_triplet=True)
         loss.backward()

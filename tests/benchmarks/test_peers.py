@@ -50,7 +50,7 @@ def test_channels_last_gives_the_same_videos():
     _, theirs = _pair("batch")
     theirs.eval()
     expected = theirs(torch.tensor([1])).detach()
-    theirs.generator.use_channels_last()
+    theirs.generator.set_layout("channels_last")
     torch.testing.assert_close(theirs(torch.tensor([1])), expected, atol=1e-5, rtol=0)
 
 
@@ -72,8 +72,9 @@ def test_losses_are_equal():
     random = np.random.default_rng(0)
     generated, real = random.uniform(-1, 1, (2, 5, 32, 32, 3)).astype(np.float32)
     ours = laplacian_pyramid_loss(generated, real).numpy()
-    theirs = peer.laplacian_loss(*(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in (generated, real)))
-    np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-5)
+    for loss in peer.LOSSES.values():
+        theirs = loss(*(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in (generated, real)))
+        np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-5)
     codes = random.normal(size=(3, 8, 4)).astype(np.float32)
     ours = temporal_triplet_loss(tf.constant(codes)).numpy().mean()
     np.testing.assert_allclose(float(peer.triplet_loss(torch.from_numpy(codes))), ours, rtol=1e-5)

@@ -276,7 +276,7 @@ def test_divergence_names_the_loss_and_keeps_the_checkpoint(tmp_path):
 
 def test_divergence_is_one_message_of_a_program(tmp_path, capsys):
     def run(config, other):
-        train(mean_colour(), tmp_path, 20, broken_from(0))
+        train(mean_colour(), tmp_path, 20, broken_from(1))  # the second step of the first loop
 
     assert cli.main("trainers.test", "Trains.", cli.RunConfig, {}, run, []) == 1
     error = capsys.readouterr().err
@@ -412,7 +412,7 @@ def whole_lines(run_dir) -> list[int]:
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_at_random_equals_a_straight_run_bit_for_bit(tmp_path):
-    steps, stopped, undisturbed = 2000, tmp_path / "stopped", tmp_path / "undisturbed"
+    steps, stopped, undisturbed = 3000, tmp_path / "stopped", tmp_path / "undisturbed"
     assert finish(command(undisturbed, steps))[0] == 0
     moments = random.Random(4)
     for _ in range(5):

@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -13,11 +14,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
-from trainers import cli, evaluate, generate, navsynth, runs, train
-from trainers.loop import model_state, restore
+from trainers import cli, evaluate, generate, loop, navsynth, runs, train
 
 TINY = [
     "--size=16",
@@ -228,7 +229,7 @@ def test_every_preset_builds_and_trains_a_step(preset):
     config = dataclasses.replace(config, precision=train.resolve_precision(config.precision))
     run_data = runs.load_data(config)
     model = navsynth.build_model(config, run_data)
-    before = {name: variable.numpy() for name, variable in model_state(model).items()}
+    before = {name: variable.numpy() for name, variable in loop.model_state(model).items()}
     dataset = data.make_dataset(run_data.trained, config.batch_size, config.num_frames)
     for batch in dataset.take(1):
         logs = model.train_step(batch)
@@ -399,12 +400,17 @@ def test_every_mode_writes_four_files(finished, tmp_path, mode):
 
 
 def test_the_modes_decode_the_codes_they_name(finished, tmp_path):
-    model, _ = runs.load_model(finished.run_dir)
+    model, step = runs.load_model(finished.run_dir)
+    vivid(model)
+    run = dataclasses.replace(finished, run_dir=tmp_path / "run")
+    run.run_dir.mkdir()
+    shutil.copy(finished.run_dir / "config.json", run.run_dir)
+    loop._checkpoint(model, tf.Variable(step, dtype=tf.int64), run.run_dir)[1].save(step)
 
     def frames(latents):
         return np.round((np.asarray(model.decode(latents)) + 1) * 127.5).astype(int)
 
-    videos = {mode: generated(finished, tmp_path, mode, *flags).astype(int) for mode, flags in MODES.items()}
+    videos = {mode: generated(run, tmp_path / "out", mode, *flags).astype(int) for mode, flags in MODES.items()}
     ids = {
         name: np.array(values, np.int32)
         for name, values in (("lookup", [4, 0]), ("i", [0, 2, 1]), ("a", [1, 0, 1]), ("ends", [0, 3]))
@@ -467,6 +473,6 @@ def test_a_system_s_own_state_is_what_was_saved(finished):
     config = runs.read_config(finished.run_dir)
     fresh = navsynth.build_model(config, runs.load_data(config))
     assert np.abs(fresh.transient.rows.numpy() - model.transient.rows.numpy()).max() > 0
-    assert restore(fresh, finished.run_dir) == step == 4
+    assert loop.restore(fresh, finished.run_dir) == step == 4
     for a, b in zip(fresh.weights, model.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())

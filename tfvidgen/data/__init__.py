@@ -10,9 +10,13 @@ from tfvidgen.data.sprites import sprites
 from tfvidgen.data.weizmann import weizmann
 
 _MODULES = {
+    "ShardedVideos": "shards",
     "VideoCollection": "collection",
     "apply_short_clip_policy": "clips",
+    "distribute": "shards",
     "make_dataset": "clips",
+    "make_sharded_dataset": "shards",
+    "prepare_shards": "shards",
     "load": "named",
     "load_videos": "sources",
     "scan": "sources",

@@ -20,7 +20,7 @@ def load(
     skip_bad: bool = False,
     cache_dir: str = "",
 ) -> VideoCollection:
-    """Loads a built-in set by name, or any folder or file of videos by path.
+    """Loads a built-in set by name, or any folder or file of videos by path, prepared or not.
 
     Args:
         dataset: `actors` (drawn on the spot), `sprites` or `weizmann` (from `data_dir`), or a path.
