@@ -35,7 +35,9 @@ class WeightAverage:
             )
             for weight in self._weights
         ]
-        self._mass = tf.Variable(0.0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="mass")
+        self._mass = tf.Variable(
+            0.0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="mass"
+        )
 
     @property
     def state(self) -> dict[str, tf.Variable]:

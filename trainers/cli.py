@@ -37,6 +37,7 @@ class RunConfig:
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
     cache_dir: str = option("", "Keep decoded frames in this folder; empty to decode at every start.")
+    data_service: str = option("", "grpc://host:port of a tf.data service with one worker that makes the batches.")
     num_identities: int = option(0, "Identities of actors or sprites; 0 for the set's default.", minimum=0)
     num_actions: int = option(0, "Actions of actors; 0 for the set's default.", minimum=0)
     num_held_out_cells: int = option(0, "Hold out that many random identity x action cells.", minimum=0)

@@ -111,12 +111,15 @@ def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report and writes the sheet. Returns 0; raises ValueError for data that cannot be used."""
     from tfvidgen.data.named import NAMED, load
+    from tfvidgen.data.shards import ShardedVideos, is_prepared
     from tfvidgen.data.sources import scan
 
     path = pathlib.Path(arguments.path)
     if arguments.path in NAMED and not path.exists():
         collection = load(arguments.path, data_dir=arguments.data_dir, size=arguments.size)
         report, read = report_of(collection), collection.video
+    elif is_prepared(path):
+        report, read = scan(path), ShardedVideos.open(path).video
     else:
         report = scan(path)
 

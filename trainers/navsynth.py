@@ -193,6 +193,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         from tfvidgen.losses.perceptual import PerceptualLoss
 
         perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
+
     def adam():
         return keras.optimizers.Adam(
             rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2

@@ -14,13 +14,23 @@ import numpy as np
 
 from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 # Fields that may differ when a run goes on: they change neither its numbers nor its data.
-_FREE_FIELDS = ("run_dir", "resume", "evaluate", "steps_per_loop", "cache_dir", "data_dir", "sample_every_steps")
+_FREE_FIELDS = (
+    "run_dir",
+    "resume",
+    "evaluate",
+    "steps_per_loop",
+    "cache_dir",
+    "data_dir",
+    "data_service",
+    "sample_every_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +43,28 @@ class RunData:
         trained: The trained videos; their positions are the run's video ids.
     """
 
-    all: VideoCollection
+    all: VideoCollection | ShardedVideos
     is_trained: np.ndarray
-    trained: VideoCollection
+    trained: VideoCollection | ShardedVideos
 
 
 def load_data(config: Any) -> RunData:
     """Loads a config's dataset, settles short videos and holds out cells."""
-    collection = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        size=config.size,
-        resize=config.resize,
-        num_frames=(config.num_frames - 1) * config.stride + 1,
-        num_identities=config.num_identities,
-        num_actions=config.num_actions,
-        skip_bad=config.skip_bad,
-        cache_dir=config.cache_dir,
-    )
+    if is_prepared(config.dataset):
+        collection = ShardedVideos.open(config.dataset)  # trained on from disk: it may not fit into memory
+        collection.require(config.size, config.resize)
+    else:
+        collection = data.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            size=config.size,
+            resize=config.resize,
+            num_frames=(config.num_frames - 1) * config.stride + 1,
+            num_identities=config.num_identities,
+            num_actions=config.num_actions,
+            skip_bad=config.skip_bad,
+            cache_dir=config.cache_dir,
+        )
     collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
@@ -59,7 +73,7 @@ def load_data(config: Any) -> RunData:
     return RunData(collection, is_trained, trained)
 
 
-def clips(collection: VideoCollection, config: Any) -> np.ndarray:
+def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:
     """uint8 (N, T, H, W, 3): the clip of each video as a run with fixed clips sees it."""
     short_clip = config.short_clip if config.short_clip != "drop" else "error"
     return collection.clips(config.num_frames, config.stride, config.clip_start, short_clip)

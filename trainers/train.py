@@ -86,7 +86,8 @@ def train(
     )
 
     def dataset_fn(start_step: int) -> tf.data.Dataset:
-        return data.make_dataset(
+        sharded = isinstance(run_data.trained, data.ShardedVideos)
+        dataset = (data.make_sharded_dataset if sharded else data.make_dataset)(
             run_data.trained,
             config.batch_size,
             config.num_frames,
@@ -96,6 +97,7 @@ def train(
             seed=config.seed,
             start_step=start_step,
         )
+        return data.distribute(dataset, config.data_service, start_step) if config.data_service else dataset
 
     loop.run(
         model,
@@ -149,6 +151,7 @@ def _shapes(variables):
 
 def dry_run(config: Any, build_model: BuildModel) -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing."""
+    from tfvidgen import data
     from trainers import runs
 
     run_data = runs.load_data(config)
@@ -156,16 +159,17 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
+    in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
     frames = config.batch_size * config.num_frames
     batch = frames * config.size * config.size * 3 * 5  # uint8 and float32
     activations = frames * activation_bytes(model, config)
-    total = state + slots + gradients + batch + activations + run_data.all.frames.nbytes
+    total = state + slots + gradients + batch + activations + in_memory
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}"]
     lines += [
-        f"memory: about {total / 2**20:.0f} MiB beside TensorFlow itself (videos {run_data.all.frames.nbytes / 2**20:.0f}, "
+        f"memory: about {total / 2**20:.0f} MiB beside TensorFlow itself (videos {in_memory / 2**20:.0f}, "
         f"weights and codes {state / 2**20:.0f}, optimizers {slots / 2**20:.0f}, gradients {gradients / 2**20:.0f}, batch "
         f"{batch / 2**20:.0f}, activations {activations / 2**20:.0f})"
     ]

@@ -1,0 +1,83 @@
+"""The course of a trainer: where the batches come from, and what the settings resolve to."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import systems
+from tfvidgen import data
+from trainers import navsynth, runs, train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The six tiny clips of `tests/systems.py` as strips, in a folder per action."""
+    from tfvidgen import visualize
+
+    root = tmp_path_factory.mktemp("strips")
+    videos = systems.collection()
+    for i, name in enumerate(videos.names):
+        (root / videos.action_names[videos.action[i]]).mkdir(exist_ok=True)
+        strip = np.concatenate(list(videos.video(i)), axis=1)
+        visualize.save_png(root / videos.action_names[videos.action[i]] / f"{name}.png", strip)
+    return root
+
+
+def config(dataset, run_dir, **changes) -> navsynth.Config:
+    tiny = {
+        **navsynth.PRESETS["smoke"],
+        "dataset": str(dataset),
+        "num_frames": systems.NUM_FRAMES,
+        "run_dir": str(run_dir),
+        "num_identities": 0,
+        "num_actions": 0,
+        "triplet_weight": 0.0,
+        "evaluate": False,
+    }
+    return navsynth.Config(**{**tiny, **changes})
+
+
+def trained_weights(settings) -> list[np.ndarray]:
+    model = train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    return [weight.numpy() for weight in model.weights]
+
+
+def test_videos_prepared_on_disk_train_the_same_weights(folder, tmp_path):
+    data.prepare_shards(folder, tmp_path / "prepared", size=systems.SIZE, num_workers=1)
+    in_memory = trained_weights(config(folder, tmp_path / "memory"))
+    from_disk = trained_weights(config(tmp_path / "prepared", tmp_path / "disk"))
+    for a, b in zip(in_memory, from_disk, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert runs.read(tmp_path / "memory")["data"]["digest"] == runs.read(tmp_path / "disk")["data"]["digest"]
+
+
+def test_a_data_service_makes_the_same_batches(folder, tmp_path):
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    worker = tf.data.experimental.service.WorkerServer(
+        tf.data.experimental.service.WorkerConfig(dispatcher_address=dispatcher.target.split("://")[1])
+    )
+    here = trained_weights(config(folder, tmp_path / "here"))
+    served = trained_weights(config(folder, tmp_path / "served", data_service=dispatcher.target))
+    del worker
+    for a, b in zip(here, served, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_prepared_folder_of_another_size_is_refused(folder, tmp_path):
+    data.prepare_shards(folder, tmp_path / "prepared", size=systems.SIZE, num_workers=1)
+    with pytest.raises(ValueError, match="16.*32|32.*16"):
+        runs.load_data(config(tmp_path / "prepared", tmp_path / "run", size=32))
+
+
+def test_precision_auto_becomes_one_that_exists():
+    assert train.resolve_precision("float32") == "float32"
+    assert train.resolve_precision("bfloat16") == "bfloat16"
+    assert train.resolve_precision("auto") in ("float32", "bfloat16")
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path):
+    settings = dataclasses.replace(config(folder, tmp_path), strategy="mirrored", batch_size=3)
+    with pytest.raises(ValueError, match="batch_size=3 cannot be divided by 2 replicas"):
+        train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
