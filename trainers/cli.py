@@ -185,7 +185,7 @@ def main(
             print(help_text(program, description, config_class, presets))
             return 0
         return run(config, other) or 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         kind = "usage" if isinstance(error, UsageError) else "error"
         print(f"{program}: {kind}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -224,7 +224,7 @@ def run(
         progress.note(
             f"stopped at step {at} by a signal; the checkpoint is written and the same command goes on from it"
         )
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(128 + stop.requested)
     return logs
 
 
@@ -254,7 +254,7 @@ class _StopRequest:
     """Turns SIGTERM and Ctrl-C into a request that the loop answers after saving."""
 
     def __init__(self):
-        self.requested = False
+        self.requested = 0  # the signal's number
         self._old: dict[int, Any] = {}
 
     def __enter__(self):
@@ -268,7 +268,7 @@ class _StopRequest:
     def _request(self, number, frame):
         if self.requested:  # asked twice: stop now
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested = number
 
     def __exit__(self, *error):
         for number, handler in self._old.items():

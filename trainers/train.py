@@ -31,7 +31,6 @@ def main(
         if not config.run_dir:
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
             config = dataclasses.replace(config, run_dir=f"runs/{system}-{name}")
-        config = dataclasses.replace(config, precision=resolve_precision(config.precision))
         if other.dry_run:
             print(dry_run(config, build_model))
             return 0
@@ -39,6 +38,16 @@ def main(
         return 0
 
     return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
+
+
+def _resolved(config: Any) -> Any:
+    """The config as it will run, or ValueError for one that would fail at the end of a long training."""
+    if config.evaluate and (config.num_frames < 2 or config.size < 11):
+        raise ValueError(
+            f"The evaluation needs at least 2 frames of 11 pixels (FCS, SSIM). Received num_frames={config.num_frames}, "
+            f"size={config.size}: raise them, or pass --noevaluate."
+        )
+    return dataclasses.replace(config, precision=resolve_precision(config.precision))
 
 
 def resolve_precision(precision: str) -> str:
@@ -67,6 +76,7 @@ def train(
     from trainers import loop, runs, samples
 
     say = report or (lambda line: print(line, flush=True))
+    config = _resolved(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -154,6 +164,7 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     from tfvidgen import data
     from trainers import runs
 
+    config = _resolved(config)
     run_data = runs.load_data(config)
     model = build_model(config, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)

@@ -81,3 +81,20 @@ def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path):
     settings = dataclasses.replace(config(folder, tmp_path), strategy="mirrored", batch_size=3)
     with pytest.raises(ValueError, match="batch_size=3 cannot be divided by 2 replicas"):
         train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+
+
+@pytest.mark.parametrize("changes", [{"size": 8}, {"num_frames": 1}])
+def test_what_cannot_be_evaluated_is_refused_before_training(folder, tmp_path, changes):
+    settings = config(folder, tmp_path / "run", evaluate=True, **changes)
+    with pytest.raises(ValueError, match="at least 2 frames of 11 pixels"):
+        train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    flags = [
+        f"--{name}={value}" for name, value in dataclasses.asdict(config(folder, tmp_path / "file" / "run")).items()
+    ]
+    assert navsynth.main(flags) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
