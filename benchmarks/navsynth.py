@@ -68,11 +68,11 @@ def paper_memory(norm: str, precision: str) -> dict[str, int]:
 
 # ---------------------------------------------------------------- the two sides, each in its own process
 class Ours:
-    def __init__(self, precision: str, norm: str):
+    def __init__(self, precision: str, norm: str, threads: int):
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(benchmarks.NUM_THREADS)
-        tf.config.threading.set_inter_op_parallelism_threads(benchmarks.NUM_THREADS)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
         import numpy as np
 
         from tfvidgen.data.clips import make_dataset
@@ -113,20 +113,20 @@ class Ours:
         count = tf.constant(STEPS_PER_CALL)
         return lambda: float(steps(self.batches, count)), STEPS_PER_CALL * BATCH * FRAMES
 
-    def matmul_rate(self) -> float:
+    def matmul_rate(self, seconds: float, clock: str) -> float:
         """Operations per second of a large matrix product in this precision."""
         tf, size = self.tf, 2048
         a, b = (tf.cast(tf.random.stateless_normal((size, size), (0, i)), self.precision) for i in range(2))
         product = tf.function(tf.matmul)
         product(a, b)
-        return 2 * size**3 / benchmarks.time_calls(lambda: product(a, b)[0, 0].numpy(), 0.5)
+        return 2 * size**3 / benchmarks.time_calls(lambda: product(a, b)[0, 0].numpy(), seconds, clock)
 
 
 class Peer:
-    def __init__(self, precision: str, norm: str):
+    def __init__(self, precision: str, norm: str, threads: int):
         import torch
 
-        torch.set_num_threads(benchmarks.NUM_THREADS)
+        torch.set_num_threads(threads)
         from benchmarks.peers import navsynth_torch
 
         self.torch, self.precision, self.source = torch, precision, navsynth_torch
@@ -149,14 +149,14 @@ class Peer:
         return call, BATCH * FRAMES
 
 
-def serve(side: str, precision: str, norm: str) -> None:
+def serve(side: str, precision: str, norm: str, clock: str) -> None:
     """Answers requests: the speed of a task, or the machine's rate of matrix products."""
-    runner = {"ours": Ours, "peer": Peer}[side](precision, norm)
+    runner = {"ours": Ours, "peer": Peer}[side](precision, norm, benchmarks.THREADS[clock])
     prepared: dict[tuple, Any] = {}
 
     def answer(task: str, seconds: float, begin: float, **options: str) -> dict[str, Any]:
         if task == "matmul":
-            return {"rate": runner.matmul_rate()}
+            return {"rate": runner.matmul_rate(seconds, clock)}
         key = (task, *sorted(options.items()))
         if key not in prepared:
             call, frames = prepared[key] = runner.prepare(task, **options)
@@ -166,7 +166,7 @@ def serve(side: str, precision: str, norm: str) -> None:
         else:
             since_start = None
         call, frames = prepared[key]
-        rate = frames / benchmarks.time_calls(call, seconds)
+        rate = frames / benchmarks.time_calls(call, seconds, clock)
         return {"rate": rate, "since_start": since_start, "peak_memory": benchmarks.peak_memory()}
 
     benchmarks.serve(answer)
@@ -174,31 +174,29 @@ def serve(side: str, precision: str, norm: str) -> None:
 
 # ---------------------------------------------------------------- the comparison
 def compare(
-    precision: str, norm: str, rounds: int, seconds: float, tasks=TASKS
+    precision: str, norm: str, clock: str, rounds: int, seconds: float
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """-> (one row for each task and pyramid of the peer, facts about memory, start and the machine's peak)."""
     sides: dict[str, benchmarks.Worker] = {}
+    first, layouts = {}, {}
+    rates: dict[tuple[str, str], list[float]] = {}
+    peaks = []
     try:
-        first = {}
         for side in ("ours", "peer"):
             # one after the other: nothing of ours shares the machine while a side starts
-            sides[side] = benchmarks.Worker("benchmarks.navsynth", side, precision, norm)
+            sides[side] = benchmarks.Worker("benchmarks.navsynth", side, precision, norm, clock)
             first[side] = sides[side].ask(task="joint", seconds=0.0)
-        layouts = {}
-        for task in tasks:
+        for task in TASKS:
             speeds = {
-                layout: max(sides["peer"].ask(task=task, seconds=0.5, layout=layout)["rate"] for _ in range(2))
+                layout: max(sides["peer"].ask(task=task, seconds=0.3, layout=layout)["rate"] for _ in range(2))
                 for layout in ("channels_first", "channels_last")
             }
             layouts[task] = max(speeds, key=speeds.get)
-        rates: dict[tuple[str, str], list[float]] = {}
-        peaks = []
         for turn in range(rounds + 1):
             measured = {}
-            for task in tasks:
-                pyramids = ("convolution",) if task == "generate" else ("convolution", "matrix")
+            for task in TASKS:
                 measured["ours", task] = sides["ours"].ask(task=task, seconds=seconds)["rate"]
-                for pyramid in pyramids:
+                for pyramid in ("convolution",) if task == "generate" else ("convolution", "matrix"):
                     answer = sides["peer"].ask(task=task, seconds=seconds, layout=layouts[task], pyramid=pyramid)
                     measured[pyramid, task] = answer["rate"]
             peak = sides["ours"].ask(task="matmul", seconds=seconds)["rate"]
@@ -210,32 +208,33 @@ def compare(
         for worker in sides.values():
             worker.close()
     rows = []
-    for task in tasks:
-        ours = rates["ours", task]
+    for pyramid, task in rates:
+        if pyramid == "ours":
+            continue
+        ours, peer = rates["ours", task], rates[pyramid, task]
+        ratios = [a / b for a, b in zip(ours, peer, strict=True)]
         flops = generator_flops() if task == "generate" else step_flops(task) / (BATCH * FRAMES)
-        for pyramid in ("convolution", "matrix"):
-            if (pyramid, task) not in rates:
-                continue
-            peer = rates[pyramid, task]
-            rows.append(
-                {
-                    "task": task,
-                    "precision": precision,
-                    "norm": norm,
-                    "peer_pyramid": None if task == "generate" else pyramid,
-                    "peer_layout": layouts[task],
-                    "ours": benchmarks.median(ours),
-                    "peer": benchmarks.median(peer),
-                    "ratio": benchmarks.median([a / b for a, b in zip(ours, peer, strict=True)]),
-                    "ratios": [a / b for a, b in zip(ours, peer, strict=True)],
-                    "ratio_of_best": max(ours) / max(peer),
-                    "generator_flops_per_frame": flops,
-                    "share_of_peak": benchmarks.median([a * flops / b for a, b in zip(ours, peaks, strict=True)]),
-                }
-            )
+        rows.append(
+            {
+                "task": task,
+                "clock": clock,
+                "threads": benchmarks.THREADS[clock],
+                "precision": precision,
+                "norm": norm,
+                "peer_pyramid": None if task == "generate" else pyramid,
+                "peer_layout": layouts[task],
+                "ours_frames_per_second": benchmarks.median(ours),
+                "peer_frames_per_second": benchmarks.median(peer),
+                "ratio": benchmarks.median(ratios),
+                "ratio_of_every_round": ratios,
+                "generator_flops_per_frame": flops,
+                "share_of_peak": benchmarks.median([a * flops / b for a, b in zip(ours, peaks, strict=True)]),
+            }
+        )
     facts = {
         "precision": precision,
         "norm": norm,
+        "clock": clock,
         "matmul_flops_per_second": benchmarks.median(peaks),
         "seconds_to_first_step": {side: answer["since_start"] for side, answer in first.items()},
         "peak_memory": {side: answer["peak_memory"] for side, answer in first.items()},
@@ -244,24 +243,27 @@ def compare(
     return rows, facts
 
 
-def run(rounds: int = 3, seconds: float = 2.0, norms=("none", "batch"), precisions=PRECISIONS) -> dict[str, Any]:
+def run(rounds: int = 3, seconds: float = 2.0, norm: str = "none", clocks=tuple(benchmarks.CLOCKS)) -> dict[str, Any]:
     """Everything, printed as one table and returned."""
-    print(f"NAVSynth, {BATCH} clips of {FRAMES}x{SIZE}x{SIZE}, frames/s on {benchmarks.NUM_THREADS} threads")
+    print(f"\nNAVSynth, {BATCH} clips of {FRAMES}x{SIZE}x{SIZE}, norm={norm}: frames a second of time on the wall (two")
+    print("threads) or of processor time (one thread); peak: the generator's share of the speed of a matrix product")
     print(
         f"generator: {generator_flops() / 1e6:.0f} MFLOP a frame forward; a step {step_flops('joint') / 1e9:.1f} GFLOP joint, "
         f"{step_flops('alternating') / 1e9:.1f} GFLOP alternating"
     )
-    print(f"{'precision':10}{'norm':7}{'task':13}{'peer':28}{'ours':>7}{'peer':>7}{'ratio':>7}{'range':>12}{'peak':>7}")
+    print(
+        f"{'clock':10}{'precision':10}{'task':12}{'peer':28}{'ours':>6}{'peer':>6}{'ratio':>7}{'range':>11}{'peak':>6}"
+    )
     rows, facts = [], []
-    for norm in norms:
-        for precision in precisions:
-            new_rows, new_facts = compare(precision, norm, rounds, seconds)
+    for clock in clocks:
+        for precision in PRECISIONS:
+            new_rows, new_facts = compare(precision, norm, clock, rounds, seconds)
             for row in new_rows:
                 peer = row["peer_layout"] + (f", {row['peer_pyramid']}" if row["peer_pyramid"] else "")
-                spread = f"{min(row['ratios']):.2f}-{max(row['ratios']):.2f}"
+                spread = f"{min(row['ratio_of_every_round']):.2f}-{max(row['ratio_of_every_round']):.2f}"
                 print(
-                    f"{precision:10}{norm:7}{row['task']:13}{peer:28}{row['ours']:7.0f}{row['peer']:7.0f}{row['ratio']:7.2f}"
-                    f"{spread:>12}{row['share_of_peak']:7.0%}"
+                    f"{clock:10}{precision:10}{row['task']:12}{peer:28}{row['ours_frames_per_second']:6.0f}"
+                    f"{row['peer_frames_per_second']:6.0f}{row['ratio']:7.2f}{spread:>11}{row['share_of_peak']:6.0%}"
                 )
             rows += new_rows
             facts.append(new_facts)
@@ -270,13 +272,11 @@ def run(rounds: int = 3, seconds: float = 2.0, norms=("none", "batch"), precisio
             print(
                 f"    first step after {start['ours']:.1f} s (peer {start['peer']:.1f} s); peak memory "
                 f"{memory['ours'] / 2**20:.0f} MiB (peer {memory['peer'] / 2**20:.0f}), {paper / 2**20:.0f} MiB on paper beside "
-                f"the library; matrix product {new_facts['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s"
+                f"the library; matrix product {new_facts['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s",
+                flush=True,
             )
     return {"rows": rows, "facts": facts}
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve(*sys.argv[2:])
-    else:
-        run()
+if __name__ == "__main__" and sys.argv[1:2] == ["--worker"]:
+    serve(*sys.argv[2:])

@@ -21,6 +21,8 @@ class Config(cli.RunConfig):
     transient_by: str = option("video", "Whose transient codes a video has.", ("video", "action"))
     static_dim: int = option(56, "Width D_s of a static code.", minimum=1)
     transient_dim: int = option(200, "Width D_t of a transient code.", minimum=1)
+    static_stddev: float = option(0.0, "Spread of the static codes at the start; 0 for 1/sqrt(static_dim).", minimum=0)
+    transient_stddev: float = option(0.0, "Spread of the transient codes at the start; 0 for 1/sqrt(dim).", minimum=0)
     motion_dim: int = option(200, "Width of a motion code, the RNN's output.", minimum=1)
     rnn_units: int = option(500, "Hidden units of the GRU.", minimum=1)
     width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
@@ -177,6 +179,8 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         latent_rule=config.latent_rule if config.train_latents else "none",
         projection=config.projection,
         rank=config.rank or None,
+        static_stddev=config.static_stddev or None,
+        transient_stddev=config.transient_stddev or None,
         seed=config.seed,
         dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
     )
