@@ -71,8 +71,8 @@ _PAPER = {
     "learning_rate": 6.25e-5,
     "batch_size": 1,
 }
-# Ours, for minutes on a CPU. Measured on sprites (docs/results.md): the mean square reaches a PSNR in half the steps of the
-# Laplacian loss, the joint update costs 3/5 of the alternating one, and weight decay lowers the error of unseen cells.
+# Ours, for minutes on a CPU: the mean square, because these runs are scored by PSNR; one joint pass, which does 3/5 of the
+# work of two stages; weight decay against memory of single cells.
 _FAST = {
     "update": "joint",
     "loss": "l2",
