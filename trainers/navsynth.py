@@ -109,7 +109,7 @@ PRESETS = {
         **_FAST,
         "dataset": "actors",
         "num_identities": 10,
-        "num_held_out_cells": 16,
+        "num_held_out_cells": 8,
         "width": 32,
         "batch_size": 4,
         "total_steps": 2000,
