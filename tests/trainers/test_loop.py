@@ -332,7 +332,7 @@ def test_a_signal_saves_and_stops_even_while_an_action_runs(straight, tmp_path, 
     handler, lines = signal.getsignal(number), []
     with pytest.raises(SystemExit) as caught:
         train(mean_colour(), tmp_path, 10, actions=[loop.Action(interrupt, 2)], report=lines.append)
-    assert caught.value.code == 143
+    assert caught.value.code == 128 + number
     assert signal.getsignal(number) is handler
     assert f"stopped at step {at}" in lines[-1]
     assert f"ckpt-{at}" in checkpoints(tmp_path)

@@ -327,7 +327,7 @@ def test_missing_labels_are_refused(actors, flag, field):
         (["--dataset=no/such/folder"], "No dataset or path 'no/such/folder'"),
         (["--num_held_out_cells=6"], "num_held_out=6"),
         (["--dataset=sprites"], "--data_dir"),
-        (["--size=8"], "16"),
+        (["--size=8"], "11 pixels"),
     ],
 )
 def test_bad_settings_are_one_message(tmp_path, flags, message):

@@ -98,6 +98,10 @@ class LatentTable(keras.layers.Layer):
         self.built = True
 
     def call(self, row_ids):
+        if keras.config.backend() == "tensorflow" and not tf.distribute.in_cross_replica_context():
+            # From the variable itself, on this replica. `ops.take` reads it as a tensor first, and after a scatter update
+            # TensorFlow answers every such read with a copy of the whole table.
+            return tf.raw_ops.ResourceGather(resource=self.rows.value.handle, indices=row_ids, dtype=tf.float32)
         return ops.take(self.rows, row_ids, axis=0)
 
     def project(self, rows):
