@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import types
 from collections.abc import Callable, Mapping
@@ -150,13 +151,9 @@ def count_parameters(model: VideoGenerator) -> str:
     from tfvidgen.layers.latent_table import LatentTable
 
     tables = [layer for layer in model.layers if isinstance(layer, LatentTable)]
-    codes = sum(int(table.rows.shape.num_elements()) for table in tables)
-    weights = sum(int(weight.shape.num_elements()) for weight in _shapes(model.trainable_variables))
+    codes = sum(math.prod(table.rows.shape) for table in tables)
+    weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
-
-
-def _shapes(variables):
-    return [variable.value for variable in variables]
 
 
 def dry_run(config: Any, build_model: BuildModel) -> str:
