@@ -145,6 +145,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
     import keras
 
     from tfvidgen.models.navsynth import NAVSynth
+    from tfvidgen.optimizers import Adam
 
     if config.clip_start == "random":
         raise ValueError(
@@ -201,7 +202,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
 
     def adam():
-        return keras.optimizers.Adam(
+        return Adam(
             rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2
         )
 

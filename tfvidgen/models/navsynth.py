@@ -28,11 +28,14 @@ import keras
 from keras import ops
 
 from tfvidgen._tensorflow import tf
+from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import num_replicas, replica_slice, step_key
+from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.optimizers import Adam
 
 STATIC_BY = ("video", "identity", "shared")  # whose static code a video has
 TRANSIENT_BY = ("video", "action")
@@ -87,13 +90,12 @@ class _ConditionalNorm(keras.layers.Layer):
     def __init__(self, conditional: bool, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.conditional = conditional
-        self.norm = keras.layers.BatchNormalization(
+        self.norm = BatchNorm(
             momentum=0.9,
             epsilon=1e-5,
             center=not conditional,
             scale=not conditional,
             gamma_initializer=keras.initializers.RandomNormal(1.0, 0.02, seed=seed),
-            synchronized=keras.config.backend() == "tensorflow",
             dtype=self.dtype_policy,
             name="norm",
         )
@@ -178,9 +180,7 @@ class FrameGenerator(keras.layers.Layer):
             16 * channels[0], use_bias=False, kernel_initializer=initializer(0), dtype=policy, name="project"
         )
         self.ups = [
-            keras.layers.Conv2DTranspose(
-                c, 4, 2, padding="same", use_bias=False, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}"
-            )
+            Doubling(c, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(channels[1:], 1)
         ]
         self.norms = [
@@ -192,16 +192,7 @@ class FrameGenerator(keras.layers.Layer):
             for i in range(stages)
         ]
         # three output channels gain nothing from low precision, and the loss wants exact pixels
-        self.to_rgb = keras.layers.Conv2DTranspose(
-            3,
-            4,
-            2,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=initializer(stages),
-            dtype="float32",
-            name="to_rgb",
-        )
+        self.to_rgb = Doubling(3, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb")
         self.channels = channels
 
     def build(self, input_shape=None):
@@ -407,8 +398,8 @@ class NAVSynth(VideoGenerator):
                 f"A triplet needs a frame more than negative_radius={negative_radius} frames away, and clips have "
                 f"{self.num_frames} frames: lower negative_radius, use longer clips, or set triplet_weight=0."
             )
-        generator_optimizer = generator_optimizer or keras.optimizers.Adam(6.25e-5)
-        rnn_optimizer = rnn_optimizer or keras.optimizers.Adam(6.25e-5)
+        generator_optimizer = generator_optimizer or Adam(6.25e-5)
+        rnn_optimizer = rnn_optimizer or Adam(6.25e-5)
         super().compile(optimizer=generator_optimizer)
         self.generator_optimizer, self.rnn_optimizer = generator_optimizer, rnn_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
