@@ -60,7 +60,7 @@ def interpolate(start: Latents, end: Latents, num_steps: int, keys: Iterable[str
             )
         if key in keys:
             weight = ops.reshape(ops.linspace(0.0, 1.0, num_steps), (-1,) + (1,) * (len(first.shape) - 1))
-            result[key] = first + weight * (end[key] - first)
+            result[key] = (1.0 - weight) * first + weight * end[key]  # exact at both ends
         else:
             result[key] = ops.repeat(first, num_steps, axis=0)
     return result

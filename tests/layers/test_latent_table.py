@@ -107,6 +107,101 @@ def test_replicas_apply_every_row_once_on_all(two_replicas):
         np.testing.assert_allclose(values.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["adam", "momentum", "sgd"])
+def test_an_update_that_is_not_kept_leaves_rows_and_slots(rule):
+    layer = table(update_rule=rule)
+    ids = tf.constant([2, 5, 2])
+    layer.update(ids, tf.ones((3, 4)), 0)
+    before = [weight.numpy() for weight in layer.weights]
+    layer.update(ids, tf.fill((3, 4), np.inf), 1, keep=tf.constant(False))
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value, err_msg=weight.path)
+    layer.update(ids, tf.ones((3, 4)), 1, keep=tf.constant(True))
+    again = table(update_rule=rule)
+    for step in range(2):
+        again.update(ids, tf.ones((3, 4)), step)
+    for kept, expected in zip(layer.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(kept.numpy(), expected.numpy(), err_msg=kept.path)
+
+
+# ---------------------------------------------------------------- rows in host memory
+RULES = ["adam", "momentum", "sgd"]
+
+
+def move_on_two_replicas(strategy, rule: str, host_memory: bool) -> LatentTable:
+    """A table after three steps of rows that both replicas share and rows that they do not."""
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.3])
+    with strategy.scope():
+        layer = table(4, (3, 2), update_rule=rule, learning_rate=rate, rank=1, host_memory=host_memory, name="codes")
+
+    @tf.function
+    def step(number):
+        def replica_step():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            ids = tf.stack([replica, 3])
+            codes = layer(ids)
+            layer.update(ids, codes * tf.cast(replica + 1, tf.float32), number)
+
+        strategy.run(replica_step)
+
+    for number in range(3):
+        step(tf.constant(number, tf.int64))
+    return layer
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_in_host_memory_move_as_rows_on_every_replica(rule, two_replicas):
+    on_host, mirrored = (move_on_two_replicas(two_replicas, rule, host_memory) for host_memory in (True, False))
+    assert [weight.path for weight in on_host.weights] == [weight.path for weight in mirrored.weights]
+    start = table(4, (3, 2), update_rule=rule, rank=1)
+    for weight, expected, first in zip(on_host.weights, mirrored.weights, start.weights, strict=True):
+        np.testing.assert_allclose(weight.numpy(), expected.numpy(), atol=1e-6, err_msg=weight.path)
+        assert np.abs(weight.numpy() - first.numpy())[[0, 1, 3]].min() > 0
+
+
+def test_there_is_one_table_in_host_memory_for_all_replicas(two_replicas):
+    with two_replicas.scope():
+        on_host, mirrored = (table(update_rule="adam", host_memory=host_memory) for host_memory in (True, False))
+    for weight in on_host.weights:
+        assert not isinstance(weight.value, tf.distribute.DistributedValues)
+        assert weight.value.device.endswith("CPU:0")
+    for weight in mirrored.weights:
+        assert len(weight.value.values) == 2
+    np.testing.assert_array_equal(on_host.rows.numpy(), mirrored.rows.numpy())
+
+
+def test_only_rows_of_the_batch_leave_host_memory():
+    """The device that trains is the second processor here; whatever touches the table itself is pinned to the host."""
+    layer = table(host_memory=True, update_rule="adam")
+    ids = tf.constant([1, 4])
+
+    @tf.function
+    def step(ids):
+        with tf.device("CPU:1"):
+            layer.update(ids, tf.sin(layer(ids)), 0)
+
+    graph = step.get_concrete_function(ids).graph
+    tables = {handle.name for handle in graph.internal_captures if handle.dtype == tf.resource}
+    assert len(tables) == 4  # rows, two moments, the count
+    touching = [op for op in graph.get_operations() if tables & {value.name for value in op.inputs}]
+    assert {op.type for op in touching} == {"ResourceGather", "ResourceScatterUpdate"}
+    assert all(op.device.endswith("CPU:0") for op in touching)
+    [work] = [op for op in graph.get_operations() if op.type == "Sin"]
+    assert work.device.endswith("CPU:1")
+    with tf.device("CPU:1"):
+        assert layer(ids).device.endswith("CPU:1")  # the codes are where they are asked for
+
+
+def test_a_table_on_the_host_equals_one_on_the_device():
+    ids = tf.constant([1, 1, 3])
+    tables = [table(host_memory=host_memory, update_rule="adam", projection="unit_ball") for host_memory in (0, 1)]
+    for step in range(3):
+        for layer in tables:
+            layer.update(ids, 1.5 * layer(ids), step)
+    for a, b in zip(*(layer.weights for layer in tables), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
 def test_rows_stay_float32_under_any_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

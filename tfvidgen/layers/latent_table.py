@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 from collections.abc import Callable, Sequence
 
 import keras
@@ -12,6 +14,18 @@ from tfvidgen._tensorflow import tf
 _SLOTS = {"adam": ("first_moment", "second_moment"), "momentum": ("velocity",), "sgd": (), "none": ()}
 PROJECTIONS = ("unit_ball", "unit_sphere", "none")
 _EPSILON = 1e-8
+_HOST = "CPU:0"
+
+
+def _create_on_host(next_creator, **arguments):
+    """Variable creator: one plain variable in host memory, also where a strategy would put a copy on every replica."""
+
+    def create():
+        with tf.device(_HOST):
+            return tf.Variable(arguments["initial_value"], trainable=False, dtype=arguments["dtype"])
+
+    with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:  # the scope of a strategy belongs to its thread
+        return outside_scope.submit(create).result()
 
 
 class LatentTable(keras.layers.Layer):
@@ -21,6 +35,14 @@ class LatentTable(keras.layers.Layer):
     those rows are read, moved and projected, so a step costs the same for a hundred rows and for a million. A row that
     comes twice in a batch moves once, by the sum of its gradients. Under a strategy the rows of all replicas are applied
     once, on every replica. Rows and slots are weights, so a checkpoint holds them.
+
+    Memory is num_rows x (1 + slots) codes in float32, on every replica: two slots for `adam` (and one count a row), one
+    for `momentum`, none for `sgd`. While the rows are drawn, another num_rows codes.
+
+    `host_memory=True` is for tables beyond one device's memory. Rows and slots then lie once in the memory of the host,
+    however many devices it drives; a step moves its batch's codes to the devices and their gradients back, and the rule
+    itself runs on the host. Every process of a multi-worker run holds a table of its own, so give it a `seed`: nothing
+    else makes their first rows equal. Tested on processors that stand for devices; not run on a GPU.
 
     Args:
         num_rows: Codes in the table.
@@ -35,6 +57,7 @@ class LatentTable(keras.layers.Layer):
         initial_stddev: Rows start as N(0, initial_stddev^2), projected.
         beta_1, beta_2: Decay rates of Adam's moments; `beta_1` is the momentum of `momentum`.
         seed: Seed of the initial rows.
+        host_memory: Keeps rows and slots in the memory of the host, see above.
 
     Call arguments:
         row_ids: int (B,), each in 0..num_rows-1.
@@ -60,6 +83,7 @@ class LatentTable(keras.layers.Layer):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         seed: int | None = None,
+        host_memory: bool = False,
         **kwargs,
     ):
         kwargs["dtype"] = "float32"  # codes stay exact under any precision policy
@@ -80,8 +104,19 @@ class LatentTable(keras.layers.Layer):
         self.num_rows, self.row_shape = int(num_rows), shape
         self.learning_rate, self.update_rule, self.projection, self.rank = learning_rate, update_rule, projection, rank
         self.initial_stddev, self.beta_1, self.beta_2, self.seed = float(initial_stddev), beta_1, beta_2, seed
+        self.host_memory = host_memory
+        if host_memory and keras.config.backend() != "tensorflow":
+            raise ValueError(
+                f"`host_memory` places variables, which needs the TensorFlow backend. The backend is {keras.config.backend()}: "
+                "leave host_memory=False."
+            )
 
     def build(self, input_shape=None):
+        with tf.variable_creator_scope(_create_on_host) if self.host_memory else contextlib.nullcontext():
+            self._add_weights()
+        self.built = True
+
+    def _add_weights(self):
         full = (self.num_rows, *self.row_shape)
         draw = keras.initializers.RandomNormal(stddev=self.initial_stddev, seed=self.seed)
         self.rows = self.add_weight(
@@ -95,9 +130,12 @@ class LatentTable(keras.layers.Layer):
             self.num_updates = self.add_weight(
                 name="num_updates", shape=(self.num_rows,), initializer="zeros", trainable=False
             )
-        self.built = True
 
     def call(self, row_ids):
+        if self.host_memory:
+            with tf.device(_HOST):
+                codes = tf.raw_ops.ResourceGather(resource=self.rows.value.handle, indices=row_ids, dtype=tf.float32)
+            return tf.identity(codes)  # on the device that asked
         if keras.config.backend() == "tensorflow" and not tf.distribute.in_cross_replica_context():
             # From the variable itself, on this replica. `ops.take` reads it as a tensor first, and after a scatter update
             # TensorFlow answers every such read with a copy of the whole table.
@@ -117,50 +155,59 @@ class LatentTable(keras.layers.Layer):
             return rows / ops.maximum(norm, 1.0)
         return rows / ops.maximum(norm, _EPSILON)
 
-    def update(self, row_ids, gradients, step):
+    def update(self, row_ids, gradients, step, keep=None):
         """Moves this replica's rows along their gradients, once, on every replica. Call it in replica context.
 
         Args:
             row_ids: int (B,), the rows that were gathered.
             gradients: (B, *shape), of a loss that is already divided by the number of replicas.
             step: Scalar, the training step; only a learning rate schedule reads it.
+            keep: Scalar bool, the same on all replicas: False leaves rows and slots as they were. None for True.
         """
         if self.update_rule == "none":
             return
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
             row_ids, gradients = replica.all_gather(row_ids, axis=0), replica.all_gather(gradients, axis=0)
-        replica.merge_call(self._update_everywhere, args=(row_ids, gradients, step))
+        replica.merge_call(self._update_everywhere, args=(row_ids, gradients, step, keep))
 
-    def _update_everywhere(self, strategy, row_ids, gradients, step):
-        rate = self.learning_rate(step) if isinstance(self.learning_rate, Callable) else self.learning_rate
+    def _update_everywhere(self, strategy, row_ids, gradients, step, keep):
+        slots = [slot.value for slot in self.slots]
         counts = [self.num_updates.value] if self.update_rule == "adam" else []
-
-        def apply(rows, slots, counts, row_ids, gradients, rate):
-            ids, position = tf.unique(row_ids)
-            gradient = tf.math.unsorted_segment_sum(gradients, position, tf.size(ids))
-            row, old_slots = tf.gather(rows, ids), [tf.gather(slot, ids) for slot in slots]
-            if self.update_rule == "adam":
-                count = tf.gather(counts[0], ids) + 1.0
-                counts[0].scatter_update(tf.IndexedSlices(count, ids))
-                t = tf.reshape(count, [-1] + [1] * len(self.row_shape))
-                first = self.beta_1 * old_slots[0] + (1 - self.beta_1) * gradient
-                second = self.beta_2 * old_slots[1] + (1 - self.beta_2) * tf.square(gradient)
-                new_slots = [first, second]
-                move = (first / (1 - self.beta_1**t)) / (tf.sqrt(second / (1 - self.beta_2**t)) + _EPSILON)
-            elif self.update_rule == "momentum":
-                move = self.beta_1 * old_slots[0] + gradient
-                new_slots = [move]
-            else:
-                move, new_slots = gradient, []
-            rows.scatter_update(tf.IndexedSlices(self.project(row - tf.cast(rate, row.dtype) * move), ids))
-            for slot, value in zip(slots, new_slots, strict=True):
-                slot.scatter_update(tf.IndexedSlices(value, ids))
-
+        if self.host_memory:  # one table for all replicas, which agree on rows and gradients
+            first = [strategy.experimental_local_results(value)[0] for value in (row_ids, gradients, step)]
+            keep = None if keep is None else strategy.experimental_local_results(keep)[0]
+            with tf.device(_HOST):
+                self._move(self.rows.value, slots, counts, *first, keep)
+            return
         # one variable leads `extended.update`; its siblings live on the same devices
-        strategy.extended.update(
-            self.rows.value,
-            apply,
-            args=([slot.value for slot in self.slots], counts, row_ids, gradients, rate),
-            group=True,
-        )
+        arguments = (slots, counts, row_ids, gradients, step, keep)
+        strategy.extended.update(self.rows.value, self._move, args=arguments, group=True)
+
+    def _move(self, rows, slots, counts, row_ids, gradients, step, keep):
+        """Applies the rule to one copy of the table."""
+        rate = self.learning_rate(step) if isinstance(self.learning_rate, Callable) else self.learning_rate
+        ids, position = tf.unique(row_ids)
+        gradient = tf.math.unsorted_segment_sum(gradients, position, tf.size(ids))
+        row, old_slots = tf.gather(rows, ids), [tf.gather(slot, ids) for slot in slots]
+
+        def write(variable, new, old):
+            value = new if keep is None else tf.where(keep, new, old)
+            variable.scatter_update(tf.IndexedSlices(value, ids))
+
+        if self.update_rule == "adam":
+            old_count = tf.gather(counts[0], ids)
+            write(counts[0], old_count + 1.0, old_count)
+            t = tf.reshape(old_count + 1.0, [-1] + [1] * len(self.row_shape))
+            first = self.beta_1 * old_slots[0] + (1 - self.beta_1) * gradient
+            second = self.beta_2 * old_slots[1] + (1 - self.beta_2) * tf.square(gradient)
+            new_slots = [first, second]
+            move = (first / (1 - self.beta_1**t)) / (tf.sqrt(second / (1 - self.beta_2**t)) + _EPSILON)
+        elif self.update_rule == "momentum":
+            move = self.beta_1 * old_slots[0] + gradient
+            new_slots = [move]
+        else:
+            move, new_slots = gradient, []
+        write(rows, self.project(row - tf.cast(rate, row.dtype) * move), row)
+        for slot, new, old in zip(slots, new_slots, old_slots, strict=True):
+            write(slot, new, old)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.optimizers import LossScaler
 
 
 class LatentSpec(NamedTuple):
@@ -30,7 +34,54 @@ class VideoGenerator(keras.Model):
 
     A latent dict maps names to tensors with the videos first, e.g. `{"static": (B, Ds), "transient": (B, T, Dt)}`.
     `decode` is the one door: exchange takes some keys from another dict, interpolation blends a key.
+
+    `train_step` takes its gradients through a `tfvidgen.optimizers.StepGuard`. A model whose policy is `mixed_float16` has
+    a `loss_scaler`; otherwise that is None and the guard does nothing.
     """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._mean_reconstruction_loss = keras.metrics.Mean(name="mean_reconstruction_loss")
+        self.loss_scaler = None
+        if self.compute_dtype == "float16":
+            with keras.name_scope(self.name):
+                self.loss_scaler = LossScaler(name="loss_scaler")
+
+    def compile(self, optimizer=None, **kwargs):
+        """Keras's `compile` without its own loss scaling and without XLA; systems call it from theirs.
+
+        Keras would scale the loss for the one optimizer it is given, and on a GPU compile the step with XLA, which
+        refuses steps that synchronise replicas and lets batch norm statistics drift apart.
+        """
+        super().compile(**{"optimizer": optimizer, "jit_compile": False, "auto_scale_loss": False, **kwargs})
+
+    def fit(self, *args, **kwargs):
+        """Keras's `fit` with this system's `train_step`, on one device or under `MirroredStrategy`.
+
+        Epochs, callbacks, history and `validation_data` are Keras's. What it logs is the last step of an epoch; for
+        `validation_data` it is the mean over its batches (see `test_step`). Datasets of `tfvidgen.data` never end, so give
+        `steps_per_epoch` and `validation_steps`.
+
+        Raises:
+            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.loop.run` trains there.
+        """
+        self._refuse_many_workers("fit")
+        return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Keras's `evaluate` with this system's `test_step`. Raises ValueError as `fit` does."""
+        self._refuse_many_workers("evaluate")
+        return super().evaluate(*args, **kwargs)
+
+    def _refuse_many_workers(self, method: str) -> None:
+        strategy = self.distribute_strategy
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            system = type(self).__module__.rpartition(".")[2]
+            raise ValueError(
+                f"`{method}` of Keras works on one device and under MirroredStrategy. Received a "
+                f"MultiWorkerMirroredStrategy: use `trainers.loop.run(model, dataset_fn, run_dir, total_steps, strategy)` or "
+                f"`python -m trainers.{system}`, which train with the same `train_step` on any number of workers."
+            )
 
     @property
     def latent_spec(self) -> dict[str, LatentSpec]:
@@ -67,3 +118,29 @@ class VideoGenerator(keras.Model):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the paper's algorithm on a batch; returns scalars by name. Runs in replica context."""
         raise NotImplementedError
+
+    def reconstruction_losses(self, batch: dict[str, Any]):
+        """How far the model's own videos are from those of a batch, (B,). Changes nothing.
+
+        Here the mean square in [-1, 1] of `decode(encode(video))` or, where codes are learned per video, of
+        `decode(lookup(video_id))`: the batch then holds videos of the training set. A system may have another measure.
+
+        Raises:
+            ValueError: If the system neither encodes videos nor learns a code for each.
+        """
+        video = ops.cast(batch["video"], "float32") / 127.5 - 1.0
+        if type(self).encode is not VideoGenerator.encode:
+            latents = self.encode(video)
+        elif type(self).lookup is not VideoGenerator.lookup:
+            latents = self.lookup(batch["video_id"])
+        else:
+            raise ValueError(
+                f"{type(self).__name__} makes new videos only, so there is nothing to compare a video with: leave out "
+                "`validation_data`, and measure what it makes with `python -m trainers.evaluate`."
+            )
+        return ops.mean(ops.square(self.decode(latents) - video), axis=(1, 2, 3, 4))
+
+    def test_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The mean of `reconstruction_losses` over the batches so far, for `evaluate` and `validation_data`."""
+        self._mean_reconstruction_loss.update_state(self.reconstruction_losses(batch))
+        return {"reconstruction_loss": self._mean_reconstruction_loss.result()}

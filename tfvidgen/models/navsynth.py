@@ -35,7 +35,7 @@ from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam
+from tfvidgen.optimizers import Adam, StepGuard
 
 STATIC_BY = ("video", "identity", "shared")  # whose static code a video has
 TRANSIENT_BY = ("video", "action")
@@ -252,6 +252,7 @@ class NAVSynth(VideoGenerator):
         rank: rho of Eq. 7 for interpolation, or None.
         static_stddev, transient_stddev: The "two different Gaussians" codes start from. None for 1/sqrt(dim), whose
             draws have a norm of about one.
+        host_memory: Keeps the codes in the memory of the host, for tables beyond one device's; see `LatentTable`.
         seed: Decides initial weights and codes, and every draw of a step.
     """
 
@@ -278,6 +279,7 @@ class NAVSynth(VideoGenerator):
         rank: int | None = None,
         static_stddev: float | None = None,
         transient_stddev: float | None = None,
+        host_memory: bool = False,
         seed: int = 0,
         **kwargs,
     ):
@@ -294,13 +296,14 @@ class NAVSynth(VideoGenerator):
         )
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.use_static, self.conditional = use_static, conditioning != "none"
+        self.static_by, self.transient_by = static_by, transient_by
         self.static_of_video = {"video": list(range(num_videos)), "identity": identity, "shared": [0] * num_videos}[
             static_by
         ]
         self.transient_of_video = {"video": list(range(num_videos)), "action": action}[transient_by]
         self.label_of_video = action if self.conditional else None
         self._label_of_transient = list(range(max(action) + 1)) if transient_by == "action" else action
-        rows = {"update_rule": latent_rule, "projection": projection}
+        rows = {"update_rule": latent_rule, "projection": projection, "host_memory": host_memory}
         self.static = LatentTable(
             max(self.static_of_video) + 1,
             (static_dim,),
@@ -549,6 +552,20 @@ class NAVSynth(VideoGenerator):
             return per_frame_loss("laplacian", generated, real) + self.l2_weight * square
         return per_frame_loss(self.frame_loss_kind, generated, real)
 
+    def reconstruction_losses(self, batch):
+        """The mean over frames of the trained loss l for every video of a batch, (B,). Changes nothing.
+
+        Codes are those of the training set: by `video_id`, or, where static codes belong to identities and transient ones
+        to actions, by the batch's `identity` and `action`. So cells that were held out of training can be measured too.
+        """
+        real = ops.cast(batch["video"], "float32") / 127.5 - 1.0
+        by_cell = self.static_by == "identity" and self.transient_by == "action"
+        if by_cell and "identity" in batch and "action" in batch:
+            latents = self.exchange(batch["identity"], batch["action"])
+        else:
+            latents = self.lookup(batch["video_id"])
+        return ops.mean(self._frame_losses(self.decode(latents), real), axis=1)
+
     def _objective(self, latents, real, frame, with_triplet):
         """Eq. 6 and its terms. `frame` (B,) is the random frame k of the static loss."""
         motion = self.motion_codes(latents)
@@ -583,6 +600,7 @@ class NAVSynth(VideoGenerator):
             labels["label"] = tf.gather(tf.constant(self.label_of_video), batch["video_id"])
         generator_weights = [v.value for v in self.generator.trainable_variables]
         rnn_weights = [v.value for v in self.rnn.trainable_variables]
+        guard = StepGuard(self)
 
         if self.update == "alternating":
             # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta)
@@ -590,7 +608,8 @@ class NAVSynth(VideoGenerator):
                 tape.watch(generator_weights)
                 total, _ = self._objective({**codes, **labels}, real, frame, with_triplet=False)
                 total = total / num_replicas()
-            self.generator_optimizer.apply(tape.gradient(total, generator_weights), self.generator.trainable_variables)
+            generator_gradients = guard.gradient(tape, total, generator_weights)
+            self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
 
         # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; jointly with gamma where asked
         joint = self.update == "joint"
@@ -598,12 +617,12 @@ class NAVSynth(VideoGenerator):
             tape.watch([codes, rnn_weights, generator_weights if joint else []])
             total, losses = self._objective({**codes, **labels}, real, frame, with_triplet=True)
             total = total / num_replicas()
-        code_gradients, rnn_gradients, generator_gradients = tape.gradient(
-            total, [codes, rnn_weights, generator_weights if joint else []]
+        code_gradients, rnn_gradients, generator_gradients = guard.gradient(
+            tape, total, [codes, rnn_weights, generator_weights if joint else []]
         )
         if joint:
             self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
         self.rnn_optimizer.apply(rnn_gradients, self.rnn.trainable_variables)
         for name, ids in rows.items():
-            getattr(self, name).update(ids, code_gradients[name], step)  # projects too (Sec. 3.3)
-        return losses
+            guard.update(getattr(self, name), ids, code_gradients[name], step)  # projects too (Sec. 3.3)
+        return guard.finish(losses)
