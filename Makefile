@@ -16,7 +16,7 @@ demo: $(READY)  ## Train a small model on clips made on the spot and show what i
 	$(RUN) -m trainers.demo
 
 test: $(READY)  ## Run the tests
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(READY)  ## Check style and formatting
 	$(VENV)/bin/ruff check .

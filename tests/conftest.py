@@ -32,3 +32,16 @@ def pytest_configure(config):
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def pytest_collection_modifyitems(items):
+    """What must stay on one process: a file, or a system's contracts, which share a straight run. Longest first."""
+
+    def is_contract(item):
+        return item.path.parent.name == "conformance"
+
+    for item in items:
+        system = item.callspec.params.get("system") if hasattr(item, "callspec") else None
+        name = f"contracts of {system.name}" if is_contract(item) and system is not None else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: not is_contract(item))

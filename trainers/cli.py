@@ -43,6 +43,11 @@ class RunConfig:
     num_held_out_cells: int = option(0, "Hold out that many random identity x action cells.", minimum=0)
     trained_per_identity: int = option(0, "Train that many random actions of each identity; 0 for all.", minimum=0)
     split_seed: int = option(0, "Decides which cells are held out.")
+    mirror: str = option(
+        "none",
+        "Trains the mirror image of each clip too, as own_action: an action of its own, or as the same_action.",
+        ("none", "own_action", "same_action"),
+    )
     run_dir: str = option("", "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.")
     total_steps: int = option(1000, "Training steps.", minimum=1)
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
@@ -53,12 +58,31 @@ class RunConfig:
     precision: str = option(
         "float32",
         "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32.",
-        ("auto", "float32", "bfloat16"),
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    tensorboard: bool = option(True, "Write curves and playing clips for TensorBoard.")
+    xla: bool = option(False, "Compile the step with XLA; one device only, and not for 3-D convolutions on a CPU.")
+    ema_decay: float = option(
+        0.0,
+        "Draw, measure and export a running average of the weights with this decay, e.g. 0.999; 0 for not.",
+        minimum=0,
     )
     strategy: str = option(
-        "auto", "Devices: auto (all GPUs there are), none (one device), mirrored.", ("auto", "none", "mirrored")
+        "auto",
+        "Devices: auto (multiworker if TF_CONFIG names several workers, else all GPUs there are), none (one device), "
+        "mirrored (all of this machine), multiworker (those of TF_CONFIG).",
+        ("auto", "none", "mirrored", "multiworker"),
     )
-    resume: bool = option(True, "Go on from the run folder's last checkpoint.")
+    devices: str = option("", "Take only these devices of this machine, e.g. GPU:0,GPU:1; empty for all.")
+    resume: str = option(
+        "auto",
+        "auto: go on from the run folder's last checkpoint, if any; never: refuse a folder that has one; must: refuse one "
+        "that has none.",
+        ("auto", "never", "must"),
+    )
+    max_bad_steps: int = option(
+        0, "Pass over up to that many steps whose losses or weights are not finite; 0 stops at the first.", minimum=0
+    )
     deterministic: bool = option(False, "Bit-for-bit repeatable operations; slower.")
     evaluate: bool = option(True, "Evaluate when training ends.")
 

@@ -1,12 +1,21 @@
-"""Measures a run: reconstruction, frame consistency, and the exchange on cells that were never trained."""
+"""Measures a run, or a folder of generated videos against a folder of real ones.
+
+A run: reconstruction, frame consistency, the exchange on cells that were never trained, and every metric asked for by name.
+Two folders: the metrics asked for; no model is needed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import pathlib
+import shutil
+import tempfile
 import time
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +24,19 @@ from trainers import cli
 from trainers.cli import option
 
 if TYPE_CHECKING:
+    from tfvidgen.metrics.families import Networks
+    from tfvidgen.metrics.protocols import Result
+    from tfvidgen.metrics.sampling import VideoClips
     from tfvidgen.models.base import VideoGenerator
     from trainers.runs import RunData
 
 MAX_BOARD_IDENTITIES = 10
 NUM_NEW_VIDEOS = 64
+MAX_REAL_VIDEOS = 256  # beside a system that learned no code of them
+RECORDS = "evaluation.jsonl"
+DEFAULT_METRICS = f"fcs{NUM_NEW_VIDEOS},acd{NUM_NEW_VIDEOS},motion{NUM_NEW_VIDEOS},duplicates{NUM_NEW_VIDEOS}"
+WEIGHTS = ("i3d", "i3d_network", "resnext101", "r3d18", "r3d50", "c3d", "c3d_mean", "vgg16", "lpips")
+_MAX_JUDGED_NUMBERS = 2 * 10**9  # pixels compared for the exchange accuracy: a few seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +44,55 @@ class Config:
     """Settings of an evaluation."""
 
     run_dir: str = option("", "The run to measure.")
+    generated: str = option("", "Instead of a run: folder or file of generated videos.")
+    real: str = option("", "Folder, file or name of the real videos; empty for the data of the run.")
+    metrics: str = option(
+        "",
+        "Names with commas between them, such as fvd2048_16f,mcs,fcs,prdc: what is left out of a name is filled in; --metrics=list "
+        f"shows all. Empty for {DEFAULT_METRICS}, which need no weights.",
+    )
+    features: str = option(
+        "pretrained",
+        "What fvd, kvd, prdc, nearest run on: pretrained (I3D, see --weights), or judge, a small network trained here on the real "
+        "labelled clips; its metrics are named judge_....",
+        ("pretrained", "judge"),
+    )
+    weights: str = option("", f"Files of pretrained networks, e.g. i3d=PATH,vgg16=PATH. Names: {', '.join(WEIGHTS)}.")
+    split: str = option("trained", "Which real videos of a run.", ("trained", "held_out", "all"))
+    clip_start: str = option(
+        "",
+        "Where a clip of a real video begins; empty for as the run was trained, or random.",
+        ("", "first", "centre", "random"),
+    )
+    short_clip: str = option(
+        "",
+        "What to do with clips shorter than a metric's; empty for error, or for real videos as the run was trained.",
+        ("", "error", "loop", "hold"),
+    )
+    size: int = option(0, "Bring frames of folders to this height and width, in pixels; 0 leaves them.", minimum=0)
+    resize: str = option(
+        "centre_crop", "How a frame of another shape is made square for --size.", ("centre_crop", "squash")
+    )
+    allow_duplicates: bool = option(False, "Measure generated videos of which some are equal.")
+    skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
+    judge_labels: str = option("action", "Which labels a judge is trained on.", ("action", "identity", "cell"))
+    judge_steps: int = option(300, "Training steps of a judge, and of the classifiers of S3.", minimum=1)
+    out: str = option(
+        "",
+        f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation beside the generated videos.",
+    )
+    cache_dir: str = option(
+        "", "Where features of real clips and judges are kept; empty for ~/.cache/tfvidgen, none for nowhere."
+    )
     data_dir: str = option("", "Folder of the named datasets, where it has moved since.")
-    seed: int = option(0, "Decides which new videos are drawn.")
+    seed: int = option(0, "Decides which new videos are drawn, and which real clips.")
+    raw_weights: bool = option(False, "Measure the weights of the last step even where the run kept their average.")
+    strategy: str = option(
+        "none", "Devices for feature networks: none (one device), mirrored (all of this machine).", ("none", "mirrored")
+    )
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
 
 
 def evaluate_run(
@@ -39,19 +103,32 @@ def evaluate_run(
     seed: int = 0,
     data_dir: str = "",
     report: Callable[[str], None] | None = None,
+    settings: Config | None = None,
 ) -> dict[str, Any]:
-    """Measures a run on its own data, writes `evaluation.json` and the board, and returns the results.
+    """Measures a run on its own data, writes `evaluation.json`, `evaluation.jsonl` and the board, and returns the results.
 
     PSNR and SSIM compare uint8 frames at the run's size and are means over frames; FCS is the mean SSIM of frames 2..L
     with frame 1.
+
+    Args:
+        run_dir: The run folder.
+        run_data: From `runs.load_data`; None loads it.
+        model: Built, with the weights to measure; None loads it.
+        step: Of the model's weights.
+        seed: Decides which new videos are drawn.
+        data_dir: Folder of the named datasets, where it has moved.
+        report: Gets each line for the reader; None prints.
+        settings: Which metrics to measure and how; of it, `run_dir`, `seed` and `data_dir` are not read.
     """
     from tfvidgen import visualize
     from tfvidgen.data.video_io import write_gif
-    from tfvidgen.metrics.image import frame_consistency_score
+    from tfvidgen.metrics.consistency import frame_consistency_score
     from trainers import runs, samples
 
     say = report or print
     run_dir = pathlib.Path(run_dir)
+    settings = dataclasses.replace(settings or Config(), seed=seed)
+    protocols = _protocols(settings)
     begin = time.monotonic()
     config = runs.read_config(run_dir, **({"data_dir": data_dir} if data_dir else {}))
     if run_data is None:
@@ -60,8 +137,10 @@ def evaluate_run(
             raise ValueError(
                 f"The data of {run_dir} has changed since it was trained: its SHA-256 is another. Restore it."
             )
+    measurer = RunMeasurer(run_dir, run_data, config, settings)
+    measurer.prepare(protocols)  # missing weights should be known before the work begins
     if model is None:
-        model, step = runs.load_model(run_dir)
+        model, step = runs.load_model(run_dir, **({"raw_weights": True} if settings.raw_weights else {}))
 
     new = visualize.to_uint8(
         np.concatenate([np.asarray(model.generate(16, seed=seed * 1000 + i)) for i in range(NUM_NEW_VIDEOS // 16)])
@@ -71,7 +150,10 @@ def evaluate_run(
     }
     tables = [("new videos", results["new_videos"])]
     if config.clip_start != "random":
-        truth = runs.clips(run_data.trained, config)
+        compared = run_data.originals
+        if not (samples.has_lookup(model) or _can_exchange(model, config)):  # then the set may be large
+            compared = compared.subset(np.arange(min(len(compared), MAX_REAL_VIDEOS)))
+        truth = runs.clips(compared, config)
         results["real_videos"] = {"num_videos": len(truth), "fcs": float(frame_consistency_score(truth).mean())}
         tables.append(("real videos", results["real_videos"]))
         if samples.has_lookup(model):
@@ -105,13 +187,24 @@ def evaluate_run(
     write_gif(run_dir / "new.gif", visualize.grid_video(new[:16]), run_data.all.fps)
     for line in _table(tables):
         say(line)
-    say(f"evaluated in {results['seconds']} s: {run_dir / 'evaluation.json'}")
+    if "exchange_accuracy" in results:
+        shares = results["exchange_accuracy"]
+        say(
+            f"exchange accuracy on {shares['num_videos']} held out cells: both {shares['both']:.3f}, identity "
+            f"{shares['identity']:.3f}, action {shares['action']:.3f}"
+        )
+    if len(run_data.originals) < 2 and not settings.metrics:
+        say("one video is trained: nothing to compare sets of clips with")
+    else:
+        measurer.measure(protocols, model, step, report=say)
+    say(f"evaluated in {time.monotonic() - begin:.1f} s: {run_dir / 'evaluation.json'}")
     return results
 
 
 def _scores(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    from tfvidgen.metrics.consistency import frame_consistency_score
     from tfvidgen.metrics.exchange import mean_psnr
-    from tfvidgen.metrics.image import frame_consistency_score, ssim
+    from tfvidgen.metrics.image import ssim
 
     return {
         "num_videos": len(truth),
@@ -122,7 +215,8 @@ def _scores(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
 
 
 def _can_exchange(model: VideoGenerator, config: Any) -> bool:
-    return hasattr(model, "exchange") and (config.static_by, config.transient_by) == ("identity", "action")
+    codes = tuple(getattr(config, field, None) for field in ("static_by", "transient_by"))
+    return hasattr(model, "exchange") and codes == ("identity", "action")
 
 
 def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, run_dir) -> None:
@@ -141,14 +235,16 @@ def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, 
     held_out = np.argwhere(marks == HELD_OUT)
     if len(held_out):
         truth = runs.clips(videos.subset(cells[tuple(held_out.T)]), config)
-        mean_frame = mean_frame_baseline(trained_clips, trained.identity, held_out[:, 0], truth.shape[1:])
+        mean_frame = mean_frame_baseline(trained_clips, run_data.originals.identity, held_out[:, 0], truth.shape[1:])
         for name, prediction in (
             ("held_out_cells", made[tuple(held_out.T)]),
             ("held_out_identity_mean_frame", mean_frame),
-            ("held_out_nearest_trained_clip", nearest_clip_baseline(trained_clips, truth)),
+            ("held_out_nearest_trained_clip", nearest_clip_baseline(runs.clips(trained, config), truth)),
         ):
             results[name] = _scores(truth, prediction)
             tables.append((name.replace("_", " "), results[name]))
+        if not (marks == ABSENT).any():
+            results["exchange_accuracy"] = _exchange_accuracy(made, held_out, runs.clips(videos, config), videos)
     results["cells"] = {mark: int((marks == mark).sum()) for mark in ("trained", HELD_OUT, ABSENT)}
 
     shown = slice(0, MAX_BOARD_IDENTITIES)
@@ -171,6 +267,16 @@ def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, 
         visualize.save_png(run_dir / "held_out.png", visualize.contact_sheet(rows, row_labels=labels))
 
 
+def _exchange_accuracy(made: np.ndarray, held_out: np.ndarray, truth: np.ndarray, videos: Any) -> dict[str, Any]:
+    """How often the exchange of a held-out cell is nearer to the true clip of that cell than to any other cell's."""
+    from tfvidgen.metrics.disentanglement import exchange_accuracy, nearest_cell
+
+    count = min(len(held_out), max(16, _MAX_JUDGED_NUMBERS // truth.size))
+    judged = held_out[np.linspace(0, len(held_out) - 1, count).round().astype(int)]
+    predicted = nearest_cell(made[tuple(judged.T)], truth, videos.identity, videos.action)
+    return dataclasses.asdict(exchange_accuracy(*predicted, judged[:, 0], judged[:, 1]))
+
+
 def _table(rows: list[tuple[str, dict[str, float]]]) -> list[str]:
     columns = ("num_videos", "psnr", "ssim", "fcs")
     lines = [f"{'':32}" + "".join(f"{column:>12}" for column in columns)]
@@ -181,10 +287,404 @@ def _table(rows: list[tuple[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
+# ---- metrics by name ------------------------------------------------------------------------------------------------
+
+
+class RunMeasurer:
+    """Measures models of one run against its data; networks, judge and features of real clips are made once.
+
+    Args:
+        run_dir: The run folder.
+        run_data: Of the run.
+        config: Of the run.
+        settings: Which real videos, networks and folders.
+    """
+
+    def __init__(self, run_dir: str | pathlib.Path, run_data: RunData, config: Any, settings: Config):
+        self._settings, self._config = settings, config
+        self._run_dir = pathlib.Path(run_dir)
+        self._out = pathlib.Path(settings.out or run_dir)
+        self._held_out = None
+        if settings.real:
+            self._real = _folder(settings.real, settings, config.size)
+        else:
+            self._real = _run_clips(run_data, config, settings, settings.split)
+            unseen = not run_data.is_trained.all() and run_data.images is None  # loose images are frames of the others
+            if settings.split == "trained" and unseen:
+                self._held_out = _run_clips(run_data, config, settings, "held_out")
+        self._networks = _networks(settings, self._real)
+
+    def prepare(self, protocols: list) -> None:
+        """Makes the networks of the metrics, but no judge. Raises ValueError if weights are missing."""
+        for protocol in protocols:
+            for name in protocol.networks:
+                if name != "judge":
+                    self._networks.get(name, protocol.frames or self._config.num_frames, protocol.stride)
+
+    def measure(
+        self,
+        protocols: list,
+        model: VideoGenerator,
+        step: int | None,
+        report: Callable[[str], None] = lambda line: None,
+        **facts: Any,
+    ) -> list[Result]:
+        """Measures a model, says the results as a table, and appends a line for each to `evaluation.jsonl`."""
+        from tfvidgen.metrics.sampling import ModelClips
+        from trainers import runs
+
+        averaged = getattr(self._config, "ema_decay", 0) > 0 and not self._settings.raw_weights
+        origin = {
+            "run": str(self._run_dir),
+            "system": runs.read(self._run_dir)["system"],
+            "step": step,
+            "weights": "average" if averaged else "last step",
+            "frame_stride": self._config.stride,
+        }
+        generated = ModelClips(model, self._settings.seed, self._settings.short_clip or "error", origin)
+        return _measure(
+            protocols,
+            generated,
+            self._real,
+            self._networks,
+            self._settings,
+            self._out,
+            report,
+            {"step": step, **facts},
+            held_out=self._held_out,
+            default_frames=self._config.num_frames,
+        )
+
+
+def _measure(protocols, generated, real, networks, settings, out, report, facts, **options) -> list[Result]:
+    from tfvidgen.metrics import protocols as metrics
+
+    results = metrics.evaluate(
+        protocols,
+        generated,
+        real,
+        networks,
+        cache_dir=_cache_dir(settings),
+        sheet_dir=out,
+        seed=settings.seed,
+        # at once: hours of another metric should not be lost to a later one's error
+        on_result=lambda result: metrics.append_records(out / RECORDS, [{**result.record(), **facts}]),
+        **options,
+    )
+    for line in metrics.table(results):
+        report(line)
+    return results
+
+
+def _protocols(settings: Config) -> list:
+    from tfvidgen.metrics import protocols as metrics
+
+    try:
+        return metrics.parse_all(settings.metrics or DEFAULT_METRICS, settings.features)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from None
+
+
+def _cache_dir(settings: Config) -> pathlib.Path | None:
+    if settings.cache_dir == "none":
+        return None
+    return pathlib.Path(settings.cache_dir or "~/.cache/tfvidgen").expanduser()
+
+
+def parse_weights(text: str) -> dict[str, str]:
+    """`i3d=PATH,vgg16=PATH` -> files by network. Raises UsageError for another form or name."""
+    weights = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, path = part.partition("=")
+        if not separator or name not in WEIGHTS:
+            raise cli.UsageError(
+                f"--weights takes NAME=PATH with commas between them, NAME one of {', '.join(WEIGHTS)}. Received {part!r}."
+                f"{cli.suggest(name, WEIGHTS)}"
+            )
+        weights[name] = path
+    return weights
+
+
+def _networks(settings: Config, real: VideoClips) -> Networks:
+    from tfvidgen.metrics.families import Networks
+
+    def judge(num_frames: int, stride: int):
+        from tfvidgen.data.collection import VideoCollection
+        from tfvidgen.features.judge import train_judge
+
+        cache_dir = _cache_dir(settings)
+        videos = real.videos if isinstance(real.videos, VideoCollection) else real.videos.collection()
+        return train_judge(
+            videos,
+            settings.judge_labels,
+            cache_dir=None if cache_dir is None else cache_dir / "judges",
+            num_frames=num_frames,
+            stride=stride * real.origin["stride"],
+            steps=settings.judge_steps,
+        )
+
+    scope = contextlib.nullcontext
+    if settings.strategy == "mirrored":
+        from trainers import cluster
+
+        scope = cluster.make_strategy("mirrored", "").scope
+    return Networks(
+        parse_weights(settings.weights),
+        judge,
+        classifier={"steps": settings.judge_steps},
+        scope=scope,
+        hint="On the command line: --weights={name}=PATH; or --features=judge, which trains a small network on the real "
+        "labelled clips and says so in the name.",
+    )
+
+
+def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> VideoClips:
+    """The real clips of a run."""
+    from tfvidgen import data
+    from tfvidgen.data.named import NAMED
+    from tfvidgen.metrics.sampling import NO_CODEC, VideoClips, folder_codecs
+
+    videos = run_data.originals
+    if split == "all":
+        videos = run_data.all
+    elif split == "held_out":
+        if run_data.is_trained.all():
+            raise ValueError("--split=held_out: this run held no videos out. Use --split=trained.")
+        videos = run_data.all.subset(~run_data.is_trained)
+    codecs = {"codec": NO_CODEC}
+    if isinstance(videos, data.ShardedVideos):
+        codecs = {"codec": "unknown (prepared)"}
+    elif config.dataset not in NAMED:
+        codecs = folder_codecs(config.dataset, videos.names)
+    return VideoClips(
+        videos,
+        settings.seed,
+        settings.clip_start or config.clip_start,
+        config.stride,
+        settings.short_clip or (config.short_clip if config.short_clip != "drop" else "error"),
+        {"split": split, "resize": config.resize, "mirror": config.mirror, **codecs},
+    )
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def _folder(path: str, settings: Config, size: int = 0, generated: bool = False) -> VideoClips:
+    """Clips of a folder, decoded onto disk and mapped from there, so that memory does not grow with their number.
+
+    The decoded frames are removed when the clips are no longer used, unless there is a folder to keep them in.
+    """
+    from tfvidgen import data
+    from tfvidgen.data.named import NAMED
+    from tfvidgen.data.shards import is_prepared
+    from tfvidgen.data.sources import load_videos
+    from tfvidgen.metrics.sampling import NO_CODEC, VideoClips, folder_codecs
+
+    size = settings.size or size
+    scratch = None
+    if path in NAMED and not pathlib.Path(path).exists():
+        videos, codecs = data.load(path, data_dir=settings.data_dir, size=size or 64), {"codec": NO_CODEC}
+    elif is_prepared(path):
+        videos, codecs = data.ShardedVideos.open(path), {"codec": "unknown (prepared)"}
+        videos.require(size or None, settings.resize)
+    else:
+        keeps = settings.cache_dir not in ("", "none") and not generated  # frames need room: only where told so
+        frames = _cache_dir(settings) / "frames" if keeps else tempfile.mkdtemp(prefix="tfvidgen-frames-")
+        scratch = None if keeps else frames
+        try:
+            videos = load_videos(path, size or None, settings.resize, settings.skip_bad, frames)
+            codecs = folder_codecs(path, videos.names)
+        except BaseException:
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    clips = VideoClips(
+        videos,
+        settings.seed,
+        settings.clip_start or ("first" if generated else "random"),
+        short_clip=settings.short_clip or "error",
+        origin={**codecs, "resize": settings.resize if size else "none"},
+        refuse_duplicates=generated and not settings.allow_duplicates,
+    )
+    if scratch:
+        weakref.finalize(clips, shutil.rmtree, scratch, ignore_errors=True)
+    return clips
+
+
+def evaluate_folders(settings: Config, report: Callable[[str], None] | None = None) -> list[Result]:
+    """Measures a folder of generated videos against one of real ones; writes `evaluation.jsonl` and sheets.
+
+    Raises:
+        ValueError: As `metrics.protocols.evaluate`, and if a folder cannot be read.
+    """
+    say = report or print
+    protocols = _protocols(settings)
+    generated_path = pathlib.Path(settings.generated)
+    out = pathlib.Path(settings.out or generated_path.with_name(f"{generated_path.stem}-evaluation"))
+    begin = time.monotonic()
+    real = _folder(settings.real, settings)
+    generated = _folder(settings.generated, settings, generated=True)
+    shortest = min(int(side.videos.lengths.min()) for side in (real, generated))
+    networks = _networks(settings, real)
+    results = _measure(protocols, generated, real, networks, settings, out, say, {}, default_frames=min(16, shortest))
+    say(f"evaluated in {time.monotonic() - begin:.1f} s: {out / RECORDS}")
+    return results
+
+
+# ---- while training -------------------------------------------------------------------------------------------------
+
+
+class EvaluateMetrics:
+    """An action of the training loop: measures the model, appends to `evaluation.jsonl`, and keeps the best checkpoint.
+
+    `best/` is a run folder of its own with the checkpoint of the lowest loss by the first metric, so `--run_dir=<run>/best`
+    generates, measures and exports it; `best/best.json` says which step and value it is.
+
+    Args:
+        model: The model that is trained.
+        run_data: Of the run.
+        config: Of the run.
+        run_dir: The run folder.
+        metrics: Names with commas between them; models are compared by the first, or by `best`.
+        every_steps: Period, a multiple of the checkpoints', because what is kept is a checkpoint.
+        settings: Networks, real videos and folders.
+        best: Name of the metric that decides, among `metrics`; None for the first.
+        report: Gets each line for the reader; None prints.
+
+    Attributes:
+        every_steps: As given.
+        uses_weights: True: measured are the averaged weights, where the run keeps them.
+
+    Raises:
+        ValueError: If a name is unknown, models cannot be ranked by it, or the periods do not fit.
+    """
+
+    uses_weights = True
+
+    def __init__(
+        self,
+        model: VideoGenerator,
+        run_data: RunData,
+        config: Any,
+        run_dir: str | pathlib.Path,
+        metrics: str,
+        every_steps: int,
+        settings: Config | None = None,
+        best: str | None = None,
+        report: Callable[[str], None] | None = None,
+    ):
+        self._model, self._run_dir = model, pathlib.Path(run_dir)
+        self._run_data, self._config = run_data, config
+        self._say = report or (lambda line: print(line, flush=True))
+        self._settings = dataclasses.replace(settings or Config(), metrics=metrics)
+        self.every_steps = every_steps
+        self._protocols = _protocols(self._settings)
+        if not self._protocols:
+            raise cli.UsageError("--evaluate_metrics is empty: name at least one metric, such as judge_fvd256_16f.")
+        if every_steps < 1 or every_steps % config.checkpoint_every_steps:
+            raise cli.UsageError(
+                f"--evaluate_every_steps={every_steps} must be a multiple of --checkpoint_every_steps="
+                f"{config.checkpoint_every_steps}: the best checkpoint is one of those that are written."
+            )
+        names = [protocol.name for protocol in self._protocols]
+        if best is not None and best not in names:
+            raise cli.UsageError(f"The best checkpoint is chosen by one of {', '.join(names)}. Received {best!r}.")
+        self._position = names.index(best) if best else 0
+        if not self._protocols[self._position].rules.ranks:
+            raise cli.UsageError(
+                f"Models cannot be ranked by {names[self._position]}, so it cannot choose the best checkpoint: name another "
+                "metric first."
+            )
+        self._measurer: RunMeasurer | None = None
+
+    def run(self, step: int, logs: Mapping[str, float]) -> None:
+        """Measures the model as it is. Called by the loop."""
+        if self._measurer is None:
+            self._measurer = RunMeasurer(self._run_dir, self._run_data, self._config, self._settings)
+        _drop_records(pathlib.Path(self._settings.out or self._run_dir) / RECORDS, step)
+        results = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
+        self._keep_best(step, results[self._position])
+
+    def _keep_best(self, step: int, result: Result) -> None:
+        best = self._run_dir / "best"
+        if result.loss is None or not np.isfinite(result.loss):
+            return
+        known = json.loads((best / "best.json").read_text()) if (best / "best.json").is_file() else None
+        if known and known["metric"] == result.name and known["loss"] <= result.loss and known["step"] != step:
+            return
+        parts = sorted((self._run_dir / "checkpoints").glob(f"ckpt-{step}.*"))
+        if not parts:
+            self._say(f"the checkpoint of step {step} is not there, so it is not kept as the best")
+            return
+        _copy_checkpoint(self._run_dir, best, step, parts)
+        from trainers import runs
+
+        runs.write_json(
+            best / "best.json", {"metric": result.name, "value": result.value, "loss": result.loss, "step": step}
+        )
+        self._say(f"best so far by {result.name}: step {step}, {result.value:.4g}; kept in {best}")
+
+
+def _copy_checkpoint(run_dir: pathlib.Path, best: pathlib.Path, step: int, parts: list[pathlib.Path]) -> None:
+    """Makes `best` a run folder with one checkpoint. A reader finds the old checkpoint or the new one, whole."""
+    folder = best / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [run_dir / "config.json", *parts]:
+        target = (best if path.name == "config.json" else folder) / path.name
+        part = target.with_name(f".{path.name}.part")
+        shutil.copyfile(path, part)
+        part.replace(target)
+    listed = folder / "checkpoint"
+    part = folder / ".checkpoint.part"
+    part.write_text(f'model_checkpoint_path: "ckpt-{step}"\nall_model_checkpoint_paths: "ckpt-{step}"\n')
+    part.replace(listed)
+    for old in folder.glob("ckpt-*"):
+        if old.name.split(".")[0] != f"ckpt-{step}":
+            old.unlink()
+
+
+def _drop_records(path: pathlib.Path, step: int) -> None:
+    """Removes what a killed process measured at this step or later: those steps are trained again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not _is_later(line, step)]
+    if len(kept) < len(lines):
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
+
+
+def _is_later(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # cut off by a kill
+        return True
+    return bool(record.get("during_training")) and record["step"] >= step
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
 def _run(config: Config, other: types.SimpleNamespace) -> int:
+    if config.metrics == "list":
+        from tfvidgen.metrics import protocols as metrics
+
+        print("\n".join(metrics.families_text()))
+        return 0
+    parse_weights(config.weights)
+    if config.generated:
+        if config.run_dir:
+            raise cli.UsageError("--run_dir and --generated exclude each other: a run makes its own videos.")
+        if not config.real:
+            raise cli.UsageError("--real is missing: name the folder of real videos to compare with.")
+        evaluate_folders(config)
+        return 0
     if not config.run_dir:
-        raise cli.UsageError("--run_dir is missing: name the folder of a run.")
-    evaluate_run(config.run_dir, seed=config.seed, data_dir=config.data_dir)
+        raise cli.UsageError(
+            "--run_dir is missing: name the folder of a run, or --generated and --real for two folders of videos."
+        )
+    evaluate_run(config.run_dir, seed=config.seed, data_dir=config.data_dir, settings=config)
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +17,20 @@ from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
+from trainers.images import loose_images
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
-# Fields that may differ when a run goes on: they change neither its numbers nor its data.
+# Fields that may differ when a run goes on: they change neither its data nor, beyond rounding, its numbers.
 _FREE_FIELDS = (
     "run_dir",
     "resume",
+    "strategy",
+    "devices",
+    "xla",
+    "max_bad_steps",
+    "tensorboard",
     "evaluate",
     "steps_per_loop",
     "cache_dir",
@@ -40,12 +47,25 @@ class RunData:
     Attributes:
         all: Every video that is long enough.
         is_trained: bool (N,), False for videos of held-out cells.
-        trained: The trained videos; their positions are the run's video ids.
+        trained: The trained videos; their positions are the run's video ids. The mirror images of a run with `mirror` come
+            after the videos themselves.
+        images: uint8 (F, H, W, 3), loose images beside the clips, or None.
     """
 
     all: VideoCollection | ShardedVideos
     is_trained: np.ndarray
     trained: VideoCollection | ShardedVideos
+    images: np.ndarray | None = None
+
+    @property
+    def num_originals(self) -> int:
+        """How many of the trained videos are no mirror images; their ids come first."""
+        return int(self.is_trained.sum())
+
+    @property
+    def originals(self) -> VideoCollection | ShardedVideos:
+        """The trained videos without mirror images: what a run is measured on."""
+        return self.trained if self.num_originals == len(self.trained) else self.all.subset(self.is_trained)
 
 
 def load_data(config: Any) -> RunData:
@@ -69,8 +89,16 @@ def load_data(config: Any) -> RunData:
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
     )
+    is_trained, images = loose_images(config, collection, is_trained)
     trained = collection if is_trained.all() else collection.subset(is_trained)
-    return RunData(collection, is_trained, trained)
+    if config.mirror != "none":
+        if isinstance(trained, ShardedVideos):
+            raise ValueError(
+                f"--mirror={config.mirror} needs decoded videos, and {config.dataset} is a prepared set: train from the videos "
+                "themselves, or leave --mirror=none."
+            )
+        trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
+    return RunData(collection, is_trained, trained, images)
 
 
 def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:
@@ -86,8 +114,22 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
-def start(config: Any, system: str, model: VideoGenerator, run_data: RunData) -> pathlib.Path:
+def fingerprint(config: Any, system: str, run_data: RunData) -> int:
+    """A number below 2^31 that two processes share only if they train the same system with the same settings and data."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE_FIELDS}
+    text = json.dumps([system, settings, run_data.trained.digest], sort_keys=True)
+    return zlib.crc32(text.encode()) >> 1
+
+
+def start(config: Any, system: str, model: VideoGenerator, run_data: RunData, writes: bool = True) -> pathlib.Path:
     """Makes the run folder, or checks that the one that is there belongs to the same config and data.
+
+    Args:
+        config: Of the trainer.
+        system: Its name.
+        model: Built.
+        run_data: From `load_data`.
+        writes: False for workers other than the chief, which only check.
 
     Raises:
         ValueError: With the differences, if the folder holds another run.
@@ -108,10 +150,12 @@ def start(config: Any, system: str, model: VideoGenerator, run_data: RunData) ->
     path = run_dir / "config.json"
     if path.exists():
         old = json.loads(path.read_text())
+        # a field that is younger than the run had its default then
+        before = {**{field.name: field.default for field in dataclasses.fields(config)}, **old["config"]}
         differences = [
-            f"{name}: {old['config'].get(name)!r} there, {value!r} now"
+            f"{name}: {before[name]!r} there, {value!r} now"
             for name, value in description["config"].items()
-            if name not in _FREE_FIELDS and old["config"].get(name) != value
+            if name not in _FREE_FIELDS and before[name] != value
         ]
         if old["system"] != system:
             differences.insert(0, f"system: {old['system']!r} there, {system!r} now")
@@ -121,8 +165,11 @@ def start(config: Any, system: str, model: VideoGenerator, run_data: RunData) ->
             raise ValueError(
                 f"{run_dir} holds another run: {'; '.join(differences)}. Use its settings to go on, or name another --run_dir."
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, description)
+    if writes:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for stray in run_dir.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+            stray.unlink()
+        write_json(path, description)
     return run_dir
 
 
@@ -168,12 +215,15 @@ def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
     return config_class(**{**description["config"], "run_dir": str(run_dir), **changes})
 
 
-def load_model(run_dir: str | pathlib.Path) -> tuple[VideoGenerator, int]:
-    """Builds a run's model without its data, loads the last checkpoint, and returns it with its step."""
-    from trainers import loop
+def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[VideoGenerator, int]:
+    """Builds a run's model without its data, loads the last checkpoint, and returns it with its step.
+
+    Where the run kept an average of its weights, the model gets that; `raw_weights` asks for those of the last step.
+    """
+    from trainers import checkpoints
 
     description = read(run_dir)
     module = importlib.import_module(f"tfvidgen.models.{description['system']}")
     model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
     model.build()
-    return model, loop.restore(model, run_dir)
+    return model, checkpoints.restore(model, run_dir, raw_weights)

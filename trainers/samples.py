@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +20,30 @@ NUM_SHEET_CLIPS = 8
 
 
 class SampleSheet:
-    """Draws `samples/step_*.png`: trained clips beside their reconstructions where codes are learned, and new clips."""
+    """Draws `samples/step_*.png`: trained clips, beside their reconstructions where codes are learned, and new clips."""
 
     def __init__(self, model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path):
         self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
-        self._video_ids = np.linspace(0, len(run_data.trained) - 1, NUM_SHEET_CLIPS // 2).round().astype(np.int32)
-        shown = run_data.trained.subset(self._video_ids) if len(run_data.trained) >= NUM_SHEET_CLIPS // 2 else None
+        self._video_ids = np.linspace(0, run_data.num_originals - 1, NUM_SHEET_CLIPS // 2).round().astype(np.int32)
+        shown = run_data.trained.subset(self._video_ids) if run_data.num_originals >= NUM_SHEET_CLIPS // 2 else None
         self._names = None if shown is None else shown.names
-        self._real = None if shown is None or config.clip_start == "random" else runs.clips(shown, config)
+        self._learns_codes = has_lookup(model)
+        if config.clip_start == "random":  # no code belongs to one clip; the first one shows what the data looks like
+            config, self._learns_codes = dataclasses.replace(config, clip_start="first"), False
+        self._real = None if shown is None else runs.clips(shown, config)
 
     def __call__(self, step: int, logs: dict[str, float]) -> None:
         folder = self._run_dir / "samples"
         folder.mkdir(exist_ok=True)
         rows, labels = [], []
-        if self._real is not None and has_lookup(self._model):
+        if self._real is not None and not self._learns_codes:
+            rows, labels = list(self._real), list(self._names)
+        elif self._real is not None:
             reconstructed = decode(self._model, self._model.lookup(self._video_ids))
             for name, real, made in zip(self._names, self._real, reconstructed, strict=True):
                 rows += [real, made]
                 labels += [name, "reconstruction"]
-        new = visualize.to_uint8(np.asarray(self._model.generate(NUM_SHEET_CLIPS, seed=SHEET_SEED)))
+        new = decode(self._model, self._model.sample_latents(NUM_SHEET_CLIPS, seed=SHEET_SEED))
         rows += list(new)
         labels += [f"new {i}" for i in range(len(new))]
         sheet = visualize.contact_sheet(rows, row_labels=labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from trainers import cli
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tfvidgen.models.base import VideoGenerator
     from trainers.runs import RunData
 
@@ -70,35 +73,88 @@ def train(
     system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
 ) -> VideoGenerator:
     """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
-    import keras
     import tensorflow as tf
 
-    from tfvidgen import data
-    from trainers import loop, runs, samples
+    from trainers import checkpoints, cluster, health
 
-    say = report or (lambda line: print(line, flush=True))
     config = _resolved(config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    strategy = cluster.make_strategy(config.strategy, config.devices)  # first: workers are joined before any operation
+    num_workers = cluster.num_workers(strategy)
+    folder = pathlib.Path(config.run_dir) / "checkpoints"
+    with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
+        return _train(system, config, build_model, strategy, report)
+
+
+def _train(
+    system: str,
+    config: Any,
+    build_model: BuildModel,
+    strategy: tf.distribute.Strategy,
+    report: Callable[[str], None] | None,
+) -> VideoGenerator:
+    import keras
+
+    from trainers import checkpoints, cluster, loop, runs, samples, tensorboard
+    from trainers.average import WeightAverage
+    from trainers.lock import RunLock
+
+    is_chief, num_replicas = cluster.is_chief(strategy), strategy.num_replicas_in_sync
+    say = (report or (lambda line: print(line, flush=True))) if is_chief else (lambda line: None)
     keras.utils.set_random_seed(config.seed)
     run_data = runs.load_data(config)
-    strategy = loop.make_strategy(config.strategy)
-    if config.batch_size % strategy.num_replicas_in_sync:
-        raise ValueError(
-            f"--batch_size={config.batch_size} cannot be divided by {strategy.num_replicas_in_sync} replicas: make it a "
-            "multiple of that."
-        )
+    check_batch(config, run_data, num_replicas)
+    checkpoints.check_resume(config.run_dir, config.resume)
     with strategy.scope():
         model = build_model(config, run_data)
-    run_dir = runs.start(config, system, model, run_data)
-    say(f"{system}: {describe_data(run_data)}")
-    say(
-        f"{system}: {count_parameters(model)}; {strategy.num_replicas_in_sync} replica(s), {config.precision}; run folder {run_dir}"
-    )
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
+        run_dir = runs.start(config, system, model, run_data, writes=is_chief)
+        cluster.agree(
+            strategy,
+            runs.fingerprint(config, system, run_data),
+            "The workers have different settings or data: start all of them with the same flags, on the same files.",
+        )
+        say(f"{system}: {describe_data(run_data)}")
+        say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
+        loop.run(
+            model,
+            _dataset_fn(config, run_data),
+            run_dir,
+            config.total_steps,
+            strategy=strategy,
+            steps_per_loop=config.steps_per_loop,
+            checkpoint_every_steps=config.checkpoint_every_steps,
+            actions=[
+                loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps),
+                *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
+            ],
+            resume=config.resume,
+            frames_per_step=config.batch_size * config.num_frames,
+            report=report,
+            average=average,
+            max_bad_steps=config.max_bad_steps,
+            video_names=run_data.trained.names,
+            xla=config.xla,
+        )
+        if config.evaluate and is_chief:
+            from trainers import evaluate
+
+            with average.applied() if average else contextlib.nullcontext():
+                evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=config.total_steps, report=say)
+    return model
+
+
+def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
+    """First step -> a run's global batches from there on."""
+    from tfvidgen import data
+    from trainers import images
+
+    make = data.make_sharded_dataset if isinstance(run_data.trained, data.ShardedVideos) else data.make_dataset
 
     def dataset_fn(start_step: int) -> tf.data.Dataset:
-        sharded = isinstance(run_data.trained, data.ShardedVideos)
-        dataset = (data.make_sharded_dataset if sharded else data.make_dataset)(
+        dataset = make(
             run_data.trained,
             config.batch_size,
             config.num_frames,
@@ -108,26 +164,24 @@ def train(
             seed=config.seed,
             start_step=start_step,
         )
+        if run_data.images is not None:
+            dataset = images.add_images(dataset, run_data.images, config.images_per_clip, config.seed)
         return data.distribute(dataset, config.data_service, start_step) if config.data_service else dataset
 
-    loop.run(
-        model,
-        dataset_fn,
-        run_dir,
-        config.total_steps,
-        strategy=strategy,
-        steps_per_loop=config.steps_per_loop,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        actions=[loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps)],
-        resume=config.resume,
-        frames_per_step=config.batch_size * config.num_frames,
-        report=report,
-    )
-    if config.evaluate:
-        from trainers import evaluate
+    return dataset_fn
 
-        evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=config.total_steps, report=say)
-    return model
+
+def check_batch(config: Any, run_data: RunData, num_replicas: int = 1) -> None:
+    """Raises ValueError if a batch cannot be shared by the replicas, or cannot be made of different videos."""
+    if config.batch_size % num_replicas:
+        raise ValueError(
+            f"--batch_size={config.batch_size} cannot be divided by {num_replicas} replicas: make it a multiple of that."
+        )
+    if config.batch_size > len(run_data.trained):
+        raise ValueError(
+            f"--batch_size={config.batch_size} is more than the {len(run_data.trained)} videos that are trained, so a batch "
+            "would hold some twice: lower it to at most that, or train on more videos."
+        )
 
 
 def describe_data(run_data: RunData) -> str:
@@ -163,24 +217,30 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
 
     config = _resolved(config)
     run_data = runs.load_data(config)
+    check_batch(config, run_data)
     model = build_model(config, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
+    average = gradients if config.ema_decay else 0
     in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
     frames = config.batch_size * config.num_frames
     batch = frames * config.size * config.size * 3 * 5  # uint8 and float32
     activations = frames * activation_bytes(model, config)
-    total = state + slots + gradients + batch + activations + in_memory
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}"]
-    lines += [
-        f"memory: about {total / 2**20:.0f} MiB beside TensorFlow itself (videos {in_memory / 2**20:.0f}, "
-        f"weights and codes {state / 2**20:.0f}, optimizers {slots / 2**20:.0f}, gradients {gradients / 2**20:.0f}, batch "
-        f"{batch / 2**20:.0f}, activations {activations / 2**20:.0f})"
-    ]
+    parts = {
+        "videos": in_memory,
+        "weights and codes": state + average,
+        "optimizers": slots,
+        "gradients": gradients,
+        "batch": batch,
+        "activations": activations,
+    }
+    listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in parts.items())
+    lines += [f"memory: about {sum(parts.values()) / 2**20:.0f} MiB beside TensorFlow itself ({listed})"]
     return "\n".join(lines)
 
 

@@ -126,6 +126,35 @@ def test_clips_of_a_collection():
     np.testing.assert_array_equal(clips[:, :, 0, 0, 0], [[1, 2], [12, 13], [21, 22]])
 
 
+@pytest.mark.parametrize("own_actions", [True, False])
+def test_mirror_images_follow_the_videos(own_actions):
+    plain = collection()
+    pixels = np.random.default_rng(0).integers(0, 256, plain.frames.shape, np.uint8)
+    plain = dataclasses.replace(plain, frames=pixels)
+    both = plain.with_mirrored(own_actions)
+    assert len(both) == 2 * len(plain) and both.fps == plain.fps and both.source == plain.source
+    for i in range(len(plain)):
+        np.testing.assert_array_equal(both.video(i), plain.video(i))
+        np.testing.assert_array_equal(both.video(len(plain) + i), plain.video(i)[:, :, ::-1])
+        assert both.names[len(plain) + i] == f"{plain.names[i]} mirrored"
+    np.testing.assert_array_equal(both.identity, np.tile(plain.identity, 2))
+    assert both.identity_names == plain.identity_names
+    if own_actions:
+        assert both.action_names == plain.action_names + tuple(f"{name}_mirrored" for name in plain.action_names)
+        shift = len(plain.action_names)
+    else:
+        assert both.action_names == plain.action_names
+        shift = 0
+    np.testing.assert_array_equal(both.action, np.concatenate([plain.action, plain.action + shift]))
+
+
+def test_mirror_images_without_labels():
+    plain = VideoCollection.from_videos(videos(), source="my/clips")
+    assert plain.with_mirrored(own_actions=False).action is None
+    with pytest.raises(ValueError, match="my/clips.*no actions.*same_action"):
+        plain.with_mirrored(own_actions=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

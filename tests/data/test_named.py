@@ -56,7 +56,7 @@ def test_decoded_frames_are_kept_where_asked(tmp_path):
 
 
 def test_an_unknown_name_is_named_beside_the_known_ones():
-    with pytest.raises(ValueError, match="'actresses'.*actors, sprites, weizmann"):
+    with pytest.raises(ValueError, match="'actresses'.*actors, shapes, sprites, weizmann"):
         data.load("actresses")
 
 

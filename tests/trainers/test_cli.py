@@ -232,6 +232,38 @@ def field_default(config_class, name):
     return next(field.default for field in dataclasses.fields(config_class) if field.name == name)
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--strategy=mirored", "none, mirrored, multiworker. Received 'mirored'. Did you mean 'mirrored'?"),
+        ("--resume=yes", "--resume must be one of auto, never, must. Received 'yes'."),
+        ("--noresume", "--noresume"),
+        ("--resume", "--resume"),
+        ("--max_bad_steps=-1", "--max_bad_steps must be at least 0. Received -1."),
+        ("--ema_decay=-0.1", "--ema_decay must be at least 0. Received -0.1."),
+    ],
+)
+def test_flags_of_the_loop(flag, message, capsys):
+    assert navsynth.main([flag]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trainers.navsynth: usage: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices=GPU:7"], "There is no device 'GPU:7' here. Received devices='GPU:7'; there are "),
+        (["--ema_decay=1"], "`decay` must lie between 0 and 1, e.g. 0.999. Received 1.0."),
+        (["--strategy=multiworker"], "strategy=multiworker needs the environment variable TF_CONFIG"),
+    ],
+)
+def test_devices_and_decays_that_there_are_not(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert navsynth.main(["--preset=smoke", f"--run_dir={tmp_path / 'run'}", *flags]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("program", [evaluate, generate], ids=lambda program: program.__name__)
 def test_programs_on_a_run_need_one(program, capsys):
     assert program.main([]) == 2

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -14,75 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.systems import NUM_FRAMES, SYSTEMS, collection
-from tfvidgen import data
-from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.models.base import VideoGenerator
-from trainers import cli, loop
-
-
-class MeanColour(VideoGenerator):
-    """Learns the mean colour of each video: the smallest system with weights, an optimizer, codes and their slots."""
-
-    def __init__(self, width: int = 3, **kwargs):
-        super().__init__(**kwargs)
-        self.codes = LatentTable(len(collection()), (width,), update_rule="momentum", seed=1, name="codes")
-        kernel = keras.initializers.RandomNormal(seed=2)
-        self.to_colour = keras.layers.Dense(3, kernel_initializer=kernel, name="to_colour")
-
-    def build(self, input_shape=None):
-        self.codes.build()
-        self.to_colour.build((None, *self.codes.row_shape))
-        self.built = True
-
-    def compile(self, optimizer):
-        super().compile(optimizer=optimizer)
-        optimizer.build(self.to_colour.trainable_variables)
-
-    def train_step(self, batch):
-        target = tf.reduce_mean(tf.cast(batch["video"], tf.float32) / 255.0, [1, 2, 3])
-        code, weights = self.codes(batch["video_id"]), [v.value for v in self.to_colour.trainable_variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([code, weights])
-            loss = tf.reduce_mean(tf.square(self.to_colour(code) - target))
-        code_gradient, gradients = tape.gradient(loss, [code, weights])
-        self.optimizer.apply(gradients, self.to_colour.trainable_variables)
-        self.codes.update(batch["video_id"], code_gradient, batch["step"][0])
-        return {"colour_loss": loss, "code_size": tf.norm(code)}
-
-
-def mean_colour(width: int = 3) -> MeanColour:
-    model = MeanColour(width)
-    model.build()
-    model.compile(keras.optimizers.Adam(0.05))
-    return model
-
-
-def dataset(start_step: int) -> tf.data.Dataset:
-    return data.make_dataset(collection(), 4, NUM_FRAMES, seed=7, start_step=start_step)
-
-
-def train(model, run_dir, steps, dataset_fn=dataset, **arguments):
-    defaults = {"steps_per_loop": 2, "checkpoint_every_steps": 4, "report": lambda line: None}
-    return loop.run(model, dataset_fn, run_dir, steps, **{**defaults, **arguments})
-
-
-def state(model) -> dict[str, np.ndarray]:
-    return {name: variable.numpy() for name, variable in loop.model_state(model).items()}
-
-
-def assert_equal(state, expected) -> None:
-    assert set(state) == set(expected)
-    for name in expected:
-        np.testing.assert_array_equal(state[name], expected[name], err_msg=name)
-
-
-def metrics(run_dir) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def checkpoints(run_dir) -> list[str]:
-    return sorted(path.stem for path in (run_dir / "checkpoints").glob("*.index"))
+from tests.systems import SYSTEMS
+from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
+from trainers import checkpoints, loop
 
 
 # ---------------------------------------------------------------- going on
@@ -96,11 +29,11 @@ def straight(tmp_path_factory):
 
 def test_a_run_leaves_its_losses_and_last_checkpoints(straight):
     run_dir, _ = straight
-    lines = metrics(run_dir)
-    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
-    assert all(set(line) == {"step", "colour_loss", "code_size"} for line in lines)
-    assert lines[-1]["colour_loss"] < lines[0]["colour_loss"]
-    assert checkpoints(run_dir) == ["ckpt-10", "ckpt-8"]
+    found = lines(run_dir)
+    assert [line["step"] for line in found] == [2, 4, 6, 8, 10]
+    assert all(set(line) == {"step", "colour_loss", "code_size", "seconds"} for line in found)
+    assert found[-1]["colour_loss"] < found[0]["colour_loss"]
+    assert written(run_dir) == ["ckpt-10", "ckpt-8"]
 
 
 def test_what_is_reported_is_the_mean_over_the_inner_loop(straight, tmp_path):
@@ -140,11 +73,11 @@ def test_a_run_without_a_checkpoint_begins_anew(straight, tmp_path):
 
 def test_a_finished_run_is_left_alone(straight, tmp_path):
     run_dir, expected = straight
-    before = (run_dir / "metrics.jsonl").read_bytes(), checkpoints(run_dir)
-    model, called, lines = mean_colour(), [], []
-    logs = train(model, run_dir, 10, actions=[loop.Action(lambda *given: called.append(given), 1)], report=lines.append)
-    assert (logs, called, lines) == ({}, [], ["already trained for 10 steps"])
-    assert ((run_dir / "metrics.jsonl").read_bytes(), checkpoints(run_dir)) == before
+    before = (run_dir / "metrics.jsonl").read_bytes(), written(run_dir)
+    model, called, said = mean_colour(), [], []
+    logs = train(model, run_dir, 10, actions=[loop.Action(lambda *given: called.append(given), 1)], report=said.append)
+    assert (logs, called, said) == ({}, [], ["already trained for 10 steps"])
+    assert ((run_dir / "metrics.jsonl").read_bytes(), written(run_dir)) == before
     assert_equal(state(model), expected)
 
 
@@ -162,22 +95,22 @@ def test_one_step_at_a_time_equals_four_at_a_time_bit_for_bit(tmp_path):
 def test_resume_is_refused_where_it_was_not_asked_for(straight):
     model = mean_colour()
     before = state(model)
-    with pytest.raises(ValueError, match="already holds .*ckpt-10.*resume"):
-        train(model, straight[0], 12, resume=False)
+    with pytest.raises(ValueError, match="already holds .*ckpt-10.*resume=auto"):
+        train(model, straight[0], 12, resume="never")
     assert_equal(state(model), before)
     assert len(metrics(straight[0])) == 5
 
 
 def test_resume_may_be_forbidden_in_an_empty_folder(tmp_path):
-    train(mean_colour(), tmp_path / "new" / "folder", 2, resume=False)
-    assert checkpoints(tmp_path / "new" / "folder") == ["ckpt-2"]
+    train(mean_colour(), tmp_path / "new" / "folder", 2, resume="never")
+    assert written(tmp_path / "new" / "folder") == ["ckpt-2"]
 
 
 # ---------------------------------------------------------------- checkpoints
 def test_another_width_is_refused_by_name_and_nothing_is_loaded(straight):
     model = mean_colour(width=5)
     before = state(model)
-    for attempt in (lambda: train(model, straight[0], 12), lambda: loop.restore(model, straight[0])):
+    for attempt in (lambda: train(model, straight[0], 12), lambda: checkpoints.restore(model, straight[0])):
         with pytest.raises(ValueError, match="does not fit this model") as caught:
             attempt()
         assert "to_colour.kernel is (3, 3) there, (5, 3) here" in str(caught.value)
@@ -189,20 +122,20 @@ def test_another_width_is_refused_by_name_and_nothing_is_loaded(straight):
 def test_another_system_is_refused(straight):
     model = SYSTEMS[0].build()
     with pytest.raises(ValueError, match=r"static.rows is not in it.* and \d+ more"):
-        loop.restore(model, straight[0])
+        checkpoints.restore(model, straight[0])
 
 
 def test_restore_loads_weights_into_a_model_that_is_not_compiled(straight):
     model = MeanColour()
     model.build()
-    assert loop.restore(model, straight[0]) == 10
+    assert checkpoints.restore(model, straight[0]) == 10
     for variable in model.weights:
         np.testing.assert_array_equal(variable.numpy(), straight[1][variable.path.partition("/")[2].replace("/", ".")])
 
 
 def test_restore_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="No checkpoint under .*train first"):
-        loop.restore(mean_colour(), tmp_path)
+        checkpoints.restore(mean_colour(), tmp_path)
 
 
 def strays(run_dir) -> list[pathlib.Path]:
@@ -218,19 +151,19 @@ def test_half_written_checkpoints_are_removed(tmp_path):
     paths = strays(tmp_path)
     train(mean_colour(), tmp_path, 2)
     assert not any(path.exists() for path in paths)
-    assert checkpoints(tmp_path) == ["ckpt-2"]
+    assert written(tmp_path) == ["ckpt-2"]
 
 
 def test_reading_a_run_does_not_disturb_its_writer(tmp_path):
     train(mean_colour(), tmp_path, 2)
     paths = strays(tmp_path)
-    loop.restore(mean_colour(), tmp_path)
+    checkpoints.restore(mean_colour(), tmp_path)
     assert all(path.exists() for path in paths)
 
 
 def test_state_is_everything_and_named_once():
     model = mean_colour()
-    names = set(loop.model_state(model))
+    names = set(checkpoints.model_state(model))
     assert {"codes.rows", "codes.velocity", "to_colour.kernel", "to_colour.bias"} < names
     assert len(names) == len(model.weights) + len(model.optimizer.variables)
     assert len([name for name in names if name.startswith("optimizer.")]) == len(model.optimizer.variables)
@@ -246,44 +179,7 @@ def test_variables_that_share_a_name_are_refused():
     model = TwoLayersOfOneName()
     model.build()
     with pytest.raises(ValueError, match="share a name.*to_colour/bias, to_colour/kernel"):
-        loop.model_state(model)
-
-
-# ---------------------------------------------------------------- divergence
-def broken_from(step: int):
-    def dataset_fn(start_step):
-        def spoil(batch):
-            video = tf.cast(batch["video"], tf.float32)
-            return {**batch, "video": tf.where(batch["step"][0] >= step, video * np.nan, video)}
-
-        return dataset(start_step).map(spoil)
-
-    return dataset_fn
-
-
-def test_divergence_names_the_loss_and_keeps_the_checkpoint(tmp_path):
-    with pytest.raises(loop.TrainingDiverged) as caught:
-        train(mean_colour(), tmp_path, 20, broken_from(7))
-    message = str(caught.value)
-    assert "colour_loss became nan between steps 6 and 8" in message
-    assert "code_size" not in message  # the step that made it NaN measured it before
-    assert "ckpt-4" in message
-    assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
-    model = mean_colour()
-    assert loop.restore(model, tmp_path) == 4
-    assert all(np.isfinite(value).all() for value in state(model).values())
-
-
-def test_divergence_is_one_message_of_a_program(tmp_path, capsys):
-    def run(config, other):
-        train(mean_colour(), tmp_path, 20, broken_from(1))  # the second step of the first loop
-
-    assert cli.main("trainers.test", "Trains.", cli.RunConfig, {}, run, []) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(
-        "trainers.test: error: colour_loss became nan between steps 0 and 2. The last good state is none."
-    )
-    assert error.count("\n") == 1
+        checkpoints.model_state(model)
 
 
 # ---------------------------------------------------------------- actions and progress
@@ -305,19 +201,10 @@ def test_an_action_that_is_due_at_the_end_runs_once(tmp_path):
 
 
 def test_progress_lines_say_losses_and_speed(tmp_path):
-    lines = []
-    train(mean_colour(), tmp_path / "a", 4, report=lines.append, frames_per_step=16)
-    assert lines[-1].startswith("step 4/4  colour_loss 0.")
-    assert "frames/s" in lines[-1] and lines[-1].endswith("ETA 0:00")
-
-
-# ---------------------------------------------------------------- devices
-def test_strategies(two_replicas):
-    assert loop.make_strategy("none").num_replicas_in_sync == 1
-    assert loop.make_strategy("auto").num_replicas_in_sync == max(1, len(tf.config.list_logical_devices("GPU")))
-    assert loop.make_strategy("mirrored").num_replicas_in_sync >= 1
-    with pytest.raises(ValueError, match="auto, none or mirrored.*'tpu'"):
-        loop.make_strategy("tpu")
+    said = []
+    train(mean_colour(), tmp_path / "a", 4, report=said.append, frames_per_step=16)
+    assert said[-2].startswith("step 4/4  colour_loss 0.")
+    assert "frames/s" in said[-2] and said[-2].endswith("ETA 0:00")
 
 
 # ---------------------------------------------------------------- signals
@@ -329,13 +216,13 @@ def test_a_signal_saves_and_stops_even_while_an_action_runs(straight, tmp_path, 
         if step == at:
             os.kill(os.getpid(), number)
 
-    handler, lines = signal.getsignal(number), []
+    handler, said = signal.getsignal(number), []
     with pytest.raises(SystemExit) as caught:
-        train(mean_colour(), tmp_path, 10, actions=[loop.Action(interrupt, 2)], report=lines.append)
+        train(mean_colour(), tmp_path, 10, actions=[loop.Action(interrupt, 2)], report=said.append)
     assert caught.value.code == 128 + number
     assert signal.getsignal(number) is handler
-    assert f"stopped at step {at}" in lines[-1]
-    assert f"ckpt-{at}" in checkpoints(tmp_path)
+    assert f"stopped at step {at}" in said[-1]
+    assert f"ckpt-{at}" in written(tmp_path)
     assert metrics(tmp_path)[-1]["step"] == at
     model = mean_colour()
     train(model, tmp_path, 10)
@@ -401,26 +288,10 @@ def test_terminated_and_killed_run_equals_a_straight_run_bit_for_bit(tmp_path):
     assert code == 0, error
     assert finish(straight)[0] == 0
     assert_equal(saved(stopped), saved(undisturbed))
-    assert (stopped / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+    assert metrics(stopped) == metrics(undisturbed)
 
 
 def whole_lines(run_dir) -> list[int]:
     """Steps whose line was not cut off."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
-
-
-@pytest.mark.slow
-def test_a_run_killed_five_times_at_random_equals_a_straight_run_bit_for_bit(tmp_path):
-    steps, stopped, undisturbed = 3000, tmp_path / "stopped", tmp_path / "undisturbed"
-    assert finish(command(undisturbed, steps))[0] == 0
-    moments = random.Random(4)
-    for _ in range(5):
-        process = command(stopped, steps)
-        wait_for_checkpoint(process, stopped)
-        time.sleep(moments.uniform(0, 0.5))
-        process.kill()
-        assert finish(process)[0] == -signal.SIGKILL
-    assert finish(command(stopped, steps))[0] == 0
-    assert_equal(saved(stopped), saved(undisturbed))
-    assert (stopped / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()

@@ -18,7 +18,7 @@ from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
-from trainers import cli, evaluate, generate, loop, navsynth, runs, train
+from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, train
 
 TINY = [
     "--size=16",
@@ -152,7 +152,7 @@ def test_another_setting_in_the_same_folder_is_refused(finished):
 
 
 def test_a_run_without_resume_is_refused(finished):
-    status, _, error = call(navsynth.main, *finished.arguments, "--noresume")
+    status, _, error = call(navsynth.main, *finished.arguments, "--resume=never")
     assert status == 1
     assert "already holds" in error
 
@@ -188,7 +188,7 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch
 
 
 def test_dry_run_counts_every_optimizer_once(actors, tmp_path):
-    arguments = [*ACTORS, *TINY, "--rnn_units=700", f"--run_dir={tmp_path / 'run'}"]
+    arguments = [*ACTORS, *TINY, "--rnn_units=700", "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
     config, _ = cli.parse(navsynth.Config, navsynth.PRESETS, [*arguments, "--width=64"])
     model = navsynth.build_model(config, actors)
     slots = sum(
@@ -207,7 +207,7 @@ def test_a_run_folder_is_named_after_preset_or_data(tmp_path, monkeypatch):
     clips = tmp_path / "my clips"
     clips.mkdir()
     np.save(clips / "a.npy", np.full((8, 16, 16, 3), 9, np.uint8))
-    _, out, error = call(navsynth.main, *TINY, f"--dataset={clips}/", "--dry_run")
+    _, out, error = call(navsynth.main, *TINY, f"--dataset={clips}/", "--batch_size=1", "--dry_run")
     assert "run_dir = 'runs/navsynth-my clips'" in out, error
 
 
@@ -229,7 +229,7 @@ def test_every_preset_builds_and_trains_a_step(preset):
     config = dataclasses.replace(config, precision=train.resolve_precision(config.precision))
     run_data = runs.load_data(config)
     model = navsynth.build_model(config, run_data)
-    before = {name: variable.numpy() for name, variable in loop.model_state(model).items()}
+    before = {name: variable.numpy() for name, variable in checkpoints.model_state(model).items()}
     dataset = data.make_dataset(run_data.trained, config.batch_size, config.num_frames)
     for batch in dataset.take(1):
         logs = model.train_step(batch)
@@ -288,6 +288,17 @@ def test_settings_reach_the_model(actors):
 def test_switches_of_the_ablations(actors):
     assert "static" not in build(actors, "--nouse_static").latent_spec
     assert build(actors, "--notrain_latents").static.update_rule == "none"
+
+
+def test_weight_decay_spares_the_layer_that_makes_pixels(actors):
+    """Without a gradient only decay moves weights: by rate * decay of each."""
+    model = build(actors, "--learning_rate=0.1", "--weight_decay=0.5")
+    before = {variable.path: variable.numpy() for variable in model.generator.trainable_variables}
+    variables = model.generator.trainable_variables
+    model.generator_optimizer.apply([tf.zeros(variable.shape) for variable in variables], variables)
+    for variable in variables:
+        factor = 1.0 if "to_rgb" in variable.path else 0.95
+        np.testing.assert_allclose(variable.numpy(), factor * before[variable.path], rtol=1e-5, err_msg=variable.path)
 
 
 def test_a_cosine_falls_to_a_hundredth_at_the_last_step(actors):
@@ -405,7 +416,8 @@ def test_the_modes_decode_the_codes_they_name(finished, tmp_path):
     run = dataclasses.replace(finished, run_dir=tmp_path / "run")
     run.run_dir.mkdir()
     shutil.copy(finished.run_dir / "config.json", run.run_dir)
-    loop._checkpoint(model, tf.Variable(step, dtype=tf.int64), run.run_dir)[1].save(step)
+    state = {"step": tf.Variable(step, dtype=tf.int64), **checkpoints.model_state(model)}
+    checkpoints.Checkpoints(state, run.run_dir).save(step)
 
     def frames(latents):
         return np.round((np.asarray(model.decode(latents)) + 1) * 127.5).astype(int)
@@ -473,6 +485,6 @@ def test_a_system_s_own_state_is_what_was_saved(finished):
     config = runs.read_config(finished.run_dir)
     fresh = navsynth.build_model(config, runs.load_data(config))
     assert np.abs(fresh.transient.rows.numpy() - model.transient.rows.numpy()).max() > 0
-    assert loop.restore(fresh, finished.run_dir) == step == 4
+    assert checkpoints.restore(fresh, finished.run_dir) == step == 4
     for a, b in zip(fresh.weights, model.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfvidgen
 from tfvidgen.data.collection import VideoCollection
-from trainers import loop, navsynth, runs
+from trainers import checkpoints, navsynth, runs
 
 TINY = {
     "num_identities": 2,
@@ -61,6 +61,18 @@ def test_held_out_videos_are_not_trained():
     assert len(loaded.all) == 4 and len(loaded.trained) == 3
     kept = [name for name, trained in zip(loaded.all.names, loaded.is_trained, strict=True) if trained]
     assert loaded.trained.names == tuple(kept)
+
+
+def test_mirror_images_are_trained_and_never_held_out():
+    loaded = runs.load_data(config("", num_held_out_cells=1, mirror="own_action"))
+    assert len(loaded.all) == 4 and loaded.num_originals == 3 and len(loaded.trained) == 6
+    originals = loaded.all.subset(loaded.is_trained)
+    np.testing.assert_array_equal(loaded.trained.frames[: len(originals.frames)], originals.frames)
+    np.testing.assert_array_equal(loaded.trained.frames[len(originals.frames) :], originals.frames[:, :, ::-1])
+    assert loaded.originals.digest == originals.digest
+    assert len(loaded.trained.action_names) == 4 and loaded.trained.action[3:].min() >= 2
+    model = navsynth.build_model(config("", mirror="own_action", transient_by="action", static_by="identity"), loaded)
+    assert model.transient.num_rows == 4 and model.static.num_rows == 2
 
 
 def test_the_split_seed_decides_the_split():
@@ -141,7 +153,12 @@ def test_the_same_run_may_go_on(begun, run_data):
         {"sample_every_steps": 3},
         {"cache_dir": "c"},
         {"data_dir": "d"},
-        {"resume": False},
+        {"resume": "must"},
+        {"strategy": "none"},
+        {"devices": "CPU:0"},
+        {"xla": True},
+        {"max_bad_steps": 2},
+        {"tensorboard": False},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -173,6 +190,50 @@ def test_another_config_is_refused_by_its_differences(begun, run_data, changes):
         assert f"{name}: {getattr(begun_config, name)!r} there, {value!r} now" in str(caught.value)
     assert str(caught.value).count(" there, ") == len(changes)
     assert runs.read(begun_config.run_dir) == before
+
+
+def test_a_run_from_before_a_setting_existed_may_go_on(begun, run_data):
+    begun_config, model = begun
+    path = pathlib.Path(begun_config.run_dir) / "config.json"
+    description = json.loads(path.read_text())
+    del description["config"]["ema_decay"]
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="ema_decay: 0.0 there, 0.5 now"):
+        start(dataclasses.replace(begun_config, ema_decay=0.5), model, run_data)
+    start(begun_config, model, run_data)
+    assert runs.read(begun_config.run_dir)["config"]["ema_decay"] == 0.0
+
+
+def test_workers_that_do_not_write_still_refuse(begun, run_data, tmp_path):
+    begun_config, model = begun
+    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+        runs.start(dataclasses.replace(begun_config, seed=1), "navsynth", model, run_data, writes=False)
+    elsewhere = dataclasses.replace(begun_config, run_dir=str(tmp_path / "elsewhere"))
+    runs.start(elsewhere, "navsynth", model, run_data, writes=False)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_fingerprint_tells_settings_systems_and_data_apart(begun, run_data):
+    begun_config, _ = begun
+    own = runs.fingerprint(begun_config, "navsynth", run_data)
+    assert own == runs.fingerprint(dataclasses.replace(begun_config, run_dir="x", resume="must"), "navsynth", run_data)
+    frames = 255 - run_data.all.frames
+    inverted = dataclasses.replace(run_data.all, frames=frames)
+    others = {
+        runs.fingerprint(dataclasses.replace(begun_config, seed=1), "navsynth", run_data),
+        runs.fingerprint(begun_config, "mocogan", run_data),
+        runs.fingerprint(begun_config, "navsynth", runs.RunData(inverted, run_data.is_trained, inverted)),
+    }
+    assert len({own, *others}) == 4 and 0 <= own < 2**31
+
+
+def test_what_a_killed_process_left_is_removed(begun, run_data):
+    begun_config, model = begun
+    folder = pathlib.Path(begun_config.run_dir)
+    (folder / ".config.json.12345").write_text('{"system": "nav')
+    (folder / ".mine").write_text("stays")
+    start(begun_config, model, run_data)
+    assert {path.name for path in folder.iterdir()} == {"config.json", ".mine"}
 
 
 def test_another_system_is_refused(begun, run_data):
@@ -234,7 +295,7 @@ def test_a_model_comes_back_without_its_data(tmp_path, run_data, changes):
     for variable in model.weights:  # so that an unloaded model could not pass
         variable.assign(variable + 0.25)
     step = tf.Variable(7, dtype=tf.int64)
-    loop._checkpoint(model, step, tmp_path / "run")[1].save(7)
+    checkpoints.Checkpoints({"step": step, **checkpoints.model_state(model)}, tmp_path / "run").save(7)
 
     keras.utils.set_random_seed(99)
     loaded, at = runs.load_model(tmp_path / "run")

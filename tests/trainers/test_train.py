@@ -1,6 +1,7 @@
 """The course of a trainer: where the batches come from, and what the settings resolve to."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -81,6 +82,53 @@ def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path):
     settings = dataclasses.replace(config(folder, tmp_path), strategy="mirrored", batch_size=3)
     with pytest.raises(ValueError, match="batch_size=3 cannot be divided by 2 replicas"):
         train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_fewer_videos_than_a_batch_are_refused(folder, tmp_path, dry):
+    settings = config(folder, tmp_path / "run", batch_size=8)
+    with pytest.raises(ValueError, match="--batch_size=8 is more than the 6 videos that are trained.*lower it"):
+        if dry:
+            train.dry_run(settings, navsynth.build_model)
+        else:
+            train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_may_hold_all_videos(folder, tmp_path):
+    settings = config(folder, tmp_path / "run", batch_size=6)
+    train.check_batch(settings, runs.load_data(settings), num_replicas=2)
+
+
+def test_a_run_is_gone_on_with_only_as_it_was_asked(folder, tmp_path):
+    def begin(**changes):
+        return train.train(
+            "navsynth", config(folder, tmp_path / "run", **changes), navsynth.build_model, report=lambda line: None
+        )
+
+    with pytest.raises(ValueError, match=r"resume=must, and there is no checkpoint under .*run: name the folder"):
+        begin(resume="must")
+    assert not (tmp_path / "run").exists()
+    begin(resume="never")
+    begin(resume="must")
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"already holds .*ckpt-4: go on with resume=auto, or name another run folder"):
+        begin(resume="never")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="mirrored takes the GPUs, however many")
+def test_two_replicas_train_draw_and_measure_an_average(folder, tmp_path, two_replicas):
+    settings = {"update": "joint", "ema_decay": 0.9, "evaluate": True, "num_frames": 4, "size": 16, "tensorboard": True}
+    evaluations = []
+    for strategy in ("none", "mirrored"):
+        run = config(folder, tmp_path / strategy, strategy=strategy, **settings)
+        train.train("navsynth", run, navsynth.build_model, report=lambda line: None)
+        evaluations.append(json.loads((tmp_path / strategy / "evaluation.json").read_text()))
+        assert (tmp_path / strategy / "samples" / "step_0000004.png").is_file()
+    for name in ("psnr", "ssim", "fcs"):
+        one, two = (evaluation["trained_videos"][name] for evaluation in evaluations)
+        assert two == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"size": 8}, {"num_frames": 1}])

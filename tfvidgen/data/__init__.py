@@ -6,6 +6,7 @@ import importlib
 
 # A function named like its module must be bound before anything imports that module as an attribute of this package.
 from tfvidgen.data.actors import actors
+from tfvidgen.data.shapes import shapes
 from tfvidgen.data.sprites import sprites
 from tfvidgen.data.weizmann import weizmann
 
@@ -26,7 +27,7 @@ _MODULES = {
     "write_gif": "video_io",
     "write_webp": "video_io",
 }
-__all__ = ["actors", "sprites", "weizmann", *_MODULES]
+__all__ = ["actors", "shapes", "sprites", "weizmann", *_MODULES]
 
 
 def __getattr__(name: str):

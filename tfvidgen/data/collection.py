@@ -158,3 +158,33 @@ class VideoCollection:
             fps=self.fps,
             source=self.source,
         )
+
+    def with_mirrored(self, own_actions: bool) -> VideoCollection:
+        """These videos, then the mirror image (left and right exchanged) of each, in the same order.
+
+        Args:
+            own_actions: Gives the mirror image of an action a label of its own, so `action_names` doubles; what is mirrored
+                is another motion, but the same identity. False keeps the labels.
+
+        Raises:
+            ValueError: If `own_actions` is asked for and there are no actions.
+        """
+        if own_actions and self.action is None:
+            raise ValueError(
+                f"Mirrored videos cannot have actions of their own: {self.source!r} has no actions. Put the videos into one "
+                "folder per action, or keep the labels (same_action)."
+            )
+        action, action_names = self.action, self.action_names
+        if action is not None:
+            action = np.concatenate([action, action + len(action_names) if own_actions else action])
+        if own_actions:
+            action_names = (*action_names, *(f"{name}_mirrored" for name in action_names))
+        return dataclasses.replace(
+            self,
+            frames=np.concatenate([self.frames, self.frames[:, :, ::-1]]),
+            lengths=np.concatenate([self.lengths] * 2),
+            names=(*self.names, *(f"{name} mirrored" for name in self.names)),
+            identity=None if self.identity is None else np.concatenate([self.identity] * 2),
+            action=action,
+            action_names=action_names,
+        )

@@ -6,7 +6,7 @@ import pathlib
 
 from tfvidgen.data.collection import VideoCollection
 
-NAMED = ("actors", "sprites", "weizmann")
+NAMED = ("actors", "shapes", "sprites", "weizmann")
 
 
 def load(
@@ -23,7 +23,7 @@ def load(
     """Loads a built-in set by name, or any folder or file of videos by path, prepared or not.
 
     Args:
-        dataset: `actors` (drawn on the spot), `sprites` or `weizmann` (from `data_dir`), or a path.
+        dataset: `actors` (drawn on the spot), `shapes`, `sprites` or `weizmann` (from `data_dir`), or a path.
         data_dir: Folder of a named dataset.
         size: Height and width of a frame.
         resize: `centre_crop` or `squash`, for paths.
@@ -46,6 +46,10 @@ def load(
             raise ValueError(
                 f"The dataset {dataset!r} is read from a folder: pass --data_dir (docs/data.md says where from)."
             )
+        if dataset == "shapes":
+            from tfvidgen.data.shapes import shapes
+
+            return shapes(data_dir, size=size)
         if dataset == "sprites":
             from tfvidgen.data.sprites import sprites
 

@@ -1,0 +1,68 @@
+"""TGAN from the command line: a whole run, its variants by preset, and data that it cannot learn from."""
+
+import numpy as np
+import pytest
+
+from tests.trainers.test_vgan_trainer import call
+from tfvidgen.models.tgan import TGAN
+from trainers import cli, runs, tgan
+
+ACTORS = ["--dataset=actors", "--num_identities=2", "--num_actions=2"]
+
+
+def test_a_conditional_run_trains_and_is_loaded(tmp_path):
+    flags = ["--preset=smoke", "--conditional", "--notensorboard", "--noevaluate", f"--run_dir={tmp_path}"]
+    status, out, error = call(tgan.main, *flags)
+    assert (status, error) == (0, ""), error
+    assert "discriminator_loss" in out and "generator_loss" in out
+    model, step = runs.load_model(tmp_path)
+    assert isinstance(model, TGAN) and (step, model.num_categories) == (4, 2)
+    for kernel in model.discriminator.kernels:  # clipped every second step
+        assert np.linalg.svd(kernel.numpy().reshape(-1, kernel.shape[-1]), compute_uv=False).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("preset", [name for name in tgan.PRESETS if name != "smoke"])
+def test_presets_build_their_model_at_another_size(preset):
+    """Everything of a preset but its data and its size."""
+    flags = [f"--{name}=4" for name in ("temporal_width", "width", "discriminator_width", "slow_dim", "fast_dim")]
+    flags += ["--size=16", "--num_frames=8", "--stride=1", "--precision=float32", *ACTORS]
+    config, _ = cli.parse(tgan.Config, tgan.PRESETS, [f"--preset={preset}", *flags])
+    model = tgan.build_model(config, runs.load_data(config))
+    assert model.num_categories == (2 if preset.endswith("conditional") else 0)
+    assert (model.adversarial_loss, model.constraint) == {
+        "paper_ucf101_weight_clipping": ("wgan", "weights"),
+        "paper_ucf101_vanilla": ("non_saturating", "none"),
+    }.get(preset, ("wgan", "singular_values"))
+    assert type(model.generator_optimizer).__name__ == ("RMSprop" if preset.startswith("paper") else "Adam")
+
+
+def test_paper_presets_have_the_paper_s_numbers():
+    config, _ = cli.parse(tgan.Config, tgan.PRESETS, ["--preset=paper_ucf101"])
+    assert (config.size, config.num_frames, config.batch_size, config.total_steps) == (64, 16, 32, 100_000)
+    assert (config.slow_dim, config.fast_dim, config.clip_every_steps) == (100, 100, 5)
+    assert (config.generator_learning_rate, config.discriminator_learning_rate) == (5e-5, 5e-5)
+    assert (config.temporal_width, config.width, config.discriminator_width) == (512, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_frames=6"], "`num_frames` must be 2, 4, 8, 16, 32"),
+        (["--size=32", "--num_frames=4"], "`num_frames` must be a multiple of 8. Received 4"),
+        (["--constraint=none"], "without any constraint grows without bound"),
+        (["--constraint=svd"], "--constraint must be one of"),
+    ],
+)
+def test_bad_settings_end_in_one_readable_line(tmp_path, flags, message):
+    status, _, error = call(tgan.main, "--preset=smoke", f"--run_dir={tmp_path}", *flags)
+    assert status in (1, 2) and message in error
+
+
+def test_a_conditional_run_needs_actions(tmp_path):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    np.save(clips / "a.npy", np.full((8, 16, 16, 3), 9, np.uint8))
+    arguments = ["--preset=smoke", "--conditional", "--batch_size=1", f"--dataset={clips}"]
+    arguments.append(f"--run_dir={tmp_path / 'run'}")
+    status, _, error = call(tgan.main, *arguments)
+    assert status == 1 and "needs an action for every video" in error

@@ -1,0 +1,89 @@
+"""VGAN from the command line: a whole run, its conditional variant, the presets, and data that it cannot learn from."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+from trainers import cli, generate, runs, vgan
+
+
+def call(main, *argv) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of a program."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main(list(argv))
+    return status, out.getvalue(), error.getvalue()
+
+
+def test_a_run_trains_measures_and_generates(tmp_path):
+    flags = [
+        "--preset=smoke",
+        "--conditional",
+        "--num_remembered=5",
+        "--notensorboard",
+        f"--run_dir={tmp_path / 'run'}",
+    ]
+    status, out, error = call(vgan.main, *flags)
+    assert (status, error) == (0, ""), error
+    for loss in ("discriminator_loss", "generator_loss", "mask_loss", "first_frame_loss"):
+        assert loss in out
+    measured = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert measured["step"] == 4 and "trained_videos" not in measured
+    assert (tmp_path / "run" / "samples" / "step_0000004.png").is_file()
+    status, _, error = call(generate.main, f"--run_dir={tmp_path / 'run'}", "--num_videos=3", f"--out={tmp_path}")
+    assert (status, error) == (0, "")
+    assert np.load(tmp_path / "new.npy").shape == (3, 8, 16, 16, 3)
+
+    model, step = runs.load_model(tmp_path / "run")
+    assert (type(model).__name__, step, model.num_remembered) == ("ConditionalVGAN", 4, 5)
+    videos = runs.load_data(runs.read_config(tmp_path / "run")).all
+    known = {videos.video(i)[t].tobytes() for i in range(len(videos)) for t in range(8)}
+    assert all(frame.tobytes() in known for frame in model.first_frames.numpy())
+
+
+@pytest.mark.parametrize("preset", [name for name in vgan.PRESETS if name != "smoke"])
+def test_presets_build_their_model_at_another_size(preset):
+    """Everything of a preset but its data and its size."""
+    flags = ["--dataset=actors", "--num_identities=2", "--num_actions=2", "--size=16", "--num_frames=8", "--width=2"]
+    config, _ = cli.parse(
+        vgan.Config, vgan.PRESETS, [f"--preset={preset}", *flags, "--stride=1", "--precision=float32"]
+    )
+    model = vgan.build_model(config, runs.load_data(config))
+    assert model.conditional == preset.endswith("first_frame")
+    assert model.generate(1).shape == (1, 8, 16, 16, 3)
+
+
+def test_paper_presets_have_the_paper_s_numbers():
+    config, _ = cli.parse(vgan.Config, vgan.PRESETS, ["--preset=paper_golf"])
+    assert (config.size, config.num_frames, config.batch_size, config.latent_dim, config.width) == (64, 32, 64, 100, 64)
+    assert (config.generator_learning_rate, config.beta_1, config.mask_weight) == (2e-4, 0.5, 0.1)
+    assert (config.clip_start, config.short_clip, config.adversarial_loss) == ("first", "hold", "non_saturating")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size=24"], "`size` must be 8, 16, 32, 64, 128"),
+        (["--num_frames=6"], "`num_frames` must be a multiple of 4. Received 6"),
+        (["--adversarial_loss=wasserstein"], "--adversarial_loss must be one of"),
+        (["--augmentation=blur"], "`augmentation` takes names out of"),
+        (["--discriminator_learning_rate=1e30"], "generator_loss became nan"),
+    ],
+)
+def test_bad_settings_end_in_one_readable_line(tmp_path, flags, message):
+    arguments = ["--preset=smoke", "--noevaluate", "--notensorboard", f"--run_dir={tmp_path}", *flags]
+    status, _, error = call(vgan.main, *arguments)
+    assert status in (1, 2) and message in error
+
+
+def test_single_images_are_refused(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        np.save(images / f"{i}.npy", np.full((1, 16, 16, 3), 40 * i, np.uint8))
+    arguments = ["--preset=smoke", f"--dataset={images}", "--short_clip=hold", f"--run_dir={tmp_path / 'run'}"]
+    status, _, error = call(vgan.main, *arguments)
+    assert status == 1 and "holds single images" in error

@@ -1,0 +1,73 @@
+"""Moving shapes as strips of square frames, as MoCoGAN's public code ships them.
+
+Source: Tulyakov et al., "MoCoGAN", CVPR 2018, https://arxiv.org/abs/1707.04993, official code
+github.com/sergeytulyakov/mocogan, `data/shapes`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.video_io import UnreadableFileError, check_size, read_image, resize_video
+
+FPS = 16.0  # the files name no rate; a shape crosses its 32 frames in two seconds
+_FOLDERS = {"0": "up", "1": "left"}
+
+ACTION_NAMES: tuple[str, ...] = tuple(_FOLDERS.values())
+
+
+def shapes(root: str | os.PathLike, size: int | None = None, num_videos: int | None = None) -> VideoCollection:
+    """Reads squares and discs of many sizes and colours that cross a black ground on a curve, upwards or to the left.
+
+    Args:
+        root: Folder with the folders 0 and 1, one per action. In them `NNNNNNNN.png` holds square frames side by side, left
+            to right. Alpha is dropped.
+        size: Height and width of a frame in pixels; None for that of the files, 64.
+        num_videos: Read only so many, alike of both actions; None for all (1200 in the public selection, about half a
+            gigabyte).
+
+    Returns:
+        Videos of 32 frames, one action after the other; `action` is up or left. There are no identities.
+
+    Raises:
+        ValueError: If a folder is missing or empty, a file cannot be read or is no strip, or `num_videos` is out of range.
+    """
+    root, size = pathlib.Path(root), check_size(size)
+    found = [(action, path) for action, folder in enumerate(_FOLDERS) for path in _strips(root / folder)]
+    if num_videos is not None:
+        if not 1 <= num_videos <= len(found):
+            raise ValueError(
+                f"`num_videos` must lie in 1..{len(found)}, of which there are so many. Received {num_videos}."
+            )
+        found = [found[i] for i in np.linspace(0, len(found) - 1, num_videos).round().astype(int)]
+    return VideoCollection.from_videos(
+        [resize_video(_read_strip(path), size) for _, path in found],
+        names=[f"{ACTION_NAMES[action]}_{path.stem}" for action, path in found],
+        action=[action for action, _ in found],
+        action_names=ACTION_NAMES,
+        fps=FPS,
+        source="shapes",
+    )
+
+
+def _strips(folder: pathlib.Path) -> list[pathlib.Path]:
+    paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(
+            f"No strips in {str(folder)!r}: the shapes need the folders {' and '.join(_FOLDERS)} with files such as "
+            "00000001.png."
+        )
+    return paths
+
+
+def _read_strip(path: pathlib.Path) -> np.ndarray:
+    """uint8 (T, H, H, 3)."""
+    strip = read_image(path)
+    height, width = strip.shape[:2]
+    if width % height:
+        raise UnreadableFileError(path, f"a strip of square frames {height} high cannot be {width} wide")
+    return np.ascontiguousarray(strip.reshape(height, -1, height, 3).swapaxes(0, 1))

@@ -1,0 +1,86 @@
+"""What the trainers of adversarial systems share: flags, optimizers and the options of `compile`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from trainers import cli
+from trainers.cli import option
+
+if TYPE_CHECKING:
+    from tfvidgen.optimizers import Adam
+    from trainers.runs import RunData
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig(cli.RunConfig):
+    """Settings of any run with discriminators. The stability tools at the end are off by default."""
+
+    clip_start: str = option("random", "Where a clip begins.", ("first", "centre", "random"))
+    adversarial_loss: str = option("non_saturating", "The game.", ("minimax", "non_saturating", "hinge", "wgan"))
+    generator_learning_rate: float = option(2e-4, "Rate of the generator's optimizer.", minimum=0)
+    discriminator_learning_rate: float = option(2e-4, "Rate of the discriminators' optimizers.", minimum=0)
+    beta_1: float = option(0.5, "Decay of Adam's first moment.", minimum=0)
+    beta_2: float = option(0.999, "Decay of Adam's second moment.", minimum=0)
+    l2_weight: float = option(0.0, "Adds that times a weight to its gradient (PyTorch's Adam weight_decay).", minimum=0)
+    spectral_norm: bool = option(False, "Spectral normalisation in the discriminators.")
+    r1_weight: float = option(0.0, "Gamma of the R1 penalty on the discriminators; 0 for none.", minimum=0)
+    augmentation: str = option(
+        "",
+        "Differentiable augmentation of what discriminators see, alike for all frames of a clip: any of "
+        "colour,translation,cutout with commas between them; for small sets.",
+    )
+    gradient_clip_norm: float = option(0.0, "Clips each network's gradient to this global norm; 0 for not.", minimum=0)
+
+
+def dtype(config: AdversarialConfig) -> str:
+    """The Keras dtype policy of a config's precision."""
+    return "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+
+
+def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
+    """Adam with the config's decays."""
+    from tfvidgen.optimizers import Adam
+
+    return Adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2)
+
+
+def compile_options(config: AdversarialConfig) -> dict[str, Any]:
+    """Keyword arguments that the `compile` of every adversarial system takes, beside its optimizers."""
+    return {
+        "adversarial_loss": config.adversarial_loss,
+        "l2_weight": config.l2_weight,
+        "r1_weight": config.r1_weight,
+        "augmentation": tuple(name.strip() for name in config.augmentation.split(",") if name.strip()),
+        "gradient_clip_norm": config.gradient_clip_norm,
+    }
+
+
+def require_clips(config: AdversarialConfig, run_data: RunData) -> None:
+    """Raises ValueError if the source holds single images, which no policy for short clips can turn into motion."""
+    if config.num_frames > 1 and int(run_data.trained.lengths.max()) == 1:
+        raise ValueError(
+            f"{run_data.trained.source!r} holds single images, and clips of {config.num_frames} frames are needed: give a "
+            "set of videos."
+        )
+
+
+def num_categories(config: AdversarialConfig, run_data: RunData, given: int = 0) -> int:
+    """How many action labels the data has; `given` overrides it with a larger number.
+
+    Raises:
+        ValueError: If there are no labels, or one lies beyond `given`.
+    """
+    videos = run_data.trained
+    if videos.action is None:
+        raise ValueError(
+            f"A categorical system needs an action for every video, and {videos.source!r} has none: put the videos into "
+            "one folder per action, or train without categories."
+        )
+    found = int(videos.action.max()) + 1
+    if given and found > given:
+        raise ValueError(
+            f"The data has action labels up to {found - 1}, so num_categories must be at least {found}. Received {given}."
+        )
+    return max(given, len(videos.action_names or ()), found)

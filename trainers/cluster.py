@@ -1,0 +1,182 @@
+"""Where a run trains: on one device, on several of one machine, or on several machines in step with each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")
+_EXAMPLE = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
+
+
+class Cluster(NamedTuple):
+    """Attributes: `workers`: the addresses of all, the chief's first; `index`: which of them this process is."""
+
+    workers: tuple[str, ...]
+    index: int
+
+
+def read_cluster(text: str | None = None) -> Cluster | None:
+    """What TF_CONFIG says, or None where it is not set.
+
+    Args:
+        text: In place of the environment variable TF_CONFIG.
+
+    Raises:
+        ValueError: If it is not JSON, names no cluster, or gives this process no place in it.
+    """
+    text = os.environ.get("TF_CONFIG", "") if text is None else text
+    if not text.strip():
+        return None
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(
+            f"TF_CONFIG {what}. Received {text!r}. Expected the same on every worker but for the index, e.g. {_EXAMPLE}; "
+            "unset it to train on this machine alone."
+        )
+
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise wrong(f"is not JSON ({error})") from None
+    jobs = content.get("cluster") if isinstance(content, dict) else None
+    if not isinstance(jobs, dict) or not jobs:
+        raise wrong("names no cluster")
+    if other := sorted(set(jobs) - {"chief", "worker"}):
+        raise wrong(f"has a job {other[0]!r}, and workers that train in step know only 'worker' and 'chief'")
+    for job, addresses in jobs.items():
+        if not isinstance(addresses, list) or not addresses:
+            raise wrong(f"lists no addresses for {job!r}")
+        for address in addresses:
+            if not re.fullmatch(r"[^\s/]+:\d+", str(address)):
+                raise wrong(f"has an address {address!r} that is not host:port")
+    workers = tuple(jobs.get("chief", [])) + tuple(jobs.get("worker", []))  # TensorFlow numbers them in this order
+    if len(set(workers)) < len(workers):
+        raise wrong("lists an address twice")
+    if len(jobs.get("chief", [])) > 1:
+        raise wrong("has more than one chief")
+    task = content.get("task")
+    job, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
+    if job not in jobs or isinstance(index, bool) or not isinstance(index, int):
+        raise wrong("does not say which worker this is: task needs a type of the cluster and a whole number as index")
+    if not 0 <= index < len(jobs[job]):
+        raise wrong(f"gives this process the index {index}, and {job!r} has 0..{len(jobs[job]) - 1}")
+    return Cluster(workers, index + (len(jobs.get("chief", [])) if job == "worker" else 0))
+
+
+def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strategy:
+    """Makes the strategy; for several workers it must come before TensorFlow runs any operation.
+
+    Args:
+        name: `none`: one device; `mirrored`: all GPUs, or all logical CPUs where there are none; `multiworker`: the
+            workers of TF_CONFIG with all their GPUs; `auto`: multiworker where TF_CONFIG names more than one worker,
+            mirrored where there are several GPUs, else none.
+        devices: Names with commas between them, e.g. `GPU:0,GPU:1`, to take only these. `none` takes one.
+
+    Raises:
+        ValueError: For an unknown name or device, or a TF_CONFIG that cannot be used.
+    """
+    import tensorflow as tf
+
+    if name not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received {name!r}.")
+    cluster = read_cluster() if name in ("auto", "multiworker") else None
+    if name == "multiworker" and cluster is None:
+        raise ValueError(f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}.")
+    if name == "multiworker" or (cluster and len(cluster.workers) > 1):
+        if devices:
+            raise ValueError(
+                f"`devices` chooses among those of one machine, and a worker takes all of its own. Received {devices!r}: "
+                "leave it out, and hide GPUs with the environment variable CUDA_VISIBLE_DEVICES."
+            )
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except RuntimeError as error:
+            raise ValueError(
+                f"Several workers must be joined before TensorFlow runs anything: start a fresh process. ({error})"
+            ) from None
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+    chosen = _named(devices, [*gpus, *cpus]) if devices else (gpus or cpus)
+    if name == "none" and devices and len(chosen) > 1:
+        raise ValueError(f"strategy=none takes one device. Received {devices!r}: use strategy=mirrored, or name one.")
+    if name == "none" or (name == "auto" and (len(chosen) < 2 or not (devices or gpus))):
+        return tf.distribute.OneDeviceStrategy(chosen[0]) if devices else tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(chosen)
+
+
+def _named(devices: str, known: Sequence[str]) -> list[str]:
+    """`GPU:0,CPU:0` -> full names."""
+    short = {name.rpartition("device:")[2]: name for name in known}
+    names = [part.strip().upper() for part in devices.split(",") if part.strip()]
+    unknown = [name for name in names if name not in short]
+    if unknown or not names or len(set(names)) < len(names):
+        what = f"There is no device {unknown[0]!r} here" if unknown else "Devices are named once each"
+        raise ValueError(f"{what}. Received devices={devices!r}; there are {', '.join(short)}.")
+    return [short[name] for name in names]
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run folder: always, but on workers other than the first."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec().as_dict():
+        return True
+    return strategy.extended.should_checkpoint
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Processes that train in step."""
+    resolver = strategy.cluster_resolver
+    return 1 if resolver is None else max(1, sum(map(len, resolver.cluster_spec().as_dict().values())))
+
+
+def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Any:
+    """An iterator over a dataset of global batches: each replica gets its rows, the first replica the first ones.
+
+    Every worker makes the same global batches and keeps its own rows, so that the batch of a step is the same for any
+    number of workers. TensorFlow's automatic sharding would deal out elements or files instead.
+    """
+    import tensorflow as tf
+
+    num_replicas = strategy.num_replicas_in_sync
+    if num_replicas == 1:
+        return iter(dataset)
+
+    def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        num_local = num_replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * num_local
+
+        def rows(value: tf.Tensor) -> tf.Tensor:
+            by_replica = tf.reshape(value, (num_replicas, value.shape[0] // num_replicas, *value.shape[1:]))
+            return by_replica[first : first + num_local]
+
+        batches = dataset.map(lambda batch: tf.nest.map_structure(rows, batch)).unbatch()
+        # Said to be endless, or every worker would ask all others before each batch whether they have one, too.
+        return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(num_local)
+
+    return iter(strategy.distribute_datasets_from_function(local))
+
+
+def total(strategy: tf.distribute.Strategy, value: int) -> int:
+    """The sum of a number over all workers, which must all ask."""
+    import tensorflow as tf
+
+    if num_workers(strategy) == 1:
+        return value
+    local = strategy.num_replicas_in_sync // num_workers(strategy)
+    per_replica = strategy.run(lambda: tf.constant(value, tf.int64))
+    return int(strategy.reduce("SUM", per_replica, axis=None)) // local
+
+
+def agree(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
+    """Raises ValueError(message) on every worker unless all hold the same value, below 2^31. All must ask."""
+    workers = num_workers(strategy)
+    # The squares have the square of the mean as their mean only where all are the same.
+    if total(strategy, value) != workers * value or total(strategy, value * value) != workers * value * value:
+        raise ValueError(message)

@@ -1,0 +1,168 @@
+"""What goes wrong in a run, where exactly, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from trainers import runs
+from trainers.checkpoints import NotSaved
+from trainers.steps import Taken
+
+
+class TrainingDiverged(ValueError):
+    """A loss or a weight became NaN or infinite. The checkpoints hold the last good state."""
+
+
+class WorkerLost(ValueError):
+    """Another worker of the run has gone."""
+
+
+class BadSteps:
+    """Steps whose losses or weights are not finite: which they are, and whether the run passes over them.
+
+    A bad step is never undone, because its update may be anywhere by then. The run goes back to its last checkpoint
+    instead, and comes again without that step: batches and draws are functions of the step, so it arrives with the weights,
+    slots and codes that it would have if the step did not exist. Good steps therefore cost nothing more; a bad one costs
+    the steps since the last checkpoint twice, because the culprit is looked for one step at a time, with all weights
+    checked after each: a gradient may be broken where the loss is not.
+
+    All bad steps are listed in `bad_step.json`, and a resumed run passes over the same ones.
+
+    Args:
+        run_dir: The run folder.
+        max_bad_steps: How many steps a run may pass over.
+        dataset_fn: The one of the run; says which videos a step saw.
+        video_names: Names by video id, where they are known.
+        writes: False for workers other than the chief.
+    """
+
+    def __init__(
+        self,
+        run_dir: pathlib.Path,
+        max_bad_steps: int = 0,
+        dataset_fn: Callable[[int], tf.data.Dataset] | None = None,
+        video_names: Sequence[str] = (),
+        writes: bool = True,
+    ):
+        self._path, self._max, self._writes = run_dir / "bad_step.json", max_bad_steps, writes
+        self._dataset_fn, self._names = dataset_fn, video_names
+        self._found = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._suspect_until = 0
+
+    @property
+    def skipped(self) -> list[int]:
+        """The steps that are passed over."""
+        return [record["step"] for record in self._found if record["skipped"]]
+
+    def is_suspect(self, step: int) -> bool:
+        """Whether a bad step is looked for here: it is taken alone, and weights are checked after it."""
+        return step < self._suspect_until
+
+    def at_most(self, step: int) -> int | None:
+        """How many steps may be taken at once from `step` on; None for any number."""
+        if self.is_suspect(step):
+            return 1
+        return min((skipped - step for skipped in self.skipped if skipped > step), default=None)
+
+    def found(self, first_step: int, taken: Taken, weights: Sequence[str], last_checkpoint: str | None) -> None:
+        """Notes a bad step; the run then goes back to its last checkpoint.
+
+        Args:
+            first_step: Of those that were taken.
+            taken: What was taken.
+            weights: Names of variables that are not finite, where that was looked for.
+            last_checkpoint: Its path.
+
+        Raises:
+            TrainingDiverged: If no more steps may be passed over.
+        """
+        last_step = first_step + taken.num_steps - 1
+        is_exact = not taken.is_good or taken.num_steps == 1
+        if self._max and not self.is_suspect(first_step):
+            self._suspect_until = last_step + 1
+            return
+        skips = len(self.skipped) < self._max
+        losses = {} if taken.is_good else {k: v for k, v in taken.last.items() if not math.isfinite(v)}
+        what = ", ".join([f"{name} became {value}" for name, value in losses.items()] or weights[:3])
+        if not losses:
+            what += f" and {len(weights) - 3} more became not finite" if len(weights) > 3 else " became not finite"
+        where = f"in step {last_step}" if is_exact else f"between steps {first_step} and {last_step}"
+        record = {"step": last_step, "skipped": skips, "what": f"{what} {where}"}
+        record["losses"] = {k: v if math.isfinite(v) else str(v) for k, v in taken.last.items()}
+        ids = self._video_ids(last_step) if is_exact else []
+        videos = ""
+        if ids:
+            record["video_ids"] = ids
+            videos = f" (video ids {', '.join(map(str, ids))})"
+        if ids and self._names:
+            record["video_names"] = [self._names[i] for i in ids]
+        before = self.skipped
+        self._found.append(record)
+        if self._writes:
+            runs.write_json(self._path, self._found)
+        if skips:
+            return
+        if self._max:
+            advice = (
+                f"It may pass over {self._max} bad step(s), and has passed over {', '.join(map(str, before))}. Try a lower "
+                "learning rate, precision=float32, another seed, or look at those videos."
+            )
+        else:
+            advice = (
+                "Try a lower learning rate, precision=float32 or another seed, look at those videos, or let the run find "
+                "and pass over such steps with max_bad_steps."
+            )
+        raise TrainingDiverged(
+            f"{what} {where}{videos}. The last good state is {last_checkpoint or 'none'}; details are in {self._path}. {advice}"
+        )
+
+    def _video_ids(self, step: int) -> list[int]:
+        """What a step saw: its batch is made once more."""
+        if self._dataset_fn is None or not self._writes:
+            return []
+        batch: dict[str, Any] = next(iter(self._dataset_fn(step)))
+        return [int(i) for i in batch["video_id"]] if "video_id" in batch else []
+
+
+@contextlib.contextmanager
+def explained(last_checkpoint: Callable[[], str | None], num_workers: int = 1) -> Iterator[None]:
+    """Turns a full disk and a lost worker into an error that says what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NotSaved(
+            f"The run cannot write any more: {error}. The last good checkpoint is {last_checkpoint() or 'none'}. Make room; the "
+            "same command then goes on from there."
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError) as e:
+        if num_workers == 1:
+            raise
+        raise WorkerLost(
+            "Another worker has stopped, so this one cannot go on. Start all workers again with the same command: they go "
+            f"on from {last_checkpoint() or 'the beginning'}. ({e.message.strip().splitlines()[0]})"
+        ) from e
+
+
+@contextlib.contextmanager
+def memory_explained(config: Any) -> Iterator[None]:
+    """Turns running out of memory into an error that names what to lower."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        names = ("batch_size", "width", "num_frames", "size")
+        settings = ", ".join(f"{name}={getattr(config, name)}" for name in names if hasattr(config, name))
+        text = str(getattr(error, "message", "") or error or "no details").strip().splitlines()[0]
+        raise ValueError(
+            f"Out of memory with {settings}: lower one of them, use more devices or a lower precision; --dry_run estimates "
+            f"what a setting needs. ({text[:200]})"
+        ) from error

@@ -1,0 +1,79 @@
+"""Loose images beside clips: where they come from, and how they get into batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfvidgen.data.collection import VideoCollection
+
+
+def loose_images(
+    config: Any, collection: VideoCollection, is_trained: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Settles which videos stay clips and which frames are loose images.
+
+    Args:
+        config: Of a trainer; `image_dataset` names a source all of whose frames are loose images, and `exploded_share` is
+            the share of the trained videos that are taken apart into theirs. A config without these has none.
+        collection: All videos.
+        is_trained: bool (N,).
+
+    Returns:
+        `is_trained` without the videos that were taken apart, and uint8 (F, H, W, 3) or None.
+
+    Raises:
+        ValueError: If no clip or nothing to take apart is left.
+    """
+    from tfvidgen import data
+
+    images = []
+    share = getattr(config, "exploded_share", 0.0)
+    if share:
+        trained = np.flatnonzero(is_trained)
+        count = round(share * len(trained))
+        if not 0 < count < len(trained):
+            raise ValueError(
+                f"--exploded_share={share} of {len(trained)} trained videos takes {count} apart, which must leave some of "
+                "either: choose a share between 0 and 1, or train on more videos."
+            )
+        if isinstance(collection, data.ShardedVideos):
+            raise ValueError(
+                f"--exploded_share={share} needs decoded videos, and {config.dataset} is a prepared set: train from the "
+                "videos themselves."
+            )
+        taken = np.random.default_rng(config.split_seed).permutation(trained)[:count]
+        images += [collection.video(i) for i in np.sort(taken)]
+        is_trained = is_trained.copy()
+        is_trained[taken] = False
+    if getattr(config, "image_dataset", ""):
+        found = data.load(
+            config.image_dataset,
+            data_dir=config.data_dir,
+            size=config.size,
+            resize=config.resize,
+            skip_bad=config.skip_bad,
+            cache_dir=config.cache_dir,
+        )
+        images.append(found.frames)
+    return is_trained, np.concatenate(images) if images else None
+
+
+def add_images(dataset: tf.data.Dataset, images: np.ndarray, images_per_clip: int, seed: int) -> tf.data.Dataset:
+    """Adds `image` uint8 (B, images_per_clip, H, W, 3) to every batch, a function of (seed, step) as the rest of it."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        frames = tf.constant(images)
+
+    def add(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        key = tf.stack([tf.constant(seed, tf.int64) + 2, batch["step"][0]])
+        shape = (batch["video"].shape[0], images_per_clip)
+        index = tf.random.stateless_uniform(shape, key, 0, len(images), tf.int64)
+        return {**batch, "image": tf.gather(frames, index)}
+
+    return dataset.map(add, num_parallel_calls=1).prefetch(2)

@@ -1,0 +1,129 @@
+"""Trains RJGAN (Dandi et al., WACV 2020, Sec. 4.1): images and videos together, by a summary vector and residuals."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from trainers import adversarial, mocogan, train
+from trainers.cli import option
+
+if TYPE_CHECKING:
+    from tfvidgen.models.rjgan import RJGAN
+    from trainers.runs import RunData
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(adversarial.AdversarialConfig):
+    """Settings of one RJGAN run. --num_frames=1 trains the image-only baseline."""
+
+    summary_dim: int = option(60, "Width of the summary vector and of a residual.", minimum=1)
+    noise_dim: int = option(10, "Width of the noise of a frame.", minimum=1)
+    summary_stddev: float = option(1.0, "Sigma of the summary's prior.", minimum=0)
+    linear_residual: bool = option(False, "Put a linear layer behind the residuals' GRU.")
+    summary_every_steps: int = option(1, "Judge summary images in steps that this divides; 0 for never.", minimum=0)
+    width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
+    discriminator_width: int = option(64, "Channels of the discriminators' first stage.", minimum=1)
+    image_head: str = option("plain", "One logit per frame, or a patch of them.", ("plain", "patch"))
+    video_head: str = option("plain", "One logit per clip, or a patch of them.", ("plain", "patch"))
+    temporal_taps: int = option(4, "Taps in time of the video discriminator; fewer judge shorter clips.", minimum=1)
+    noise_stddev: float = option(0.0, "Noise before the discriminators' convolutions.", minimum=0)
+    frames_per_clip: int = option(1, "Frames of each clip that the image discriminator sees.", minimum=1)
+    image_dataset: str = option("", "A further source; the image discriminator sees its frames as loose images.")
+    exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
+    images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
+    init_from: str = option("", "Begin with the networks of this RJGAN run, of images or of clips (Sec. 5.1).")
+
+
+# Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions stand in an appendix that is not public.
+_PAPER = {
+    **{name: value for name, value in mocogan.PAPER.items() if name not in ("content_dim", "motion_dim")},
+    "summary_dim": 60,
+    "noise_dim": 10,
+    "summary_every_steps": 1,
+}
+PRESETS = {
+    "smoke": mocogan.SMOKE,
+    "weizmann": {**mocogan.FAST, "dataset": "weizmann", "mirror": "same_action"},
+    "shapes": {**mocogan.FAST, "dataset": "shapes", "stride": 1},
+    "paper_weizmann": {**_PAPER, "dataset": "weizmann", "mirror": "same_action"},
+    # facial expressions: --dataset=<folder of videos>
+    "paper_mug": _PAPER,
+    "paper_nir": _PAPER,
+    # half of the videos as loose images, as many of them as frames of clips in a step (Sec. 5.1)
+    "paper_mug_mixed": {**_PAPER, "exploded_share": 0.5, "images_per_clip": 3},
+    # 1000 steps on clips after --init_from=<a run of paper_mug_images> (Sec. 5.1, Table 3)
+    "paper_mug_pretrained": {**_PAPER, "total_steps": 1000},
+    # the baseline of Sec. 5.2, and the first half of pre-training
+    "paper_mug_images": {**_PAPER, "num_frames": 1, "stride": 1, "batch_size": 10, "evaluate": False},
+}
+
+
+def build_model(config: Config, run_data: RunData) -> RJGAN:
+    """The compiled model of a config and its data."""
+    from tfvidgen.models.rjgan import RJGAN
+
+    adversarial.require_clips(config, run_data)
+    model = RJGAN(
+        num_frames=config.num_frames,
+        size=config.size,
+        summary_dim=config.summary_dim,
+        noise_dim=config.noise_dim,
+        summary_stddev=config.summary_stddev,
+        linear_residual=config.linear_residual,
+        width=config.width,
+        discriminator_width=config.discriminator_width,
+        image_head=config.image_head,
+        video_head=config.video_head,
+        temporal_taps=config.temporal_taps,
+        noise_stddev=config.noise_stddev,
+        spectral_norm=config.spectral_norm,
+        seed=config.seed,
+        dtype=adversarial.dtype(config),
+    )
+    model.build()
+    if config.init_from:
+        copy_networks(config.init_from, model)
+    model.compile(
+        adversarial.adam(config, config.generator_learning_rate),
+        adversarial.adam(config, config.discriminator_learning_rate),
+        adversarial.adam(config, config.discriminator_learning_rate),
+        summary_every_steps=config.summary_every_steps,
+        frames_per_clip=config.frames_per_clip,
+        **adversarial.compile_options(config),
+    )
+    return model
+
+
+def copy_networks(run_dir: str, model: RJGAN) -> None:
+    """Gives `model` every network that it shares with the model of another run: images then clips, or clips then images.
+
+    Raises:
+        ValueError: If the run is of another system, or its networks have other shapes.
+    """
+    from trainers import runs
+
+    system = runs.read(run_dir)["system"]
+    if system != "rjgan":
+        raise ValueError(f"--init_from must name a run of rjgan. {run_dir} holds one of {system}.")
+    source, _ = runs.load_model(run_dir)
+    found = {variable.path.partition("/")[2]: variable for variable in source.weights}
+    shared = [(variable, found.get(variable.path.partition("/")[2])) for variable in model.weights]
+    shared = [(variable, other) for variable, other in shared if other is not None]
+    different = [
+        f"{v.path.partition('/')[2]} is {o.shape} there, {v.shape} here" for v, o in shared if v.shape != o.shape
+    ]
+    if different:
+        raise ValueError(
+            f"The networks of {run_dir} do not fit: {'; '.join(different[:3])}. Use the same widths, heads and size."
+        )
+    for variable, other in shared:
+        variable.assign(other.value)
+
+
+def main(argv=None) -> int:
+    return train.main("rjgan", __doc__, Config, PRESETS, build_model, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""What TensorBoard shows of a run: losses as curves, and clips that play.
+
+tensorboard --logdir runs
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvidgen import visualize
+from tfvidgen.data.video_io import encode_gif
+from trainers import loop, runs, samples
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+
+FOLDER = "tensorboard"
+NUM_CLIPS = 4
+
+
+class EventLog:
+    """Appends to the TensorBoard events of a run folder, and takes over from a process that was killed.
+
+    Args:
+        run_dir: Gets the folder `tensorboard/`, one file a process.
+    """
+
+    def __init__(self, run_dir: str | pathlib.Path):
+        self._folder = pathlib.Path(run_dir) / FOLDER
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    def scalars(self, step: int, logs: dict[str, float]) -> None:
+        """One point on each loss's curve."""
+        with self._writing(step):
+            for name, value in logs.items():
+                tf.summary.scalar(name, value, step)
+        self._writer.flush()  # a killed process must not leave a gap before its last checkpoint
+
+    def clip(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
+        """A clip that plays, uint8 (T, H, W, 3), in the image tab: browsers play a GIF wherever they show a picture."""
+        from tensorboard.plugins.image import metadata
+
+        height, width = video.shape[1:3]
+        # The image plugin's own layout: width, height, encoded pictures. It knows a GIF by its first bytes.
+        content = tf.constant([str(width).encode(), str(height).encode(), encode_gif(video, fps)])
+        with self._writing(step):
+            described = metadata.create_summary_metadata(None, None, converted_to_tensor=True)
+            tf.summary.write(name, content, step, described)
+        self._writer.flush()
+
+    def _writing(self, step: int):
+        if self._writer is None:
+            _drop_events_from(self._folder, step)
+            self._writer = tf.summary.create_file_writer(str(self._folder))
+        return self._writer.as_default()
+
+
+def _drop_events_from(folder: pathlib.Path, step: int) -> None:
+    """Removes what a killed process wrote after its last checkpoint: those steps are trained again."""
+    for path in folder.glob("events.out.tfevents.*"):
+        kept, complete = [], True
+        try:
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                if tf.compat.v1.Event.FromString(record).step < step:
+                    kept.append(record)
+                else:
+                    complete = False
+        except tf.errors.DataLossError:  # a record cut off by the kill
+            complete = False
+        if complete:
+            continue
+        temporary = path.with_name(f".{path.name}")
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for record in kept:
+                writer.write(record)
+        temporary.replace(path)
+
+
+class Clips:
+    """Plays clips that a model makes: new ones, and trained ones above their reconstructions where codes are learned."""
+
+    def __init__(self, events: EventLog, model: VideoGenerator, run_data: runs.RunData, config: Any):
+        self._events, self._model, self._fps = events, model, run_data.all.fps
+        count = min(NUM_CLIPS, run_data.num_originals)
+        self._video_ids = np.linspace(0, run_data.num_originals - 1, count).round().astype(np.int32)
+        self._real = None
+        if samples.has_lookup(model) and config.clip_start != "random":
+            self._real = runs.clips(run_data.trained.subset(self._video_ids), config)
+
+    def __call__(self, step: int, logs: dict[str, float]) -> None:
+        new = samples.decode(self._model, self._model.sample_latents(NUM_CLIPS, seed=samples.SHEET_SEED))
+        self._events.clip(step, "clips/new", visualize.grid_video(new), self._fps)
+        if self._real is not None:
+            made = samples.decode(self._model, self._model.lookup(self._video_ids))
+            both = visualize.grid_video([*self._real, *made], num_columns=len(made))
+            self._events.clip(step, "clips/trained_above_reconstructed", both, self._fps)
+
+
+def actions(model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path) -> list[loop.Action]:
+    """What a trainer adds to its loop: curves at every look from Python, clips beside every sample sheet."""
+    events = EventLog(run_dir)
+    return [
+        loop.Action(events.scalars, config.steps_per_loop, uses_weights=False),
+        loop.Action(Clips(events, model, run_data, config), config.sample_every_steps),
+    ]

@@ -1,0 +1,116 @@
+"""Trains VGAN (Vondrick et al., NIPS 2016): a moving foreground over a still background, from a code or a first frame."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from trainers import adversarial, train
+from trainers.cli import option
+
+if TYPE_CHECKING:
+    from tfvidgen.models.vgan import VGAN
+    from trainers.runs import RunData
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(adversarial.AdversarialConfig):
+    """Settings of one VGAN run."""
+
+    num_frames: int = option(32, "Frames of a clip; a multiple of size / 4.", minimum=1)
+    conditional: bool = option(False, "Predict what follows a given first frame, instead of decoding noise.")
+    latent_dim: int = option(100, "Width of the code z.", minimum=1)
+    width: int = option(
+        64, "Channels next to the pixels in generator and discriminator; the deepest have 8 times as many.", minimum=1
+    )
+    mask_weight: float = option(0.1, "lambda of the mask's mean.", minimum=0)
+    first_frame_weight: float = option(10.0, "Of the L1 to the given first frame, if conditional.", minimum=0)
+    num_remembered: int = option(64, "First frames kept for sampling, if conditional.", minimum=1)
+
+
+# Official code (cvondrick/videogan@88c0c4d): 32 frames of 64x64, the first ones of a video, the last one repeated where it
+# is short; z of 100, widths 64..512, Adam at 2e-4 with beta_1 = 0.5, batches of 64, mask penalty 0.1, 100 epochs.
+_PAPER = {
+    "size": 64,
+    "num_frames": 32,
+    "clip_start": "first",
+    "short_clip": "hold",
+    "latent_dim": 100,
+    "width": 64,
+    "mask_weight": 0.1,
+    "generator_learning_rate": 2e-4,
+    "discriminator_learning_rate": 2e-4,
+    "beta_1": 0.5,
+    "batch_size": 64,
+}
+# Ours, for minutes on a CPU: half the frames and half the width, so that a quarter of an hour has thousands of steps.
+_FAST = {
+    "size": 64,
+    "num_frames": 16,
+    "width": 32,
+    "batch_size": 8,
+    "precision": "auto",
+    "ema_decay": 0.998,
+}
+PRESETS = {
+    "smoke": {
+        "dataset": "actors",
+        "num_identities": 2,
+        "num_actions": 2,
+        "size": 16,
+        "num_frames": 8,
+        "width": 4,
+        "latent_dim": 6,
+        "total_steps": 4,
+        "steps_per_loop": 2,
+        "checkpoint_every_steps": 2,
+        "batch_size": 2,
+    },
+    "weizmann": {**_FAST, "dataset": "weizmann", "stride": 2, "total_steps": 4000},
+    "shapes": {**_FAST, "dataset": "shapes", "stride": 2, "total_steps": 4000},
+    # 603,776 clips of golf, 100 epochs
+    "paper_golf": {**_PAPER, "total_steps": 603_776 * 100 // 64},
+    # predicting the future of a frame: no noise, a generator of twice the width, L1 to the frame with weight 10
+    "paper_golf_first_frame": {
+        **_PAPER,
+        "conditional": True,
+        "first_frame_weight": 10.0,
+        "total_steps": 603_776 * 100 // 64,
+    },
+}
+
+
+def build_model(config: Config, run_data: RunData) -> VGAN:
+    """The compiled model of a config and its data."""
+    from tfvidgen.models.vgan import VGAN, ConditionalVGAN
+
+    adversarial.require_clips(config, run_data)
+    common = {
+        "num_frames": config.num_frames,
+        "size": config.size,
+        "width": config.width,
+        "spectral_norm": config.spectral_norm,
+        "seed": config.seed,
+        "dtype": adversarial.dtype(config),
+    }
+    if config.conditional:
+        model = ConditionalVGAN(**common, num_remembered=config.num_remembered)
+    else:
+        model = VGAN(**common, latent_dim=config.latent_dim)
+    model.build()
+    model.compile(
+        adversarial.adam(config, config.generator_learning_rate),
+        adversarial.adam(config, config.discriminator_learning_rate),
+        mask_weight=config.mask_weight,
+        first_frame_weight=config.first_frame_weight,
+        **adversarial.compile_options(config),
+    )
+    return model
+
+
+def main(argv=None) -> int:
+    return train.main("vgan", __doc__, Config, PRESETS, build_model, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
