@@ -11,7 +11,12 @@ import numpy as np
 
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.base import VideoGenerator
+from tfvidgen.models.mocogan import MoCoGAN
 from tfvidgen.models.navsynth import NAVSynth
+from tfvidgen.models.rjgan import RJGAN
+from tfvidgen.models.rmocogan import RMoCoGAN
+from tfvidgen.models.tgan import TGAN
+from tfvidgen.models.vgan import VGAN, ConditionalVGAN
 
 NUM_IDENTITIES, NUM_ACTIONS, NUM_FRAMES, SIZE = 3, 2, 4, 16
 
@@ -26,6 +31,8 @@ class System:
         build: Called without arguments; returns the built model.
         compile: Called with the model and a function that makes an optimizer from a rate.
         codes: Names of the latent tables that a step must move.
+        objectives: (log key, optimizer attribute): a fixed batch lowers that loss while every other optimizer is held
+            still, "" for none held. An adversarial system names each of its players.
     """
 
     name: str
@@ -33,6 +40,7 @@ class System:
     build: Callable[[], VideoGenerator]
     compile: Callable[[Any, Callable[[float], keras.optimizers.Optimizer]], None]
     codes: tuple[str, ...] = ()
+    objectives: tuple[tuple[str, str], ...] = (("reconstruction_loss", ""),)
 
 
 def collection() -> VideoCollection:
@@ -103,6 +111,56 @@ def _compile_navsynth(**changes):
     return compile_model
 
 
+_MOCOGAN = {
+    "num_frames": NUM_FRAMES,
+    "size": SIZE,
+    "content_dim": 5,
+    "motion_dim": 3,
+    "width": 4,
+    "discriminator_width": 4,
+    "temporal_taps": 2,
+}
+_PLAYERS = (
+    ("image_discriminator_loss", "image_discriminator_optimizer"),
+    ("video_discriminator_loss", "video_discriminator_optimizer"),
+    ("generator_loss", "generator_optimizer"),
+)
+
+
+_VGAN = {"num_frames": NUM_FRAMES, "size": SIZE, "width": 4}
+_TGAN = {**_VGAN, "slow_dim": 6, "fast_dim": 5, "temporal_width": 8, "discriminator_width": 4}
+_TWO_PLAYERS = (
+    ("discriminator_loss", "discriminator_optimizer"),
+    ("generator_loss", "generator_optimizer"),
+)
+
+
+def _built(model_class, **config) -> Callable[[], VideoGenerator]:
+    def build() -> VideoGenerator:
+        model = model_class(**config)
+        model.build()
+        return model
+
+    return build
+
+
+def _compile_players(*rates: float, **options):
+    """Gives each player an optimizer of its own, in the order in which `compile` takes them."""
+    return lambda model, optimizer: model.compile(*(optimizer(rate) for rate in rates), **options)
+
+
+def _compile_vgan(**options):
+    """With larger kernels: as they start, N(0, 0.01), networks so small say next to nothing."""
+
+    def compile_model(model, optimizer):
+        for variable in model.trainable_variables:
+            if "kernel" in variable.path:
+                variable.assign(10.0 * variable)
+        model.compile(optimizer(0.02), optimizer(0.02), **options)
+
+    return compile_model
+
+
 _CELLS = {"static_by": "identity", "transient_by": "action"}
 SYSTEMS = [
     System("navsynth", NAVSynth, _navsynth(), _compile_navsynth(), ("static", "transient")),
@@ -119,5 +177,46 @@ SYSTEMS = [
         _navsynth(static_by="shared", conditioning="norm", rank=2),
         _compile_navsynth(),
         ("static", "transient"),
+    ),
+    System(
+        "mocogan_categorical_patch",
+        MoCoGAN,
+        _built(MoCoGAN, **_MOCOGAN, num_categories=NUM_ACTIONS, image_head="patch", noise_stddev=0.1),
+        _compile_players(0.05, 0.02, 0.02, frames_per_clip=2, l2_weight=1e-5),
+        objectives=_PLAYERS,
+    ),
+    System(
+        "rmocogan",
+        RMoCoGAN,
+        _built(RMoCoGAN, **_MOCOGAN, residual_units=6, spectral_norm=True),
+        _compile_players(0.02, 0.02, 0.02, adversarial_loss="hinge", gradient_clip_norm=1.0),
+        objectives=_PLAYERS,
+    ),
+    System(
+        "rjgan",
+        RJGAN,
+        _built(
+            RJGAN,
+            **{key: value for key, value in _MOCOGAN.items() if key not in ("content_dim", "motion_dim")},
+            summary_dim=6,
+            noise_dim=3,
+        ),
+        _compile_players(0.02, 0.02, 0.02, augmentation=("translation",), summary_every_steps=2),
+        objectives=_PLAYERS,
+    ),
+    System("vgan", VGAN, _built(VGAN, **_VGAN, latent_dim=6), _compile_vgan(), objectives=_TWO_PLAYERS),
+    System(
+        "vgan_first_frame",
+        ConditionalVGAN,
+        _built(ConditionalVGAN, **_VGAN, num_remembered=6, spectral_norm=True),
+        _compile_vgan(adversarial_loss="hinge", gradient_clip_norm=1.0),
+        objectives=_TWO_PLAYERS,
+    ),
+    System(
+        "tgan_conditional",
+        TGAN,
+        _built(TGAN, **_TGAN, num_categories=NUM_ACTIONS),
+        _compile_players(0.02, 0.02, clip_every_steps=2, noise_stddev=0.1),
+        objectives=_TWO_PLAYERS,
     ),
 ]

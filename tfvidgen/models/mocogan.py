@@ -1,0 +1,392 @@
+"""MoCoGAN: decomposing motion and content for video generation.
+
+Paper: Tulyakov et al., CVPR 2018, https://arxiv.org/abs/1707.04993. Official code: sergeytulyakov/mocogan@937a99d.
+
+A video is a content code shared by its frames, a path of motion codes that a GRU makes of noise, and in the categorical
+variant an action label. A DCGAN generator turns each [content; category; motion_t] into a frame. One discriminator judges
+single frames, another judges clips; the categorical one also names the action.
+
+What we do otherwise than the official code:
+* clips have the length and stride that they are asked for; there the script ignores both flags;
+* every frame of a clip can be judged by D_I; there an offset of one never shows the last.
+Deviation: real frames for D_I come from the clips of the batch, `frames_per_clip` of each, not from draws of their own
+(official code: 10 frames beside 3 clips), because a batch is a function of (seed, step) alone. One frame's distribution is
+the same. Pinned by test_image_discriminator_sees_frames_of_the_batch.
+Deviation: D_I and D_V judge the same generated clips, made once, because neither update changes the generator; the
+official code makes new ones for each. The generator's own step draws afresh, as there. Pinned by
+test_fakes_are_made_twice_a_step.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.layers.augmentation import augment, check_augmentation
+from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
+from tfvidgen.layers.draws import num_rows, random_frames, replica_integers, replica_normal, split_key
+from tfvidgen.layers.gradients import clip_to_norm
+from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.losses.adversarial import (
+    KINDS,
+    category_loss,
+    discriminator_loss,
+    generator_loss,
+    l2_penalty,
+    r1_penalty,
+)
+from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.optimizers import Adam, StepGuard
+
+
+# ---------------------------------------------------------------- recurrent network R_M (Sec. 3.1)
+class MotionGRU(keras.layers.Layer):
+    """Turns noise into a path of motion codes: z_M^(t) = h_t = GRU(epsilon_t, h_(t-1)).
+
+    Args:
+        dim: Width d_M of a motion code, of the noise and of the hidden state.
+
+    Call arguments:
+        initial: float32 (B, dim), h_0.
+        noise: float32 (B, T, dim), epsilon_1..epsilon_T; any T.
+
+    Output shape: (B, T, dim), in (-1, 1) but for what is left of h_0.
+
+    Source: Sec. 3.1; sizes, h_0 ~ N(0, 1) and PyTorch's uniform initialisation from the official code.
+    """
+
+    def __init__(self, dim: int = 10, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.dim = dim
+
+        def uniform(offset):
+            return keras.initializers.RandomUniform(-(dim**-0.5), dim**-0.5, None if seed is None else seed + offset)
+
+        self.gru = keras.layers.GRU(
+            dim,
+            return_sequences=True,
+            kernel_initializer=uniform(0),
+            recurrent_initializer=uniform(1),
+            bias_initializer=uniform(2),
+            dtype=self.dtype_policy,
+            name="gru",
+        )
+
+    def build(self, input_shape=None):
+        self.gru.build((None, None, self.dim))
+        self.built = True
+
+    def call(self, initial, noise):
+        return self.gru(noise, initial_state=initial)
+
+
+# ---------------------------------------------------------------- the system
+class MoCoGAN(VideoGenerator):
+    """Content code, motion codes and an optional category; a discriminator of frames and one of clips.
+
+    Args:
+        num_frames: Frames of a training clip; new videos may have any length.
+        size: Height and width of a frame: 64 as published, or 8, 16, 32, 128, ...
+        content_dim: d_C.
+        motion_dim: d_M.
+        num_categories: Actions of the categorical variant; 0 for none. Batches then need `action`, in 0..K-1.
+        width: Generator width, see `FrameGenerator`.
+        discriminator_width: See `ImageDiscriminator`.
+        image_head: `plain` (one logit a frame) or `patch`, the official script's default.
+        video_head: `plain` or `patch`.
+        temporal_taps: Taps in time of D_V's convolutions; it sees 16 frames at 64x64 with the published 4.
+        noise_stddev: Of noise before the discriminators' convolutions.
+        spectral_norm: Normalises the discriminators' kernels.
+        seed: Decides initial weights and every draw of a step.
+
+    Raises:
+        ValueError: For a size that the networks cannot make, or clips shorter than what D_V sees.
+    """
+
+    def __init__(
+        self,
+        num_frames: int = 16,
+        size: int = 64,
+        content_dim: int = 50,
+        motion_dim: int = 10,
+        num_categories: int = 0,
+        width: int = 64,
+        discriminator_width: int = 64,
+        image_head: str = "plain",
+        video_head: str = "plain",
+        temporal_taps: int = 4,
+        noise_stddev: float = 0.0,
+        spectral_norm: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__", "_config")
+        }
+        if num_categories == 1:
+            raise ValueError("`num_categories` must be 0, for none, or at least 2. Received 1.")
+        self.num_frames, self.size, self.seed = num_frames, size, seed
+        self.content_dim, self.motion_dim, self.num_categories = content_dim, motion_dim, num_categories
+        # a recurrence stays in float32 under every precision policy
+        self.motion_gru = MotionGRU(motion_dim, seed=seed + 10, dtype="float32", name="motion_gru")
+        self.generator = FrameGenerator(
+            content_dim + num_categories + motion_dim, size, width, seed + 20, dtype=self.dtype_policy, name="generator"
+        )
+        options = {
+            "size": size,
+            "width": discriminator_width,
+            "noise_stddev": noise_stddev,
+            "spectral_norm": spectral_norm,
+            "dtype": self.dtype_policy,
+        }
+        self.image_discriminator = ImageDiscriminator(
+            head=image_head, seed=seed + 40, name="image_discriminator", **options
+        )
+        self.video_discriminator = VideoDiscriminator(
+            head=video_head,
+            num_categories=num_categories,
+            temporal_taps=temporal_taps,
+            seed=seed + 60,
+            name="video_discriminator",
+            **options,
+        )
+        self.video_discriminator.check_length(num_frames)
+
+    def get_config(self):
+        return {**super().get_config(), **self._config}
+
+    def build(self, input_shape=None):
+        for network in self._generator_networks():
+            network.build()
+        self.image_discriminator.build()
+        self.video_discriminator.build()
+        self.built = True
+
+    def _generator_networks(self):
+        """What the generator's optimizer trains."""
+        return [self.generator, self.motion_gru]
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        image_discriminator_optimizer=None,
+        video_discriminator_optimizer=None,
+        adversarial_loss: str = "non_saturating",
+        category_weight: float = 1.0,
+        frames_per_clip: int = 1,
+        l2_weight: float = 0.0,
+        r1_weight: float = 0.0,
+        augmentation=(),
+        gradient_clip_norm: float = 0.0,
+    ):
+        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+
+        Args:
+            generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (official code).
+            image_discriminator_optimizer: Trains D_I.
+            video_discriminator_optimizer: Trains D_V.
+            adversarial_loss: A kind of `tfvidgen.losses.adversarial`.
+            category_weight: Of the cross-entropy of categories, for D_V and generator (lambda of Sec. 3.4).
+            frames_per_clip: Frames of each clip that D_I sees.
+            l2_weight: Half the weight of the sum of squares (official code: 1e-5).
+            r1_weight: Gamma of the R1 penalty on both discriminators; 0 for none.
+            augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`.
+            gradient_clip_norm: Most that a network's gradient may measure; 0 for any.
+        """
+        if adversarial_loss not in KINDS:
+            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        if frames_per_clip < 1:
+            raise ValueError(f"`frames_per_clip` must be at least 1. Received {frames_per_clip}.")
+        self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        super().compile(optimizer=self.generator_optimizer)
+        self.generator_optimizer.build(self._generator_variables())
+        self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
+        self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
+        self.adversarial_loss, self.category_weight, self.frames_per_clip = (
+            adversarial_loss,
+            category_weight,
+            frames_per_clip,
+        )
+        self.l2_weight, self.r1_weight, self.gradient_clip_norm = l2_weight, r1_weight, gradient_clip_norm
+        self.augmentation = check_augmentation(augmentation)
+
+    def _generator_variables(self):
+        return [variable for network in self._generator_networks() for variable in network.trainable_variables]
+
+    # ------------------------------------------------------------ latents
+    @property
+    def latent_spec(self):
+        spec = {
+            "content": LatentSpec((self.content_dim,), "float32", "N(0, 1)"),
+            "motion": LatentSpec((None, self.motion_dim), "float32", "a GRU over noise"),
+        }
+        if self.num_categories:
+            spec["category"] = LatentSpec((), "int32", f"uniform in 0..{self.num_categories - 1}")
+        return spec
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        """Draws latents of new videos of any length; the same seed gives the same latents.
+
+        The motion of a longer video begins as that of a shorter one.
+        """
+        num_frames = self.num_frames if num_frames is None else num_frames
+        content, initial, noise, category = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
+        # time first, so that more frames add draws at the end
+        noise = tf.random.stateless_normal((num_frames, num_videos, self.motion_dim), noise)
+        latents = {
+            "content": tf.random.stateless_normal((num_videos, self.content_dim), content),
+            "motion": self.motion_gru(
+                tf.random.stateless_normal((num_videos, self.motion_dim), initial), tf.transpose(noise, (1, 0, 2))
+            ),
+        }
+        if self.num_categories:
+            latents["category"] = tf.random.stateless_uniform((num_videos,), category, 0, self.num_categories, tf.int32)
+        return latents
+
+    def _training_latents(self, num_videos, key):
+        """As `sample_latents`, for this replica's part of the global batch."""
+        content, initial, noise, category = split_key(key, 4)
+        latents = {
+            "content": replica_normal(content, (num_videos, self.content_dim)),
+            "motion": self.motion_gru(
+                replica_normal(initial, (num_videos, self.motion_dim)),
+                replica_normal(noise, (num_videos, self.num_frames, self.motion_dim)),
+            ),
+        }
+        if self.num_categories:
+            latents["category"] = replica_integers(category, (num_videos,), self.num_categories)
+        return latents
+
+    # ------------------------------------------------------------ forward
+    def frame_codes(self, latents):
+        """[z_C; category; z_M^(t)] of every frame: (B, T, code_dim)."""
+        motion = latents["motion"]
+        num_frames = ops.shape(motion)[1]
+        parts = [ops.repeat(latents["content"][:, None], num_frames, axis=1)]
+        if self.num_categories:
+            category = ops.one_hot(latents["category"], self.num_categories, dtype="float32")
+            parts.append(ops.repeat(category[:, None], num_frames, axis=1))
+        return ops.concatenate([*parts, motion], axis=-1)
+
+    def decode(self, latents, training=False):
+        missing = [name for name in self.latent_spec if name not in latents]
+        if missing:
+            raise ValueError(f"`latents` needs {', '.join(self.latent_spec)}. Missing: {', '.join(missing)}.")
+        codes = self.frame_codes(latents)
+        frames = self.generator(ops.reshape(codes, (-1, codes.shape[-1])), training=training)
+        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))
+
+    # ------------------------------------------------------------ training
+    def train_step(self, batch):
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
+        real_category = self._real_category(batch)
+        num_videos = num_rows(real)
+        keys = iter(split_key(step_key(self.seed, batch["step"][0]), 12))
+        guard = StepGuard(self)
+
+        generated = self._training_latents(num_videos, next(keys))
+        generated_clips = self.decode(generated, training=True)
+        # D_I: real and generated frames
+        image_loss, _ = self._improve_discriminator(
+            guard,
+            self.image_discriminator,
+            self.image_discriminator_optimizer,
+            random_frames(next(keys), real, self.frames_per_clip),
+            random_frames(next(keys), generated_clips, self.frames_per_clip),
+            next(keys),
+        )
+        # D_V: real and generated clips, and the categories of real ones
+        video_loss, logs = self._improve_discriminator(
+            guard,
+            self.video_discriminator,
+            self.video_discriminator_optimizer,
+            real,
+            generated_clips,
+            next(keys),
+            real_category,
+        )
+        # G_I and R_M: both discriminators on fresh samples
+        logs |= self._improve_generator(guard, num_videos, keys)
+        return guard.finish({"image_discriminator_loss": image_loss, "video_discriminator_loss": video_loss, **logs})
+
+    def _real_category(self, batch):
+        if not self.num_categories:
+            return None
+        if "action" not in batch:
+            raise ValueError(
+                f"num_categories={self.num_categories} needs `action` in every batch, and there is {', '.join(batch)}: "
+                "train on videos with action labels, or without categories."
+            )
+        message = f"`action` must lie in 0..{self.num_categories - 1}"
+        inside = (batch["action"] >= 0) & (batch["action"] < self.num_categories)
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(inside), [message, batch["action"]])]):
+            return tf.identity(batch["action"])
+
+    def _improve_discriminator(self, guard, discriminator, optimizer, real, generated, key, real_category=None):
+        """One update of D_I or D_V; returns its loss and the other terms by name."""
+        real_noise, generated_noise, real_change, generated_change = split_key(key, 4)
+        real = augment(real, self.augmentation, real_change)
+        generated = augment(generated, self.augmentation, generated_change)
+        weights = [variable.value for variable in discriminator.trainable_variables]
+        logs = {}
+
+        def judge_real(x):
+            return self._judge(discriminator, x, real_noise)
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            if self.r1_weight:
+                (real_logits, category_logits), r1 = r1_penalty(judge_real, real)
+            else:
+                (real_logits, category_logits), r1 = judge_real(real), 0.0
+            generated_logits, _ = self._judge(discriminator, generated, generated_noise)
+            loss = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
+            total = loss + self.r1_weight * r1
+            if real_category is not None:
+                logs["real_category_loss"] = category_loss(category_logits, real_category)
+                total += self.category_weight * logs["real_category_loss"]
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
+        optimizer.apply(gradients, discriminator.trainable_variables)
+        return loss, logs
+
+    def _improve_generator(self, guard, num_videos, keys):
+        """One update of G_I and R_M; returns its losses by name."""
+        variables = self._generator_variables()
+        weights = [variable.value for variable in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            latents = self._training_latents(num_videos, next(keys))
+            clips = self.decode(latents, training=True)
+            frames = random_frames(next(keys), clips, self.frames_per_clip)
+            frames = augment(frames, self.augmentation, next(keys))
+            clips = augment(clips, self.augmentation, next(keys))
+            image_logits, _ = self._judge(self.image_discriminator, frames, next(keys))
+            video_logits, category_logits = self._judge(self.video_discriminator, clips, next(keys))
+            logs = {
+                "image_generator_loss": generator_loss(image_logits, self.adversarial_loss),
+                "video_generator_loss": generator_loss(video_logits, self.adversarial_loss),
+            }
+            total = logs["image_generator_loss"] + logs["video_generator_loss"]
+            if self.num_categories:
+                logs["generated_category_loss"] = category_loss(category_logits, latents["category"])
+                total += self.category_weight * logs["generated_category_loss"]
+            logs["generator_loss"] = total
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
+        self.generator_optimizer.apply(gradients, variables)
+        return logs
+
+    @staticmethod
+    def _judge(discriminator, x, noise_key):
+        """-> logits of being real, and of categories (B, K), averaged over positions."""
+        outputs = discriminator(x, noise_key, training=True)
+        return outputs[..., :1], tf.reduce_mean(outputs[..., 1:], axis=list(range(1, len(outputs.shape) - 1)))

@@ -1,0 +1,406 @@
+"""RJGAN: jointly trained image and video generation using residual vectors.
+
+Paper: Dandi et al., WACV 2020, Sec. 4.1, https://arxiv.org/abs/1912.07991. No public code; the appendix with dimensions is not
+public either.
+
+A video is a summary vector mu, drawn from a fixed Gaussian, and a residual per frame that a GRU makes of noise and mu:
+z_t = mu + delta_t. A DCGAN generator turns each z_t into a frame. The image discriminator judges frames of videos and also
+the image of mu alone, so the generator is an image generator with a known prior at the same time. Networks are MoCoGAN's.
+
+Where the paper is silent: mu has 60 numbers (MoCoGAN's 50 + 10), noise 10, h_0 = 0 and the GRU's state is the residual
+itself; the generator's loss is the non-saturating one; summary images are judged at every step.
+Deviation: the real frames of the third term of Eq. 1 are those of the first, so their logits are counted twice instead of
+computed twice; both are drawn alike. Pinned by test_summary_term_counts_real_frames_twice.
+Deviation: summary images pass the generator in one batch with the frames at every step, and count only at every n-th, so
+that the graph has no branch; the batch norm of the generator sees them always. Pinned by
+test_summary_counts_every_n_steps.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.layers.augmentation import augment, check_augmentation
+from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
+from tfvidgen.layers.draws import num_rows, random_frames, replica_normal, split_key
+from tfvidgen.layers.gradients import clip_to_norm
+from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.losses.adversarial import (
+    KINDS,
+    discriminator_loss,
+    generator_loss,
+    l2_penalty,
+    r1_penalty,
+)
+from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.optimizers import Adam, StepGuard
+
+
+# ---------------------------------------------------------------- recurrent network R_M (Sec. 4.1)
+class ResidualGRU(keras.layers.Layer):
+    """delta^(t) = h_t = GRU([epsilon_t; mu], h_(t-1)), h_0 = 0.
+
+    Args:
+        summary_dim: Width of mu and of a residual.
+        noise_dim: Width of epsilon_t.
+        linear_output: Puts a linear layer behind the GRU, whose state alone stays within (-1, 1).
+
+    Call arguments:
+        summary: float32 (B, summary_dim).
+        noise: float32 (B, T, noise_dim); any T.
+
+    Output shape: (B, T, summary_dim).
+    """
+
+    def __init__(
+        self,
+        summary_dim: int = 60,
+        noise_dim: int = 10,
+        linear_output: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.summary_dim, self.noise_dim = summary_dim, noise_dim
+
+        def uniform(offset):  # PyTorch's default, as in MoCoGAN's code
+            bound = summary_dim**-0.5
+            return keras.initializers.RandomUniform(-bound, bound, None if seed is None else seed + offset)
+
+        self.gru = keras.layers.GRU(
+            summary_dim,
+            return_sequences=True,
+            kernel_initializer=uniform(0),
+            recurrent_initializer=uniform(1),
+            bias_initializer=uniform(2),
+            dtype=self.dtype_policy,
+            name="gru",
+        )
+        self.output_layer = None
+        if linear_output:
+            self.output_layer = keras.layers.Dense(
+                summary_dim, kernel_initializer=uniform(3), dtype=self.dtype_policy, name="output"
+            )
+
+    def build(self, input_shape=None):
+        self.gru.build((None, None, self.noise_dim + self.summary_dim))
+        if self.output_layer is not None:
+            self.output_layer.build((None, None, self.summary_dim))
+        self.built = True
+
+    def call(self, summary, noise):
+        summary = ops.repeat(summary[:, None], ops.shape(noise)[1], axis=1)
+        residual = self.gru(ops.concatenate([noise, summary], axis=-1))
+        return residual if self.output_layer is None else self.output_layer(residual)
+
+
+# ---------------------------------------------------------------- the system
+class RJGAN(VideoGenerator):
+    """Summary vector and residuals; a discriminator of frames and summary images, and one of clips.
+
+    With `num_frames=1` it is the paper's image-only baseline: G_I and D_I on single frames.
+
+    Args:
+        num_frames: Frames of a training clip; new videos may have any length. 1 for the image-only baseline.
+        size: Height and width of a frame: 64 as published, or 8, 16, 32, 128, ...
+        summary_dim: Width of mu.
+        noise_dim: Width of epsilon_t.
+        summary_stddev: sigma of the prior N(0, sigma^2 I) of mu.
+        linear_residual: See `ResidualGRU`.
+        width, discriminator_width, image_head, video_head, temporal_taps, noise_stddev, spectral_norm, seed: As for
+            `MoCoGAN`.
+
+    Raises:
+        ValueError: For a size that the networks cannot make, or clips shorter than what D_V sees.
+    """
+
+    def __init__(
+        self,
+        num_frames: int = 16,
+        size: int = 64,
+        summary_dim: int = 60,
+        noise_dim: int = 10,
+        summary_stddev: float = 1.0,
+        linear_residual: bool = False,
+        width: int = 64,
+        discriminator_width: int = 64,
+        image_head: str = "plain",
+        video_head: str = "plain",
+        temporal_taps: int = 4,
+        noise_stddev: float = 0.0,
+        spectral_norm: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__", "_config")
+        }
+        self.num_frames, self.size, self.seed = num_frames, size, seed
+        self.summary_dim, self.noise_dim, self.summary_stddev = summary_dim, noise_dim, summary_stddev
+        self.images_only = num_frames == 1
+        self.generator = FrameGenerator(summary_dim, size, width, seed + 20, dtype=self.dtype_policy, name="generator")
+        options = {
+            "size": size,
+            "width": discriminator_width,
+            "noise_stddev": noise_stddev,
+            "spectral_norm": spectral_norm,
+            "dtype": self.dtype_policy,
+        }
+        self.image_discriminator = ImageDiscriminator(
+            head=image_head, seed=seed + 40, name="image_discriminator", **options
+        )
+        self.residual_gru = self.video_discriminator = None
+        if not self.images_only:
+            # a recurrence stays in float32 under every precision policy
+            self.residual_gru = ResidualGRU(
+                summary_dim, noise_dim, linear_residual, seed=seed + 10, dtype="float32", name="residual_gru"
+            )
+            self.video_discriminator = VideoDiscriminator(
+                head=video_head, temporal_taps=temporal_taps, seed=seed + 60, name="video_discriminator", **options
+            )
+            self.video_discriminator.check_length(num_frames)
+
+    def get_config(self):
+        return {**super().get_config(), **self._config}
+
+    def build(self, input_shape=None):
+        for network in (self.generator, self.residual_gru, self.image_discriminator, self.video_discriminator):
+            if network is not None:
+                network.build()
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        image_discriminator_optimizer=None,
+        video_discriminator_optimizer=None,
+        adversarial_loss: str = "non_saturating",
+        summary_every_steps: int = 1,
+        frames_per_clip: int = 1,
+        l2_weight: float = 0.0,
+        r1_weight: float = 0.0,
+        augmentation=(),
+        gradient_clip_norm: float = 0.0,
+    ):
+        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+
+        Args:
+            generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (MoCoGAN's).
+            image_discriminator_optimizer: Trains D_I.
+            video_discriminator_optimizer: Trains D_V.
+            adversarial_loss: A kind of `tfvidgen.losses.adversarial`.
+            summary_every_steps: The third term of Eq. 1 counts in steps that this divides; 0 for never.
+            frames_per_clip: Frames of each clip that D_I sees.
+            l2_weight, r1_weight, augmentation, gradient_clip_norm: As for `MoCoGAN`.
+        """
+        if adversarial_loss not in KINDS:
+            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        if frames_per_clip < 1 or summary_every_steps < 0:
+            raise ValueError(
+                "`frames_per_clip` must be at least 1 and `summary_every_steps` at least 0. Received "
+                f"{frames_per_clip} and {summary_every_steps}."
+            )
+        self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        super().compile(optimizer=self.generator_optimizer)
+        self.generator_optimizer.build(self._generator_variables())
+        self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
+        if not self.images_only:
+            self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+            self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
+        self.adversarial_loss, self.summary_every_steps, self.frames_per_clip = (
+            adversarial_loss,
+            summary_every_steps,
+            frames_per_clip,
+        )
+        self.l2_weight, self.r1_weight, self.gradient_clip_norm = l2_weight, r1_weight, gradient_clip_norm
+        self.augmentation = check_augmentation(augmentation)
+
+    def _generator_variables(self):
+        networks = [self.generator] if self.images_only else [self.generator, self.residual_gru]
+        return [variable for network in networks for variable in network.trainable_variables]
+
+    # ------------------------------------------------------------ latents
+    @property
+    def latent_spec(self):
+        spec = {"summary": LatentSpec((self.summary_dim,), "float32", f"N(0, {self.summary_stddev:g}^2)")}
+        if not self.images_only:
+            spec["residual"] = LatentSpec((None, self.summary_dim), "float32", "a GRU over noise and the summary")
+        return spec
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        """Draws latents of new videos of any length; the same seed gives the same latents.
+
+        A longer video begins as a shorter one.
+        """
+        num_frames = self.num_frames if num_frames is None else num_frames
+        summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
+        latents = {
+            "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)
+        }
+        if not self.images_only:
+            # time first, so that more frames add draws at the end
+            noise = tf.random.stateless_normal((num_frames, num_videos, self.noise_dim), noise)
+            latents["residual"] = self.residual_gru(latents["summary"], tf.transpose(noise, (1, 0, 2)))
+        elif isinstance(num_frames, int) and num_frames != 1:
+            raise ValueError(
+                f"An image-only RJGAN makes single frames. Received num_frames={num_frames}: train one on clips."
+            )
+        return latents
+
+    def _training_latents(self, num_videos, key):
+        """As `sample_latents`, for this replica's part of the global batch."""
+        summary, noise = split_key(key, 2)
+        latents = {"summary": replica_normal(summary, (num_videos, self.summary_dim), self.summary_stddev)}
+        if not self.images_only:
+            noise = replica_normal(noise, (num_videos, self.num_frames, self.noise_dim))
+            latents["residual"] = self.residual_gru(latents["summary"], noise)
+        return latents
+
+    # ------------------------------------------------------------ forward
+    def _frames(self, codes, training=False):
+        """(B, T, summary_dim) -> (B, T, H, W, 3)."""
+        frames = self.generator(ops.reshape(codes, (-1, self.summary_dim)), training=training)
+        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))
+
+    def decode(self, latents, training=False):
+        missing = [name for name in self.latent_spec if name not in latents]
+        if missing:
+            raise ValueError(f"`latents` needs {', '.join(self.latent_spec)}. Missing: {', '.join(missing)}.")
+        codes = latents["summary"][:, None]
+        return self._frames(codes if self.images_only else codes + latents["residual"], training)
+
+    def decode_summary(self, latents):
+        """The summary frame G_I(mu) of every video: (B, H, W, 3) in [-1, 1]."""
+        return self.generator(latents["summary"])
+
+    def generate_images(self, num_images, seed=0):
+        """New images from the prior of mu alone, without the recurrent network: (num_images, H, W, 3) in [-1, 1]."""
+        return self.decode_summary(self.sample_latents(num_images, 1, seed))
+
+    # ------------------------------------------------------------ training
+    def _clips_and_summaries(self, num_videos, key):
+        """Generated clips (B, T, H, W, 3) and their summary frames (B, H, W, 3), in one pass of the generator."""
+        latents = self._training_latents(num_videos, key)
+        codes = latents["summary"][:, None]
+        if self.images_only:
+            return None, self._frames(codes, training=True)[:, 0]
+        if not self.summary_every_steps:
+            return self._frames(codes + latents["residual"], training=True), None
+        frames = self._frames(tf.concat([codes + latents["residual"], codes], axis=1), training=True)
+        return frames[:, :-1], frames[:, -1]
+
+    def train_step(self, batch):
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
+        num_videos, step = num_rows(real), batch["step"][0]
+        keys = iter(split_key(step_key(self.seed, step), 12))
+        # the third term's share in this step
+        share = 1.0
+        if not self.images_only and self.summary_every_steps > 1:
+            share = tf.cast(tf.equal(step % self.summary_every_steps, 0), tf.float32)
+        guard = StepGuard(self)
+
+        clips, summaries = self._clips_and_summaries(num_videos, next(keys))
+        real_frames = random_frames(next(keys), real, self.frames_per_clip)
+        if "image" in batch:  # (B, n, H, W, 3): loose images, which D_I alone sees
+            images = tf.cast(batch["image"], tf.float32) / 127.5 - 1.0
+            real_frames = tf.concat([real_frames, tf.reshape(images, (-1, *images.shape[2:]))], axis=0)
+        logs = self._improve_image_discriminator(guard, real_frames, clips, summaries, share, next(keys))
+        if not self.images_only:
+            logs |= self._improve_video_discriminator(guard, real, clips, next(keys))
+        logs |= self._improve_generator(guard, num_videos, share, keys)
+        return guard.finish(logs)
+
+    def _improve_image_discriminator(self, guard, real, clips, summaries, share, key):
+        """Terms 1, 2, 5 and 6 of Eq. 1."""
+        keys = iter(split_key(key, 7))
+        kind, discriminator = self.adversarial_loss, self.image_discriminator
+        weights = [variable.value for variable in discriminator.trainable_variables]
+        real = augment(real, self.augmentation, next(keys))
+        if clips is not None:
+            frames = random_frames(next(keys), clips, self.frames_per_clip)
+            frames = augment(frames, self.augmentation, next(keys))
+        if summaries is not None:
+            summaries = augment(summaries, self.augmentation, next(keys))
+        noise = list(keys)
+
+        def judge_real(x):
+            return discriminator(x, noise[0], training=True)
+
+        logs = {}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
+            loss = 0.0
+            if clips is not None:
+                generated_logits = discriminator(frames, noise[1], training=True)
+                logs["image_discriminator_loss"] = discriminator_loss(real_logits, generated_logits, kind)
+                loss += logs["image_discriminator_loss"]
+            if summaries is not None:
+                summary_logits = discriminator(summaries, noise[2], training=True)
+                logs["summary_discriminator_loss"] = discriminator_loss(real_logits, summary_logits, kind)
+                loss += share * logs["summary_discriminator_loss"]
+            total = loss + self.r1_weight * r1
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
+        self.image_discriminator_optimizer.apply(gradients, discriminator.trainable_variables)
+        return logs
+
+    def _improve_video_discriminator(self, guard, real, clips, key):
+        """Terms 3 and 4 of Eq. 1."""
+        real_change, change, real_noise, noise = split_key(key, 4)
+        discriminator = self.video_discriminator
+        weights = [variable.value for variable in discriminator.trainable_variables]
+        real = augment(real, self.augmentation, real_change)
+        clips = augment(clips, self.augmentation, change)
+
+        def judge_real(x):
+            return discriminator(x, real_noise, training=True)
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
+            logits = discriminator(clips, noise, training=True)
+            loss = discriminator_loss(real_logits, logits, self.adversarial_loss)
+            total = loss + self.r1_weight * r1
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
+        self.video_discriminator_optimizer.apply(gradients, discriminator.trainable_variables)
+        return {"video_discriminator_loss": loss}
+
+    def _improve_generator(self, guard, num_videos, share, keys):
+        """One update of G_I and R_M on fresh samples; returns its losses by name."""
+        kind, names = self.adversarial_loss, self.augmentation
+        variables = self._generator_variables()
+        weights = [variable.value for variable in variables]
+        logs, total = {}, 0.0
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            clips, summaries = self._clips_and_summaries(num_videos, next(keys))
+            if clips is not None:
+                frames = random_frames(next(keys), clips, self.frames_per_clip)
+                frames = augment(frames, names, next(keys))
+                logits = self.image_discriminator(frames, next(keys), training=True)
+                logs["image_generator_loss"] = generator_loss(logits, kind)
+                logits = self.video_discriminator(augment(clips, names, next(keys)), next(keys), training=True)
+                logs["video_generator_loss"] = generator_loss(logits, kind)
+                total += logs["image_generator_loss"] + logs["video_generator_loss"]
+            if summaries is not None:
+                summaries = augment(summaries, names, next(keys))
+                logits = self.image_discriminator(summaries, next(keys), training=True)
+                logs["summary_generator_loss"] = generator_loss(logits, kind)
+                total += share * logs["summary_generator_loss"]
+            logs["generator_loss"] = total
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
+        self.generator_optimizer.apply(gradients, variables)
+        return logs

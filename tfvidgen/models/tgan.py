@@ -1,0 +1,628 @@
+"""TGAN: temporal generative adversarial nets with singular value clipping.
+
+Paper: Saito, Matsumoto and Saito, ICCV 2017, https://arxiv.org/abs/1611.06624. Official code: pfnet-research/tgan@09aa105
+(Chainer).
+
+A temporal generator turns one slow code into a fast code per frame; an image generator turns [slow, fast_t] into frame t.
+The discriminator is a 3-D convolutional critic of a Wasserstein game. It is kept Lipschitz by singular value clipping:
+every few steps the singular values of each of its kernels are cut off at 1, and so are the gains of its batch norms, in
+units of the standard deviation that they divide by.
+
+Variants of the official code: `constraint="weights"` clips weights at 0.01 after every step instead; the vanilla game is
+`adversarial_loss="non_saturating"`, `constraint="none"` and noise on what the discriminator sees.
+
+What we do otherwise than the official code (each is pinned by a test):
+Deviation: no bias before a batch norm, which takes any bias away again, nor in the critic's last layer, where it cancels
+between real and generated clips. Pinned by test_parameter_counts_are_those_of_the_layer_table.
+Deviation: weight clipping leaves the gains of batch norms alone; the official code clips them, too, to 0.01, after which
+three layers shrink their signal a million times. Pinned by test_weight_clipping_spares_the_gains.
+Deviation: the vanilla game has real examples labelled 1, which differs from the official code's inverted labels in the sign
+of the logit only. Pinned by test_inverted_labels_only_turn_the_logit_round.
+The conditional variant is described in the paper and not in the code: a category is one more input of both generators, and
+a bias per category of the discriminator's first layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.layers.augmentation import augment, check_augmentation
+from tfvidgen.layers.batch_norm import BatchNorm
+from tfvidgen.layers.draws import add_noise, replica_uniform, split_key
+from tfvidgen.layers.gradients import clip_to_norm
+from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.spectral_norm import SpectralNorm
+from tfvidgen.layers.upsampling import Doubling
+from tfvidgen.layers.volumes import VolumeHalving
+from tfvidgen.losses.adversarial import KINDS, discriminator_loss, generator_loss, l2_penalty, r1_penalty
+from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.optimizers import StepGuard
+
+LATENT_DIM = 100  # of slow and fast codes alike
+CONSTRAINTS = ("singular_values", "weights", "none")
+CLIP_EVERY_STEPS = 5
+MAX_WEIGHT = 0.01  # of weight clipping (official code, after Arjovsky et al. 2017)
+_SMALLEST_GAIN = 0.01  # of a batch norm in the discriminator, in standard deviations
+_ZERO_SUM = ("wgan", "minimax")  # the generator's loss is minus the discriminator's, as far as both depend on it
+_LEAK = 0.2
+
+
+def _seed(seed: int | None, offset: int) -> int | None:
+    return None if seed is None else seed + offset
+
+
+def _kernel(seed: int | None, offset: int) -> keras.initializers.Initializer:
+    return keras.initializers.LecunNormal(_seed(seed, offset))  # Chainer's default
+
+
+def _norm(**kwargs) -> BatchNorm:
+    return BatchNorm(momentum=0.9, epsilon=2e-5, **kwargs)  # Chainer's defaults
+
+
+def _halvings(size: int) -> int:
+    """Doublings from 4x4 to `size`, or ValueError for a size that the networks cannot make."""
+    stages = max(size, 1).bit_length() - 3
+    if stages < 1 or size != 4 << stages:
+        raise ValueError(f"`size` must be 8, 16, 32, 64, 128, ...: the networks double 4x4 pixels. Received {size}.")
+    return stages
+
+
+# ---------------------------------------------------------------- generators
+class TemporalGenerator(keras.layers.Layer):
+    """G_0: slow codes -> one fast code per frame, (B, D) -> (B, num_frames, fast_dim) in [-1, 1].
+
+    Args:
+        slow_dim: Width of a slow code, its category included where there is one.
+        fast_dim: Width of a fast code.
+        num_frames: A power of two, at least 2: transposed convolutions double one step of time again and again.
+        width: Channels at length 1; 512, 256, 128, 128 at lengths 1, 2, 4, 8.
+
+    Source: layer table of the paper; no beta in the batch norms (official code).
+    """
+
+    def __init__(
+        self,
+        slow_dim: int = LATENT_DIM,
+        fast_dim: int = LATENT_DIM,
+        num_frames: int = 16,
+        width: int = 512,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = num_frames.bit_length() - 1
+        if num_frames < 2 or num_frames != 1 << stages:
+            raise ValueError(
+                f"`num_frames` must be 2, 4, 8, 16, 32, ...: the temporal generator doubles. Received {num_frames}."
+            )
+        self.slow_dim = slow_dim
+        channels = [max(width >> min(i, 2), 1) for i in range(stages)]
+        policy = self.dtype_policy
+        # a transposed convolution of a single step is a matrix product
+        self.project = keras.layers.Dense(
+            channels[0], use_bias=False, kernel_initializer=_kernel(seed, 0), dtype=policy, name="project"
+        )
+        self.ups = [
+            keras.layers.Conv1DTranspose(
+                c,
+                4,
+                2,
+                "same",
+                use_bias=i == stages,
+                kernel_initializer=_kernel(seed, i),
+                dtype=policy,
+                name=f"up_{i}",
+            )
+            for i, c in enumerate([*channels[1:], fast_dim], 1)
+        ]
+        self.norms = [_norm(center=False, dtype=policy, name=f"norm_{i}") for i in range(stages)]
+
+    def build(self, input_shape=None):
+        self.project.build((None, self.slow_dim))
+        shape = (None, 1, self.project.units)
+        for norm, up in zip(self.norms, self.ups, strict=True):
+            norm.build(shape)
+            up.build(shape)
+            shape = (None, 2 * shape[1], up.filters)
+        self.built = True
+
+    def call(self, slow, training=False):
+        x = self.project(slow)[:, None]
+        for norm, up in zip(self.norms, self.ups, strict=True):
+            x = up(ops.relu(norm(x, training=training)))  # twice the length
+        return ops.tanh(x)
+
+
+class ImageGenerator(keras.layers.Layer):
+    """G_1: slow codes (B, D) and fast codes (B, T, D') -> videos (B, T, size, size, 3) in [-1, 1], frame by frame.
+
+    Args:
+        slow_dim, fast_dim: Widths of the codes.
+        size: Height and width; 4 times a power of two, at least 8.
+        width: Channels before the last layer: 512, 256, 128, 64, 32 from 4x4 to 64x64 pixels. Half of the first come from
+            the slow code and half from the fast one.
+
+    Source: layer table of the paper and the official code.
+    """
+
+    def __init__(
+        self,
+        slow_dim: int = LATENT_DIM,
+        fast_dim: int = LATENT_DIM,
+        size: int = 64,
+        width: int = 32,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = _halvings(size)
+        self.slow_dim, self.fast_dim, self.size = slow_dim, fast_dim, size
+        self.channels = [width * 2 ** min(i, 4) for i in reversed(range(stages + 1))]
+        self.half = self.channels[0] // 2
+        policy = self.dtype_policy
+
+        def dense(offset, name):
+            return keras.layers.Dense(
+                16 * self.half, use_bias=False, kernel_initializer=_kernel(seed, offset), dtype=policy, name=name
+            )
+
+        self.from_slow, self.from_fast = dense(0, "from_slow"), dense(1, "from_fast")
+        self.slow_norm, self.fast_norm = (_norm(dtype=policy, name=f"{name}_norm") for name in ("slow", "fast"))
+        self.ups = [
+            Doubling(c, kernel_initializer=_kernel(seed, 1 + i), dtype=policy, name=f"up_{i}")
+            for i, c in enumerate(self.channels[1:], 1)
+        ]
+        self.norms = [_norm(dtype=policy, name=f"norm_{i}") for i in range(1, stages + 1)]
+        # three output channels gain nothing from low precision
+        self.to_rgb = keras.layers.Conv2D(
+            3, 3, padding="same", kernel_initializer=_kernel(seed, 20), dtype="float32", name="to_rgb"
+        )
+
+    def build(self, input_shape=None):
+        self.from_slow.build((None, self.slow_dim))
+        self.from_fast.build((None, self.fast_dim))
+        self.slow_norm.build((None, 4, 4, self.half))
+        self.fast_norm.build((None, 4, 4, self.half))
+        shape = (None, 4, 4, self.channels[0])
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            up.build(shape)
+            shape = (None, 2 * shape[1], 2 * shape[2], up.filters)
+            norm.build(shape)
+        self.to_rgb.build(shape)
+        self.built = True
+
+    def call(self, slow, fast, training=False):
+        num_frames = ops.shape(fast)[1]
+
+        def start(code, dense, norm):
+            return ops.relu(norm(ops.reshape(dense(code), (-1, 4, 4, self.half)), training=training))
+
+        still = ops.repeat(start(slow, self.from_slow, self.slow_norm), num_frames, axis=0)
+        moving = start(ops.reshape(fast, (-1, self.fast_dim)), self.from_fast, self.fast_norm)
+        x = ops.concatenate([still, moving], axis=-1)  # (B T, 4, 4, 512)
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            x = ops.relu(norm(up(x), training=training))
+        frames = ops.tanh(self.to_rgb(x))
+        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))
+
+
+# ---------------------------------------------------------------- discriminator
+class VideoDiscriminator(keras.layers.Layer):
+    """The critic: clips (B, T, size, size, 3) -> logits (B,), float32.
+
+    Args:
+        size: As for `ImageGenerator`.
+        num_frames: Frames of a clip; a multiple of size / 4.
+        width: Channels of the first layer: 64, 128, 256, 512.
+        num_categories: Categories of the conditional variant, 0 for none.
+        spectral_norm: Divides every kernel by its largest singular value.
+
+    Source: layer table of the paper; no beta in the batch norms (official code).
+    """
+
+    def __init__(
+        self,
+        size: int = 64,
+        num_frames: int = 16,
+        width: int = 64,
+        num_categories: int = 0,
+        spectral_norm: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = _halvings(size)
+        if num_frames < 1 or num_frames % (1 << stages):
+            raise ValueError(
+                f"At {size}x{size} pixels the discriminator halves a clip {stages} times: `num_frames` must be a multiple "
+                f"of {1 << stages}. Received {num_frames}."
+            )
+        self.clip_shape = (None, num_frames, size, size, 3)
+        self.num_categories = num_categories
+        channels = [width * 2 ** min(i, 3) for i in range(stages)]
+        self.feature_dim = (num_frames >> stages) * 16 * channels[-1]
+        policy = self.dtype_policy
+        self.downs = [
+            VolumeHalving(
+                c,
+                use_bias=i == 0,
+                spectral_norm=spectral_norm,
+                kernel_initializer=_kernel(seed, i),
+                dtype=policy,
+                name=f"down_{i}",
+            )
+            for i, c in enumerate(channels)
+        ]
+        self.norms = [_norm(center=False, dtype=policy, name=f"norm_{i}") for i in range(1, stages)]
+        # what the constant channels of a category would add to the first layer, at no cost in memory
+        self.of_category = None
+        if num_categories:
+            self.of_category = keras.layers.Dense(
+                channels[0],
+                use_bias=False,
+                kernel_initializer=_kernel(seed, 30),
+                dtype=policy,
+                name="of_category",
+            )
+        self.head = keras.layers.Dense(
+            1, use_bias=False, kernel_initializer=_kernel(seed, 20), dtype="float32", name="head"
+        )
+        self.head_norm = SpectralNorm(seed=_seed(seed, 21), name="head_norm") if spectral_norm else None
+
+    @property
+    def kernels(self):
+        """Every kernel, for the constraints; its last axis counts outputs."""
+        layers = [*self.downs, self.head] + ([self.of_category] if self.num_categories else [])
+        return [layer.kernel for layer in layers]
+
+    def build(self, input_shape=None):
+        shape = self.clip_shape
+        for i, down in enumerate(self.downs):
+            down.build(shape)
+            shape = (None, *(length // 2 for length in shape[1:-1]), down.filters)
+            if i:
+                self.norms[i - 1].build(shape)
+        if self.num_categories:
+            self.of_category.build((None, self.num_categories))
+        self.head.build((None, self.feature_dim))
+        if self.head_norm is not None:
+            self.head_norm.build(self.head.kernel.shape)
+        self.built = True
+
+    def call(self, video, category=None, training=False):
+        x = self.downs[0](ops.cast(video, self.compute_dtype), training=training)
+        if self.num_categories:
+            x = x + self.of_category(ops.one_hot(category, self.num_categories, dtype=x.dtype))[:, None, None, None]
+        x = ops.leaky_relu(x, _LEAK)
+        for down, norm in zip(self.downs[1:], self.norms, strict=True):
+            x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
+        # a convolution over all that is left of the clip is a matrix product
+        features = ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")
+        if self.head_norm is None:
+            return self.head(features)[:, 0]
+        kernel = self.head_norm(self.head.kernel, training=training)
+        return ops.matmul(features, kernel)[:, 0]
+
+
+def clip_singular_values(kernel, largest: float = 1.0):
+    """A kernel, as a matrix with a column per output, with its larger singular values set to `largest`.
+
+    Through the eigenvectors of the small matrix of inner products of its columns, W - W V max(0, 1 - largest / s) V':
+    that takes a hundredth of the time of a singular value decomposition of so tall a matrix. Smaller singular values are
+    not touched, and a kernel without larger ones comes back as it is.
+
+    Args:
+        kernel: float32 (..., outputs).
+        largest: Positive.
+
+    Source: the paper's singular value clipping; the official code does the same through an SVD.
+    """
+
+    def clip(matrix):
+        squares, vectors = ops.eigh(ops.matmul(ops.transpose(matrix), matrix))
+        excess = ops.relu(1.0 - largest * ops.rsqrt(ops.maximum(squares, 1e-12)))  # 1 - largest / s where s is larger
+        surplus = ops.matmul(matrix, ops.matmul(vectors * excess, ops.transpose(vectors)))
+        return matrix - surplus, ops.max(squares)
+
+    clipped, square = clip(ops.reshape(kernel, (-1, kernel.shape[-1])))
+    # squares are known to 1e-7 of the greatest, so that beside a much greater one those near `largest` need a second look
+    clipped = ops.cond(square > 100.0 * largest**2, lambda: clip(clipped)[0], lambda: clipped)
+    return ops.reshape(clipped, kernel.shape)
+
+
+def clip_gain(gain, moving_variance, epsilon: float):
+    """A batch norm's gain, kept in [0.01, 1] times the standard deviation it divides by: so the layer does not expand."""
+    deviation = ops.sqrt(moving_variance + epsilon)
+    return ops.clip(gain, _SMALLEST_GAIN * deviation, deviation)
+
+
+# ---------------------------------------------------------------- the system
+class TGAN(VideoGenerator):
+    """Temporal generator, image generator and a 3-D critic with clipped singular values.
+
+    Latents: `slow` (B, slow_dim), uniform in [-1, 1], and `fast` (B, num_frames, fast_dim), what the temporal generator
+    makes of it; exchange may join one's slow with another's fast code. With categories also `category` (B,).
+
+    Args:
+        num_frames: Frames of a clip; a power of two and a multiple of size / 4 (paper: 16).
+        size: Height and width of a frame; 8, 16, 32, 64, ... (paper: 64).
+        num_categories: Categories of the conditional variant, taken from the batch's `action`; 0 for none.
+        slow_dim, fast_dim: Widths of the codes (paper: 100).
+        temporal_width: Channels of the temporal generator at length 1 (paper: 512).
+        width: Channels of the image generator next to the pixels (paper: 32).
+        discriminator_width: Channels of the discriminator's first layer (paper: 64).
+        spectral_norm: Normalises the discriminator's kernels in every step, instead of clipping them every few.
+        seed: Decides initial weights and every draw of a step.
+    """
+
+    def __init__(
+        self,
+        num_frames: int = 16,
+        size: int = 64,
+        num_categories: int = 0,
+        slow_dim: int = LATENT_DIM,
+        fast_dim: int = LATENT_DIM,
+        temporal_width: int = 512,
+        width: int = 32,
+        discriminator_width: int = 64,
+        spectral_norm: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__", "_config")
+        }
+        if num_categories < 0 or num_categories == 1:
+            raise ValueError(f"`num_categories` must be 0 for none, or at least 2. Received {num_categories}.")
+        self.num_frames, self.size, self.seed = num_frames, size, seed
+        self.num_categories, self.slow_dim, self.fast_dim = num_categories, slow_dim, fast_dim
+        # the temporal generator is small, and codes stay in float32 under every precision policy
+        self.temporal_generator = TemporalGenerator(
+            slow_dim + num_categories,
+            fast_dim,
+            num_frames,
+            temporal_width,
+            seed=seed,
+            dtype="float32",
+            name="temporal_generator",
+        )
+        self.image_generator = ImageGenerator(
+            slow_dim + num_categories,
+            fast_dim,
+            size,
+            width,
+            seed=seed + 100,
+            dtype=self.dtype_policy,
+            name="image_generator",
+        )
+        self.discriminator = VideoDiscriminator(
+            size,
+            num_frames,
+            discriminator_width,
+            num_categories,
+            spectral_norm,
+            seed=seed + 200,
+            dtype=self.dtype_policy,
+            name="discriminator",
+        )
+
+    def get_config(self):
+        return {**super().get_config(), **self._config}
+
+    def build(self, input_shape=None):
+        self.temporal_generator.build()
+        self.image_generator.build()
+        self.discriminator.build()
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        discriminator_optimizer=None,
+        adversarial_loss: str = "wgan",
+        constraint: str = "singular_values",
+        clip_every_steps: int = CLIP_EVERY_STEPS,
+        noise_stddev: float = 0.0,
+        l2_weight: float = 0.0,
+        r1_weight: float = 0.0,
+        augmentation: Sequence[str] = (),
+        gradient_clip_norm: float = 0.0,
+    ):
+        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+
+        Args:
+            generator_optimizer, discriminator_optimizer: Default to RMSprop at 5e-5 (paper). The first moves both
+                generators.
+            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`; `wgan` in the paper.
+            constraint: `singular_values` (paper), `weights` clips them at 0.01 after every step, or `none`.
+            clip_every_steps: Period of singular value clipping (paper: 5).
+            noise_stddev: Of Gaussian noise on the clips that the discriminator sees (official vanilla variant: 0.3).
+            l2_weight: Adds that times a weight to its gradient.
+            r1_weight: gamma of the R1 penalty; 0 for none.
+            augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
+            gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
+        """
+        if constraint not in CONSTRAINTS:
+            raise ValueError(f"`constraint` must be one of {CONSTRAINTS}. Received {constraint!r}.")
+        if clip_every_steps < 1 or noise_stddev < 0:
+            raise ValueError(
+                "`clip_every_steps` must be at least 1 and `noise_stddev` at least 0. Received "
+                f"clip_every_steps={clip_every_steps}, noise_stddev={noise_stddev}."
+            )
+        if adversarial_loss == "wgan" and constraint == "none" and not (self.discriminator.head_norm or r1_weight):
+            raise ValueError(
+                "A Wasserstein critic without any constraint grows without bound: use constraint='singular_values' or "
+                "'weights', spectral_norm=True, r1_weight > 0, or another adversarial_loss."
+            )
+        if adversarial_loss not in KINDS:
+            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        generator_optimizer = generator_optimizer or _rmsprop()
+        discriminator_optimizer = discriminator_optimizer or _rmsprop()
+        super().compile(optimizer=generator_optimizer)
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        generator_optimizer.build(self._generator_variables)
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+        self.adversarial_loss, self.constraint, self.clip_every_steps = adversarial_loss, constraint, clip_every_steps
+        self.noise_stddev, self.l2_weight, self.r1_weight = noise_stddev, l2_weight, r1_weight
+        self.gradient_clip_norm, self.augmentation = gradient_clip_norm, check_augmentation(augmentation)
+
+    @property
+    def _generator_variables(self):
+        return self.temporal_generator.trainable_variables + self.image_generator.trainable_variables
+
+    # ------------------------------------------------------------ latents
+    @property
+    def latent_spec(self):
+        spec = {
+            "slow": LatentSpec((self.slow_dim,), "float32", "uniform in [-1, 1]"),
+            "fast": LatentSpec(
+                (self.num_frames, self.fast_dim), "float32", "the temporal generator's, of the slow code"
+            ),
+        }
+        if self.num_categories:
+            spec["category"] = LatentSpec((), "int32", "uniform")
+        return spec
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0, category=None):
+        """Draws latents of new videos; the same seed gives the same latents.
+
+        Args:
+            num_videos: Int, or a scalar tensor.
+            num_frames: The trained length, or None.
+            seed: Int, or a scalar tensor.
+            category: int (num_videos,) of the conditional variant; None draws them.
+
+        Raises:
+            ValueError: For another length, or a category that does not exist.
+        """
+        if num_frames is not None and num_frames != self.num_frames:
+            raise ValueError(
+                f"TGAN makes videos of the {self.num_frames} frames it was built for. Received num_frames={num_frames}: "
+                "leave it out, or train with another num_frames."
+            )
+        slow_key, category_key = split_key(step_key(0, seed), 2)
+        latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}
+        if self.num_categories:
+            if category is None:
+                category = tf.random.stateless_uniform((num_videos,), category_key, 0, self.num_categories, tf.int32)
+            latents["category"] = self._checked(tf.cast(category, tf.int32))
+        elif category is not None:
+            raise ValueError("This TGAN has no categories: leave `category` out, or build it with num_categories.")
+        latents["fast"] = self.fast_codes(latents)
+        return latents
+
+    def _checked(self, category):
+        if tf.executing_eagerly() and not bool(tf.reduce_all((category >= 0) & (category < self.num_categories))):
+            raise ValueError(f"`category` must lie in 0..{self.num_categories - 1}. Received {category.numpy()}.")
+        return category
+
+    # ------------------------------------------------------------ forward
+    def _slow(self, latents):
+        """The slow code, followed by the one-hot category of the conditional variant."""
+        if not self.num_categories:
+            return latents["slow"]
+        return ops.concatenate([latents["slow"], ops.one_hot(latents["category"], self.num_categories)], axis=-1)
+
+    def fast_codes(self, latents, training: bool = False):
+        """z_1 = G_0(z_0): the fast codes (B, num_frames, fast_dim) of latents with `slow` and `category`."""
+        return self.temporal_generator(self._slow(latents), training=training)
+
+    def decode(self, latents, training=False):
+        return self.image_generator(self._slow(latents), latents["fast"], training=training)
+
+    # ------------------------------------------------------------ training
+    def train_step(self, batch):
+        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        num_local, step = tf.shape(real)[0], batch["step"][0]
+        slow_key, *keys = split_key(step_key(self.seed, step), 5)
+        latents = {"slow": replica_uniform(slow_key, (num_local, self.slow_dim), -1.0, 1.0)}
+        category = self._category_of(batch)
+        if self.num_categories:
+            latents["category"] = category
+        generator_weights = [v.value for v in self._generator_variables]
+        discriminator_weights = [v.value for v in self.discriminator.trainable_variables]
+        guard = StepGuard(self)
+
+        def judge(video, augmentation_key, noise_key):
+            video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
+            return self.discriminator(video, category, training=True)
+
+        # One forward pass serves both updates: neither network sees the other's new weights (official code).
+        one_game = self.adversarial_loss in _ZERO_SUM
+        with tf.GradientTape(persistent=not one_game, watch_accessed_variables=False) as tape:
+            tape.watch([generator_weights, discriminator_weights])
+            latents["fast"] = self.fast_codes(latents, training=True)
+            generated = self.decode(latents, training=True)
+            losses = {}
+            if self.r1_weight:
+                real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, keys[0], keys[1]), real)
+            else:
+                real_logits = judge(real, keys[0], keys[1])
+            generated_logits = judge(generated, keys[2], keys[3])
+            losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
+            losses["generator_loss"] = generator_loss(generated_logits, self.adversarial_loss)
+            of_discriminator = losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
+            of_generator = losses["generator_loss"]
+            if self.l2_weight:
+                of_discriminator += self.l2_weight * l2_penalty(discriminator_weights)
+                penalty = self.l2_weight * l2_penalty(generator_weights)
+                of_generator += penalty
+            game = (of_discriminator - (penalty if self.l2_weight else 0.0)) / num_replicas()
+            of_generator, of_discriminator = of_generator / num_replicas(), of_discriminator / num_replicas()
+        if one_game:  # what one lowers the other raises, so that one pass back is enough
+            gradients = guard.gradient(tape, game, [generator_weights, discriminator_weights])
+            generator_gradients, discriminator_gradients = [-gradient for gradient in gradients[0]], gradients[1]
+        else:
+            generator_gradients = guard.gradient(tape, of_generator, generator_weights)
+            discriminator_gradients = guard.gradient(tape, of_discriminator, discriminator_weights)
+        generator_gradients = clip_to_norm(generator_gradients, self.gradient_clip_norm)
+        discriminator_gradients = clip_to_norm(discriminator_gradients, self.gradient_clip_norm)
+        self.generator_optimizer.apply(generator_gradients, self._generator_variables)
+        self.discriminator_optimizer.apply(discriminator_gradients, self.discriminator.trainable_variables)
+        if self.constraint != "none":
+            period = self.clip_every_steps if self.constraint == "singular_values" else 1
+            due = tf.equal(tf.math.floormod(step + 1, period), 0)
+            tf.distribute.get_replica_context().merge_call(self._constrain, args=(due,))
+        return guard.finish(losses)
+
+    def _category_of(self, batch):
+        if not self.num_categories:
+            return None
+        if "action" not in batch:
+            raise ValueError(
+                "A conditional TGAN needs an `action` for every video, and the batch has none: use a set with action "
+                "labels, or num_categories=0."
+            )
+        message = f"an action lies outside 0..{self.num_categories - 1}: raise num_categories"
+        inside = tf.reduce_all((batch["action"] >= 0) & (batch["action"] < self.num_categories))
+        with tf.control_dependencies([tf.debugging.Assert(inside, [message])]):
+            return tf.identity(batch["action"])
+
+    def _constrain(self, strategy, due):
+        """Applies the constraint where `due`, once and in the same way on every replica."""
+        update = strategy.extended.update
+
+        def clip():
+            if self.constraint == "weights":
+                for kernel in self.discriminator.kernels:
+                    update(kernel.value, lambda v: v.assign(tf.clip_by_value(v, -MAX_WEIGHT, MAX_WEIGHT)))
+                return
+            for kernel in self.discriminator.kernels:
+                update(kernel.value, lambda v: v.assign(clip_singular_values(tf.convert_to_tensor(v))))
+            for norm in self.discriminator.norms:
+
+                def clip_norm(gain, variance, epsilon=norm.epsilon):
+                    gain.assign(clip_gain(tf.convert_to_tensor(gain), tf.convert_to_tensor(variance), epsilon))
+
+                update(norm.gamma.value, clip_norm, args=(norm.moving_variance.value,))
+
+        tf.cond(strategy.experimental_local_results(due)[0], clip, lambda: None)
+
+
+def _rmsprop() -> keras.optimizers.Optimizer:
+    return keras.optimizers.RMSprop(5e-5, rho=0.99, epsilon=1e-8)  # rate of the paper; Chainer's defaults

@@ -1,0 +1,693 @@
+"""VGAN: generating videos with scene dynamics.
+
+Paper: Vondrick, Pirsiavash and Torralba, NIPS 2016, https://arxiv.org/abs/1609.02612. Official code:
+cvondrick/videogan@88c0c4d (Torch 7).
+
+One code becomes a video in two streams: a foreground clip f with a mask m, and one background picture b that stands still,
+G(z) = m * f + (1 - m) * b. A spatio-temporal discriminator judges whole clips; a penalty on the mask makes the generator
+use the background where it can. Given a first frame instead of a code, the same networks predict what happens next. The
+trained discriminator, with another last layer, classifies actions.
+
+What we do otherwise than the official code (each is pinned by a test):
+Deviation: no bias before a batch norm, which takes any bias away again: the 1,920 biases of the official generator only
+drift there. Counted with them, the generators are equal in size. Pinned by test_generator_parameter_count_is_published.
+Deviation: one logit of a sigmoid instead of two of a softmax, which depends on their difference only; so the losses of
+other games fit as well. Pinned by test_one_logit_is_the_difference_of_two.
+Deviation: the generator's step asks the discriminator again after its update; the official code reuses the answers from
+before it. Pinned by test_the_generator_learns_from_the_updated_discriminator.
+Deviation: clips may have any multiple of 16 frames (for 64 pixels), not 32 only; at 32 the networks are the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfvidgen._tensorflow import tf
+from tfvidgen.layers.augmentation import augment, check_augmentation
+from tfvidgen.layers.batch_norm import BatchNorm
+from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key
+from tfvidgen.layers.gradients import clip_to_norm
+from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.spectral_norm import SpectralNorm
+from tfvidgen.layers.upsampling import Doubling
+from tfvidgen.layers.volumes import VolumeDoubling, VolumeHalving
+from tfvidgen.losses.adversarial import (
+    KINDS,
+    category_loss,
+    discriminator_loss,
+    generator_loss,
+    l2_penalty,
+    r1_penalty,
+)
+from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.optimizers import Adam, StepGuard
+
+LATENT_DIM = 100
+MASK_WEIGHT = 0.1  # lambda of the mask's L1 norm
+FIRST_FRAME_WEIGHT = 10.0  # of the conditional generator's L1 to the frame it was given
+_LEAK = 0.2
+
+
+def _stages(size: int, num_frames: int) -> int:
+    """How often 4x4 is doubled to reach `size`, or ValueError where no such network exists."""
+    stages = max(size, 1).bit_length() - 3
+    if stages < 1 or size != 4 << stages:
+        raise ValueError(f"`size` must be 8, 16, 32, 64, 128, ...: the networks double 4x4 pixels. Received {size}.")
+    if num_frames < 1 or num_frames % (1 << stages):
+        raise ValueError(
+            f"At {size}x{size} pixels the networks double time, too, {stages} times: `num_frames` must be a multiple of "
+            f"{1 << stages}. Received {num_frames}."
+        )
+    return stages
+
+
+def _channels(width: int, stages: int) -> list[int]:
+    """Channels at 4x4, 8x8, ...: 512, 256, 128, 64 for width 64."""
+    return [width * 2 ** min(i, 3) for i in reversed(range(stages))]
+
+
+def _kernel(seed: int | None, offset: int) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(0.0, 0.01, seed=None if seed is None else seed + offset)
+
+
+def _norm(seed: int | None, offset: int, epsilon: float = 1e-5, **kwargs) -> BatchNorm:
+    gain = keras.initializers.RandomNormal(1.0, 0.02, seed=None if seed is None else seed + offset)
+    return BatchNorm(momentum=0.9, epsilon=epsilon, gamma_initializer=gain, **kwargs)
+
+
+# ---------------------------------------------------------------- generator
+class _Stream(keras.layers.Layer):
+    """Doubles a 4x4 map up to a picture or a clip: transposed convolutions with batch norm and ReLU between."""
+
+    def __init__(self, up, channels: Sequence[int], num_outputs: int, seed: int | None, **kwargs):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.ups = [
+            up(c, kernel_initializer=_kernel(seed, i), dtype=policy, name=f"up_{i}")
+            for i, c in enumerate(channels[1:], 1)
+        ]
+        self.norms = [_norm(seed, 10 + i, dtype=policy, name=f"norm_{i}") for i in range(1, len(channels))]
+        self.head = up(num_outputs, kernel_initializer=_kernel(seed, len(channels)), dtype=policy, name="head")
+
+    def build(self, input_shape):
+        shape = input_shape
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            up.build(shape)
+            shape = (None, *(2 * length for length in shape[1:-1]), up.filters)
+            norm.build(shape)
+        self.head.build(shape)
+        self.bias = self.add_weight(name="bias", shape=(self.head.filters,), initializer="zeros")
+        self.built = True
+
+    def call(self, x, training=False):
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            x = ops.relu(norm(up(x), training=training))
+        return ops.cast(self.head(x), "float32") + ops.cast(self.bias, "float32")
+
+
+class FrameEncoder(keras.layers.Layer):
+    """First frames (B, size, size, 3) -> what the conditional generator starts from, (B, 4, 4, width * 8)."""
+
+    def __init__(self, size: int = 64, width: int = 128, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+        channels = list(reversed(_channels(width, _stages(size, size))))  # 128, 256, 512, 1024
+        policy = self.dtype_policy
+        self.downs = [
+            keras.layers.Conv2D(
+                c,
+                4,
+                2,
+                "same",
+                use_bias=i == 0,
+                kernel_initializer=_kernel(seed, i),
+                data_format="channels_last",
+                dtype=policy,
+                name=f"down_{i}",
+            )
+            for i, c in enumerate(channels)
+        ]
+        self.norms = [_norm(seed, 10 + i, dtype=policy, name=f"norm_{i}") for i in range(1, len(channels))]
+
+    def build(self, input_shape=None):
+        shape = (None, self.size, self.size, 3)
+        for i, down in enumerate(self.downs):
+            down.build(shape)
+            shape = (None, shape[1] // 2, shape[2] // 2, down.filters)
+            if i:
+                self.norms[i - 1].build(shape)
+        self.built = True
+
+    def call(self, frame, training=False):
+        x = ops.relu(self.downs[0](frame))
+        for down, norm in zip(self.downs[1:], self.norms, strict=True):
+            x = ops.relu(norm(down(x), training=training))
+        return x
+
+
+class TwoStreamGenerator(keras.layers.Layer):
+    """Code or first frame -> foreground clip, its mask, and a background picture.
+
+    Args:
+        size: Height and width; 4 times a power of two, at least 8.
+        num_frames: Frames of a clip; a multiple of size / 4.
+        width: Channels before the last layer; each earlier stage has twice as many, up to `width * 8`. The official
+            conditional generator has twice the width.
+        latent_dim: Width of a code.
+        conditional: Starts from a first frame, through a `FrameEncoder`, instead of a code.
+
+    Call arguments:
+        start: Codes (B, latent_dim), or frames (B, size, size, 3) in [-1, 1].
+
+    Returns:
+        `foreground` (B, T, H, W, 3) in [-1, 1], `mask` (B, T, H, W, 1) in [0, 1], `background` (B, 1, H, W, 3) in
+        [-1, 1], float32.
+
+    Source: the two-stream architecture of the paper; layers, biases and initialisation of the official code. Foreground
+        and mask are one layer of four outputs: as two they would have the same weights.
+    """
+
+    def __init__(
+        self,
+        size: int = 64,
+        num_frames: int = 32,
+        width: int = 64,
+        latent_dim: int = LATENT_DIM,
+        conditional: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = _stages(size, num_frames)
+        self.size, self.num_frames, self.latent_dim, self.conditional = size, num_frames, latent_dim, conditional
+        self.first_frames = num_frames >> stages  # length of the 4x4 clip: 2 for 32 frames of 64 pixels
+        channels = self.channels = _channels(width, stages)
+        policy = self.dtype_policy
+
+        def sub_seed(offset):
+            return None if seed is None else seed + offset
+
+        def dense(units, offset, name):
+            return keras.layers.Dense(
+                units, use_bias=False, kernel_initializer=_kernel(seed, offset), dtype=policy, name=name
+            )
+
+        self.encoder = self.background_start = None
+        if conditional:
+            self.encoder = FrameEncoder(size, width, sub_seed(300), dtype=policy, name="encoder")
+            self.foreground_start = dense(self.first_frames * channels[0], 1, "foreground_start")
+        else:
+            # a transposed convolution of a single pixel is a matrix product
+            self.background_start = dense(16 * channels[0], 0, "background_start")
+            self.background_norm = _norm(seed, 10, dtype=policy, name="background_norm")
+            self.foreground_start = dense(self.first_frames * 16 * channels[0], 1, "foreground_start")
+        self.foreground_norm = _norm(seed, 11, dtype=policy, name="foreground_norm")
+        self.background = _Stream(Doubling, channels, 3, sub_seed(100), dtype=policy, name="background")
+        self.foreground = _Stream(VolumeDoubling, channels, 4, sub_seed(200), dtype=policy, name="foreground")
+
+    def build(self, input_shape=None):
+        picture = (None, 4, 4, self.channels[0])
+        if self.conditional:
+            self.encoder.build()
+            self.foreground_start.build(picture)
+        else:
+            self.background_start.build((None, self.latent_dim))
+            self.background_norm.build(picture)
+            self.foreground_start.build((None, self.latent_dim))
+        clip = (None, self.first_frames, *picture[1:])
+        self.foreground_norm.build(clip)
+        self.background.build(picture)
+        self.foreground.build(clip)
+        self.built = True
+
+    def call(self, start, training=False):
+        channels = self.channels[0]
+        if self.conditional:
+            still = self.encoder(start, training=training)  # (B, 4, 4, C)
+            moving = ops.reshape(self.foreground_start(still), (-1, 4, 4, self.first_frames, channels))
+            moving = ops.transpose(moving, (0, 3, 1, 2, 4))
+        else:
+            still = ops.reshape(self.background_start(start), (-1, 4, 4, channels))
+            still = ops.relu(self.background_norm(still, training=training))
+            moving = ops.reshape(self.foreground_start(start), (-1, self.first_frames, 4, 4, channels))
+        moving = ops.relu(self.foreground_norm(moving, training=training))  # (B, T / 16, 4, 4, C)
+        outputs = self.foreground(moving, training=training)
+        return {
+            "foreground": ops.tanh(outputs[..., :3]),
+            "mask": ops.sigmoid(outputs[..., 3:]),
+            "background": ops.tanh(self.background(still, training=training))[:, None],
+        }
+
+
+def compose(foreground, mask, background):
+    """m * f + (1 - m) * b: the foreground where the mask is 1, the background where it is 0."""
+    return background + mask * (foreground - background)
+
+
+# ---------------------------------------------------------------- discriminator
+class VideoDiscriminator(keras.layers.Layer):
+    """Judges a clip by 3-D convolutions: (B, T, size, size, 3) -> logits (B,), float32.
+
+    Args:
+        size, num_frames: As for `TwoStreamGenerator`.
+        width: Channels of the first layer; each later one has twice as many, up to `width * 8`.
+        spectral_norm: Divides every kernel by its largest singular value.
+
+    Source: the official code: 64, 128, 256, 512 channels, leaky ReLU of 0.2, batch norm but in the first layer.
+    """
+
+    def __init__(
+        self,
+        size: int = 64,
+        num_frames: int = 32,
+        width: int = 64,
+        spectral_norm: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        stages = _stages(size, num_frames)
+        self.input_shape_of_clip = (None, num_frames, size, size, 3)
+        self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)
+        policy = self.dtype_policy
+        self.downs = [
+            VolumeHalving(
+                c,
+                use_bias=i == 0,
+                spectral_norm=spectral_norm,
+                kernel_initializer=_kernel(seed, i),
+                dtype=policy,
+                name=f"down_{i}",
+            )
+            for i, c in enumerate(reversed(_channels(width, stages)))
+        ]
+        self.norms = [
+            _norm(seed, 10 + i, epsilon=1e-3, dtype=policy, name=f"norm_{i}") for i in range(1, len(self.downs))
+        ]
+        self.head = keras.layers.Dense(1, kernel_initializer=_kernel(seed, 20), dtype="float32", name="head")
+        self.head_norm = None
+        if spectral_norm:
+            self.head_norm = SpectralNorm(seed=None if seed is None else seed + 21, name="head_norm")
+
+    def build(self, input_shape=None):
+        shape = self.input_shape_of_clip
+        for i, down in enumerate(self.downs):
+            down.build(shape)
+            shape = (None, *(length // 2 for length in shape[1:-1]), down.filters)
+            if i:
+                self.norms[i - 1].build(shape)
+        self.head.build((None, self.feature_dim))
+        if self.head_norm is not None:
+            self.head_norm.build(self.head.kernel.shape)
+        self.built = True
+
+    def features(self, video, training: bool = False):
+        """(B, T, size, size, 3) -> (B, feature_dim): what the last layer sees."""
+        x = ops.leaky_relu(self.downs[0](video, training=training), _LEAK)
+        for down, norm in zip(self.downs[1:], self.norms, strict=True):
+            x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
+        return ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")
+
+    def call(self, video, training=False):
+        # a convolution over all that is left of the clip is a matrix product
+        features = self.features(ops.cast(video, self.compute_dtype), training=training)
+        if self.head_norm is None:
+            return self.head(features)[:, 0]
+        kernel = self.head_norm(self.head.kernel, training=training)
+        return (ops.matmul(features, kernel) + self.head.bias)[:, 0]
+
+
+# ---------------------------------------------------------------- the system
+class VGAN(VideoGenerator):
+    """Two-stream generator and spatio-temporal discriminator.
+
+    Latents: `content` (B, latent_dim), the paper's z, from N(0, 1). Videos have the trained length only.
+
+    Args:
+        num_frames: Frames of a clip; a multiple of size / 4 (paper: 32).
+        size: Height and width of a frame; 8, 16, 32, 64, ... (paper: 64).
+        latent_dim: Width of z (paper: 100).
+        width: Channels next to the pixels in generator and discriminator (official code: 64).
+        spectral_norm: Normalises the discriminator's kernels.
+        seed: Decides initial weights and every draw of a step.
+    """
+
+    conditional = False
+    _generator_widths = 1
+
+    def __init__(
+        self,
+        num_frames: int = 32,
+        size: int = 64,
+        latent_dim: int = LATENT_DIM,
+        width: int = 64,
+        spectral_norm: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._config = {
+            "num_frames": num_frames,
+            "size": size,
+            "latent_dim": latent_dim,
+            "width": width,
+            "spectral_norm": spectral_norm,
+            "seed": seed,
+        }
+        self.num_frames, self.size, self.latent_dim, self.seed = num_frames, size, latent_dim, seed
+        self.generator = TwoStreamGenerator(
+            size,
+            num_frames,
+            width * self._generator_widths,
+            latent_dim,
+            self.conditional,
+            seed=seed,
+            dtype=self.dtype_policy,
+            name="generator",
+        )
+        self.discriminator = VideoDiscriminator(
+            size, num_frames, width, spectral_norm, seed=seed + 1000, dtype=self.dtype_policy, name="discriminator"
+        )
+
+    def get_config(self):
+        return {**super().get_config(), **self._config}
+
+    def build(self, input_shape=None):
+        self.generator.build()
+        self.discriminator.build()
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        discriminator_optimizer=None,
+        adversarial_loss: str = "non_saturating",
+        mask_weight: float = MASK_WEIGHT,
+        first_frame_weight: float = FIRST_FRAME_WEIGHT,
+        l2_weight: float = 0.0,
+        r1_weight: float = 0.0,
+        augmentation: Sequence[str] = (),
+        gradient_clip_norm: float = 0.0,
+    ):
+        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+
+        Args:
+            generator_optimizer, discriminator_optimizer: Default to Adam at 2e-4 with beta_1 = 0.5 (official code).
+            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`; the official code's is `non_saturating`.
+            mask_weight: lambda of the mask's mean (paper: 0.1).
+            first_frame_weight: Weight of the L1 between the first frame that is made and the one that was given (official
+                code: 10); of the conditional system only.
+            l2_weight: Adds that times a weight to its gradient.
+            r1_weight: gamma of the R1 penalty; 0 for none.
+            augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
+            gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
+        """
+        if adversarial_loss not in KINDS:
+            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
+        discriminator_optimizer = discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        super().compile(optimizer=generator_optimizer)
+        self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
+        generator_optimizer.build(self.generator.trainable_variables)
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+        self.adversarial_loss, self.mask_weight, self.first_frame_weight = (
+            adversarial_loss,
+            mask_weight,
+            first_frame_weight,
+        )
+        self.l2_weight, self.r1_weight, self.gradient_clip_norm = l2_weight, r1_weight, gradient_clip_norm
+        self.augmentation = check_augmentation(augmentation)
+
+    # ------------------------------------------------------------ latents
+    @property
+    def latent_spec(self):
+        return {"content": LatentSpec((self.latent_dim,), "float32", "N(0, 1)")}
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        """Draws codes of new videos; the same seed gives the same codes.
+
+        Args:
+            num_videos: Int, or a scalar tensor.
+            num_frames: The trained length, or None.
+            seed: Int, or a scalar tensor.
+
+        Raises:
+            ValueError: For another length, which these networks cannot make.
+        """
+        self._check_length(num_frames)
+        key = step_key(0, seed)
+        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}
+
+    def _check_length(self, num_frames):
+        if num_frames is not None and num_frames != self.num_frames:
+            raise ValueError(
+                f"{type(self).__name__} makes videos of the {self.num_frames} frames it was built for. Received "
+                f"num_frames={num_frames}: leave it out, or train with another num_frames."
+            )
+
+    # ------------------------------------------------------------ forward
+    def streams(self, latents: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """What a video is composed of: `foreground`, `mask` and `background`, see `TwoStreamGenerator`."""
+        return self.generator(latents["content"], training=training)
+
+    def decode(self, latents, training=False):
+        return compose(**self.streams(latents, training=training))
+
+    # ------------------------------------------------------------ training
+    def train_step(self, batch):
+        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        step = batch["step"][0]
+        latent_key, *augmentation_keys = split_key(step_key(self.seed, step), 4)
+        latents = self._latents_of_step(real, latent_key)
+        generator_weights = [v.value for v in self.generator.trainable_variables]
+        discriminator_weights = [v.value for v in self.discriminator.trainable_variables]
+        guard = StepGuard(self)
+
+        def judge(video, key):
+            return self.discriminator(augment(video, self.augmentation, key), training=True)
+
+        with tf.GradientTape(watch_accessed_variables=False) as generator_tape:
+            generator_tape.watch(generator_weights)
+            streams = self.streams(latents, training=True)
+            generated = compose(**streams)  # made once: both networks learn from the same clips
+
+            # 1. the discriminator, on real and generated clips apart, so that no batch norm tells them from each other
+            with generator_tape.stop_recording(), tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(discriminator_weights)
+                losses = {}
+                if self.r1_weight:
+                    real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, augmentation_keys[0]), real)
+                else:
+                    real_logits = judge(real, augmentation_keys[0])
+                generated_logits = judge(tf.stop_gradient(generated), augmentation_keys[1])
+                losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
+                total = losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
+                if self.l2_weight:
+                    total += self.l2_weight * l2_penalty(discriminator_weights)
+                total = total / num_replicas()
+            with generator_tape.stop_recording():
+                gradients = guard.gradient(tape, total, discriminator_weights)
+                gradients = clip_to_norm(gradients, self.gradient_clip_norm)
+                self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
+
+            # 2. the generator, by what the updated discriminator says
+            logits = judge(generated, augmentation_keys[2])
+            losses["generator_loss"] = generator_loss(logits, self.adversarial_loss)
+            losses["mask_loss"] = tf.reduce_mean(streams["mask"])  # its L1 norm: a mask is not negative
+            total = losses["generator_loss"] + self.mask_weight * losses["mask_loss"]
+            if self.conditional:
+                losses["first_frame_loss"] = tf.reduce_mean(tf.abs(generated[:, 0] - latents["first_frame"]))
+                total += self.first_frame_weight * losses["first_frame_loss"]
+            if self.l2_weight:
+                total += self.l2_weight * l2_penalty(generator_weights)
+            total = total / num_replicas()
+        gradients = clip_to_norm(guard.gradient(generator_tape, total, generator_weights), self.gradient_clip_norm)
+        self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
+        if self.conditional:
+            self._remember(latents["first_frame"], step)
+        return guard.finish(losses)
+
+    def _latents_of_step(self, real, key):
+        return {"content": replica_normal(key, (tf.shape(real)[0], self.latent_dim))}
+
+
+class ConditionalVGAN(VGAN):
+    """Predicts what follows a given first frame.
+
+    Latents: `first_frame` (B, size, size, 3) in [-1, 1]. There is no noise: a frame has one future. `encode` takes the
+    first frame of a video. The last first frames of training are kept among the weights, so that `sample_latents` has
+    frames to begin with, in a served model, too.
+
+    Args:
+        num_remembered: First frames that are kept.
+        num_frames, size, width, spectral_norm, seed: As for `VGAN`; the generator has twice the width (official code).
+
+    Source: the paper's future generation; layers and weight of the L1 of the official code.
+    """
+
+    conditional = True
+    _generator_widths = 2
+
+    def __init__(
+        self,
+        num_frames: int = 32,
+        size: int = 64,
+        width: int = 64,
+        num_remembered: int = 64,
+        spectral_norm: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(num_frames, size, width=width, spectral_norm=spectral_norm, seed=seed, **kwargs)
+        if num_remembered < 1:
+            raise ValueError(f"`num_remembered` must be at least 1. Received {num_remembered}.")
+        self.num_remembered = num_remembered
+        del self._config["latent_dim"]
+        self._config["num_remembered"] = num_remembered
+
+    def build(self, input_shape=None):
+        def noise(shape, dtype):
+            return ops.cast(keras.random.randint(shape, 0, 256, seed=self.seed), dtype)
+
+        self.first_frames = self.add_weight(
+            name="first_frames",
+            shape=(self.num_remembered, self.size, self.size, 3),
+            dtype="uint8",
+            initializer=noise,
+            trainable=False,
+        )
+        super().build(input_shape)
+
+    @property
+    def latent_spec(self):
+        return {"first_frame": LatentSpec((self.size, self.size, 3), "float32", "a first frame seen in training")}
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        """Draws first frames out of those that are remembered. Arguments and errors as for `VGAN`."""
+        self._check_length(num_frames)
+        rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
+        return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
+
+    def encode(self, video):
+        """The first frame of videos (B, T, size, size, 3) in [-1, 1]."""
+        return {"first_frame": video[:, 0]}
+
+    def streams(self, latents, training=False):
+        """What a video is composed of: `foreground`, `mask` and `background`, see `TwoStreamGenerator`."""
+        return self.generator(latents["first_frame"], training=training)
+
+    def _latents_of_step(self, real, key):
+        return self.encode(real)
+
+    def _remember(self, frames, step):
+        """Puts the step's first frames, of all replicas, in the place of the oldest."""
+        replica = tf.distribute.get_replica_context()
+        if num_replicas() > 1:
+            frames = replica.all_gather(frames, axis=0)
+        frames = tf.cast(tf.round((frames + 1.0) * 127.5), tf.uint8)[: self.num_remembered]
+        first = step * tf.cast(tf.shape(frames)[0], step.dtype)
+        rows = tf.math.floormod(first + tf.range(tf.shape(frames)[0], dtype=step.dtype), self.num_remembered)
+
+        def store(variable, rows, frames):
+            variable.scatter_update(tf.IndexedSlices(frames, rows))
+
+        def everywhere(strategy, rows, frames):
+            strategy.extended.update(self.first_frames.value, store, args=(rows, frames))
+
+        replica.merge_call(everywhere, args=(rows, frames))
+
+
+# ---------------------------------------------------------------- action classifier
+class ActionClassifier(keras.Model):
+    """A trained discriminator with dropout and a new last layer, one output per action; all of it is fine-tuned.
+
+    Trains and measures through Keras's `fit` and `evaluate` on batches of `tfvidgen.data`, which hold `video` and `action`.
+
+    Args:
+        discriminator: Of a `VGAN`; its weights are moved, and its own last layer is not used.
+        num_actions: Actions to tell from each other.
+        dropout: Share of the features that is left out in training (paper: 0.5).
+        seed: Decides the last layer's weights and what is left out.
+
+    Call arguments:
+        video: (B, T, size, size, 3) in [-1, 1].
+
+    Output shape: (B, num_actions), logits, float32.
+
+    Source: the paper's representation learning, Sec. 4.3 there.
+    """
+
+    def __init__(
+        self,
+        discriminator: VideoDiscriminator,
+        num_actions: int,
+        dropout: float = 0.5,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if num_actions < 2 or not 0.0 <= dropout < 1.0:
+            raise ValueError(
+                f"Needs at least two actions and a dropout in [0, 1). Received num_actions={num_actions}, dropout={dropout}."
+            )
+        self.discriminator, self.num_actions, self.dropout, self.seed = discriminator, num_actions, dropout, seed
+        self.head = keras.layers.Dense(num_actions, kernel_initializer=_kernel(seed, 0), dtype="float32", name="head")
+        self._mean_loss = keras.metrics.Mean(name="mean_classification_loss")
+        self._mean_accuracy = keras.metrics.Mean(name="mean_accuracy")
+
+    def build(self, input_shape=None):
+        if not self.discriminator.built:
+            self.discriminator.build()
+        self.head.build((None, self.discriminator.feature_dim))
+        self.built = True
+
+    def compile(self, optimizer=None):
+        """Takes the optimizer; Adam at 2e-4 with beta_1 = 0.5 by default."""
+        super().compile(optimizer=optimizer or Adam(2e-4, beta_1=0.5), jit_compile=False, auto_scale_loss=False)
+        self.optimizer.build(self._moved)
+
+    @property
+    def _moved(self):
+        unused = {id(variable) for variable in self.discriminator.head.trainable_variables}
+        return [variable for variable in self.trainable_variables if id(variable) not in unused]
+
+    def call(self, video, training=False):
+        return self.head(self.discriminator.features(video, training=training))
+
+    def _loss_and_accuracy(self, batch, features):
+        if "action" not in batch:
+            raise ValueError("A classifier needs an `action` for every video: use a set with action labels.")
+        action = batch["action"]
+        with tf.control_dependencies(
+            [tf.debugging.assert_less(action, self.num_actions, "an action lies beyond num_actions")]
+        ):
+            logits = self.head(features)
+        accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, action.dtype), action), tf.float32))
+        return category_loss(logits, action), accuracy
+
+    def train_step(self, batch):
+        """One step on a batch: the cross-entropy of its actions moves all but the discriminator's own last layer."""
+        video = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        weights = [variable.value for variable in self._moved]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            features = self.discriminator.features(video, training=True)
+            drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(features)[0], features.shape[1]])
+            kept = tf.cast(drawn >= self.dropout, features.dtype) / (1.0 - self.dropout)
+            loss, accuracy = self._loss_and_accuracy(batch, features * kept)
+            total = loss / num_replicas()
+        self.optimizer.apply(tape.gradient(total, weights), self._moved)
+        return {"classification_loss": loss, "accuracy": accuracy}
+
+    def test_step(self, batch):
+        """Mean loss and accuracy over the batches so far."""
+        video = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        loss, accuracy = self._loss_and_accuracy(batch, self.discriminator.features(video))
+        count = tf.shape(video)[0]
+        self._mean_loss.update_state(loss, sample_weight=count)
+        self._mean_accuracy.update_state(accuracy, sample_weight=count)
+        return {"classification_loss": self._mean_loss.result(), "accuracy": self._mean_accuracy.result()}
