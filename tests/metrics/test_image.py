@@ -1,9 +1,8 @@
-"""PSNR, SSIM and frame consistency against closed forms, plain loops and golden numbers."""
-
-import json
+"""PSNR and SSIM against closed forms, plain loops and golden numbers."""
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tfvidgen.metrics import image
 
@@ -73,17 +72,22 @@ def test_ssim_does_not_depend_on_the_chunk(monkeypatch):
     np.testing.assert_allclose(image.ssim(a, b), whole, rtol=1e-12)
 
 
-def test_frame_consistency_is_the_mean_ssim_with_the_first_frame():
-    videos = random_frames(2, 4, 16, 12, 3)
-    excluded = image.frame_consistency_score(videos)
-    expected = [np.mean([image.ssim(video[0], frame) for frame in video[1:]]) for video in videos]
-    np.testing.assert_allclose(excluded, expected, rtol=1e-12)
-    np.testing.assert_allclose(image.frame_consistency_score(videos, include_first=True), (1 + 3 * excluded) / 4)
+def test_ssim_with_first_is_ssim_with_the_first_frame(monkeypatch):
+    video = random_frames(7, 30, 41, 3)
+    expected = image.ssim(np.broadcast_to(video[:1], video[1:].shape), video[1:])
+    np.testing.assert_allclose(image.ssim_with_first(video), expected, rtol=1e-12)
+    monkeypatch.setattr(image, "_PIXELS_PER_CHUNK", 30 * 41 * 4)
+    np.testing.assert_allclose(image.ssim_with_first(video), expected, rtol=1e-12)
+    assert image.ssim_with_first(video[:1]).shape == (0,)
 
 
-def test_a_frozen_video_scores_one():
-    videos = np.repeat(random_frames(2, 1, 16, 16, 3), 5, axis=1)
-    np.testing.assert_allclose(image.frame_consistency_score(videos), [1, 1], rtol=1e-12)
+@pytest.mark.parametrize("size", [(11, 11), (12, 28), (29, 47), (64, 46)])
+def test_window_mean_is_a_separable_convolution(size):
+    maps = np.random.default_rng(0).random((2, 3, *size))
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    taps /= taps.sum()
+    expected = ndimage.correlate1d(ndimage.correlate1d(maps, taps, axis=-1), taps, axis=-2)[..., 5:-5, 5:-5]
+    np.testing.assert_allclose(image._window_mean(maps), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("function", [image.psnr, image.ssim])
@@ -100,10 +104,10 @@ def test_wrong_frames_are_refused(function):
 def test_videos_that_do_not_suit_are_refused():
     with pytest.raises(ValueError, match="11 x 11.*10 x 16"):
         image.ssim(random_frames(10, 16, 3), random_frames(10, 16, 3))
-    with pytest.raises(ValueError, match="at least 2 frames.*Received 1"):
-        image.frame_consistency_score(random_frames(2, 1, 16, 16, 3))
-    with pytest.raises(ValueError, match=r"\(N, T, H, W, 3\).*\(4, 16, 16, 3\)"):
-        image.frame_consistency_score(random_frames(4, 16, 16, 3))
+    with pytest.raises(ValueError, match="11 x 11.*16 x 10"):
+        image.ssim_with_first(random_frames(2, 16, 10, 3))
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\).*\(16, 16, 3\)"):
+        image.ssim_with_first(random_frames(16, 16, 3))
 
 
 def test_ssim_golden(shared):
@@ -111,24 +115,10 @@ def test_ssim_golden(shared):
     a, b = (golden["images"][golden["pairs"][:, side]] for side in (0, 1))
     values = image.ssim(a, b)
     np.testing.assert_allclose(values, golden["ssim_gaussian11_sigma1p5"], atol=1e-9)
-    np.testing.assert_allclose(image._ssim_per_channel(a / 255, b / 255), golden["ssim_per_channel"], atol=1e-9)
+    np.testing.assert_allclose(image._ssim_per_channel(a, b), golden["ssim_per_channel"], atol=1e-9)
     assert np.abs(values - golden["ssim_uniform7_sample_cov_NOT_tf"]).max() > 1e-3
 
 
-def test_frame_consistency_golden(shared):
+def test_ssim_with_first_golden(shared):
     golden = np.load(shared / "golden" / "ssim_pairs.npz")
-    clip = golden["clip"]
-    first = np.broadcast_to(clip[:1], clip[1:].shape)
-    np.testing.assert_allclose(image.ssim(first, clip[1:]), golden["clip_ssim_vs_first"], atol=1e-9)
-    assert image.frame_consistency_score(clip[None])[0] == pytest.approx(float(golden["clip_fcs_excl"]), abs=1e-9)
-    included = image.frame_consistency_score(clip[None], include_first=True)[0]
-    assert included == pytest.approx(float(golden["clip_fcs_incl"]), abs=1e-9)
-
-
-def test_ssim_analytic(shared):
-    tests = json.loads((shared / "golden" / "metrics_analytic.json").read_text())["tests"]
-    tests = [test for test in tests if test["metric"] == "ssim"]
-    assert len(tests) == 3
-    for test in tests:
-        a, b = (np.full((1, 12, 12, 3), test["inputs"][f"frame{n}_value"]) for n in (1, 2))
-        np.testing.assert_allclose(image._ssim_per_channel(a, b), test["expected"], rtol=test["rtol"])
+    np.testing.assert_allclose(image.ssim_with_first(golden["clip"]), golden["clip_ssim_vs_first"], atol=1e-9)

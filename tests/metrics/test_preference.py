@@ -1,0 +1,433 @@
+"""Pairs, the file of votes, and what the votes say, against hand arithmetic, SciPy and simulated raters."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from tfvidgen.metrics.preference import (
+    Trial,
+    Vote,
+    analyse,
+    append_vote,
+    bradley_terry,
+    design_effect,
+    drop_inattentive,
+    intraclass_correlation,
+    make_trials,
+    rank_models,
+    read_trials,
+    read_votes,
+    vote_on,
+    write_trials,
+    write_votes,
+)
+
+
+def clips(*models, num=12):
+    return {model: [f"{model}/{i}.mp4" for i in range(num)] for model in models}
+
+
+def simulate(share=0.6, num_pairs=60, num_raters=5, agreement=0.0, left_bias=0.0, seed=0):
+    """Votes between "ours" and "base"; raters of a pair share its answer with probability `agreement`."""
+    random = np.random.default_rng(seed)
+    trials = make_trials(clips("ours", "base", num=num_pairs), num_pairs, num_raters, seed=seed)
+    common = {trial.pair: random.random() < share for trial in trials}
+    votes = []
+    for trial in trials:
+        ours = common[trial.pair] if random.random() < agreement else random.random() < share
+        side = "left" if (trial.left_model == "ours") == ours else "right"
+        if random.random() < left_bias:
+            side = "left"
+        votes.append(vote_on(trial, f"rater {trial.round}", side))
+    return votes
+
+
+# Trials
+
+
+def test_every_pair_comes_once_in_every_round():
+    trials = make_trials(clips("ours", "base"), num_pairs=10, num_rounds=4)
+    assert len(trials) == 40
+    assert [trial.round for trial in trials] == sorted(trial.round for trial in trials)
+    for round_ in range(4):
+        assert len({trial.pair for trial in trials if trial.round == round_}) == 10
+    shown = collections.defaultdict(set)
+    for trial in trials:
+        shown[trial.pair].add(frozenset([(trial.left_model, trial.left_clip), (trial.right_model, trial.right_clip)]))
+        assert {trial.left_model, trial.right_model} == {"ours", "base"}
+    assert all(len(contents) == 1 for contents in shown.values())
+    used = [clip for contents in shown.values() for pair in contents for _, clip in pair]
+    assert len(set(used)) == len(used) == 20
+
+
+@pytest.mark.parametrize("num_rounds", [1, 4, 5])
+def test_sides_are_balanced_within_pairs_and_over_them(num_rounds):
+    trials = make_trials(clips("ours", "base", num=40), num_pairs=40, num_rounds=num_rounds)
+    left = collections.Counter(trial.pair for trial in trials if trial.left_model == "ours")
+    counts = [left[pair] for pair in {trial.pair for trial in trials}]
+    assert set(counts) == {num_rounds // 2, (num_rounds + 1) // 2}
+    assert sum(counts) == len(trials) / 2
+
+
+def test_sides_pairs_and_order_are_random():
+    several = [make_trials(clips("ours", "base"), 12, 1, seed=seed) for seed in range(200)]
+    assert several[0] == make_trials(clips("ours", "base"), 12, 1, seed=0) != several[1]
+    first = np.array(
+        [[trial.left_model == "ours" for trial in sorted(trials, key=lambda t: t.pair)] for trials in several]
+    )
+    np.testing.assert_allclose(first.mean(0), 0.5, atol=0.12)  # every pair by itself
+    assert abs(np.corrcoef(first[:, 0], first[:, 1])[0, 1]) < 0.3
+    partner = {
+        t.right_clip if t.left_clip == "ours/0.mp4" else t.left_clip
+        for ts in several
+        for t in ts
+        if "ours/0.mp4" in (t.left_clip, t.right_clip)
+    }
+    assert len(partner) == 12
+    assert len({trials[0].pair for trials in several}) == 12
+
+
+def test_which_models_meet():
+    def met(trials):
+        return {frozenset([trial.left_model, trial.right_model]) for trial in trials}
+
+    three = clips("a", "b", "c")
+    assert met(make_trials(three, 3, 1)) == {frozenset("ab"), frozenset("ac"), frozenset("bc")}
+    trials = make_trials(three, 3, 2, baseline="b")
+    assert met(trials) == {frozenset("ab"), frozenset("bc")}
+    assert len(trials) == 12
+
+
+def test_catch_trials():
+    trials = make_trials(clips("a", "b"), 3, 2, catch=[(("real", "r.mp4"), ("noise", "n.mp4"))])
+    catching = [trial for trial in trials if trial.expected]
+    assert len(trials) == 8 and len(catching) == 2
+    assert {trial.expected for trial in catching} == {"real"}
+    assert {trial.left_model for trial in catching} == {"real", "noise"}
+
+
+def test_trials_refuse():
+    with pytest.raises(ValueError, match=r"two models.*\['a'\]"):
+        make_trials(clips("a"))
+    with pytest.raises(ValueError, match="baseline among them.*'c'"):
+        make_trials(clips("a", "b"), 3, baseline="c")
+    with pytest.raises(ValueError, match="128 pairs need as many.*'a' has 12"):
+        make_trials(clips("a", "b"))
+    with pytest.raises(ValueError, match="clips of 'b' repeat"):
+        make_trials({"a": ["1", "2"], "b": ["3", "3"]}, 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        make_trials(clips("a", "b"), 3, 0)
+
+
+# Files
+
+
+def test_trials_go_through_a_file(tmp_path):
+    trials = make_trials(clips("unsere", "übrige"), 3, 2, catch=[(("real", "r"), ("noise", "n"))])
+    path = tmp_path / "trials.jsonl"
+    write_trials(path, trials, "Which is smoother?", seed=7)
+    assert read_trials(path) == trials
+    header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert header == {"format": "tfvidgen-trials", "version": 1, "question": "Which is smoother?", "seed": 7}
+    assert "übrige" in path.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="at least one trial"):
+        write_trials(path, [])
+
+
+def test_votes_go_through_a_file_one_by_one_and_at_once(tmp_path):
+    votes = simulate(num_pairs=4)
+    votes[0] = vote_on(
+        make_trials(clips("ours", "base"), 12, seed=9)[0].__class__("x", 0, "ours", "a", "base", "b"), "r", "left", 2.5
+    )
+    one, all_ = tmp_path / "one.jsonl", tmp_path / "all.jsonl"
+    for vote in votes:
+        append_vote(one, vote, "Which?")
+    write_votes(all_, votes, "Which?")
+    assert one.read_bytes() == all_.read_bytes()
+    assert read_votes(one) == votes
+    assert read_votes(one)[0].seconds == 2.5
+    header = json.loads(one.read_text().splitlines()[0])
+    assert header == {"format": "tfvidgen-votes", "version": 1, "question": "Which?"}
+
+
+def test_votes_must_be_on_the_trials(tmp_path):
+    trials = make_trials(clips("ours", "base"), 4, 2)
+    path = tmp_path / "votes.jsonl"
+    write_votes(path, [vote_on(trial, f"r{trial.round}", "right") for trial in trials])
+    assert len(read_votes(path, trials)) == 8
+    with pytest.raises(ValueError, match="line .*there is no trial with pair"):
+        read_votes(path, [trial for trial in trials if trial.pair != trials[0].pair])
+
+
+def lines(tmp_path, *records, header=True):
+    path = tmp_path / "votes.jsonl"
+    first = [json.dumps({"format": "tfvidgen-votes", "version": 1})] if header else []
+    path.write_text("\n".join(first + [r if isinstance(r, str) else json.dumps(r) for r in records]) + "\n")
+    return path
+
+
+GOOD = {
+    "rater": "r",
+    "pair": "p",
+    "left_model": "a",
+    "left_clip": "1",
+    "right_model": "b",
+    "right_clip": "2",
+    "choice": "left",
+}
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        (['{"rater": "r'], r"line 2: no JSON.*cut off"),
+        (["[1]"], "line 2: must be a JSON object"),
+        ([{**GOOD, "choice": "tie"}], "line 2: `choice` must be 'left' or 'right'.*no ties.*'tie'"),
+        ([{k: v for k, v in GOOD.items() if k != "rater"}], r"missing fields \['rater'\]"),
+        ([{**GOOD, "colour": 1}], r"unknown fields \['colour'\]"),
+        ([{**GOOD, "rater": ""}], "`rater` must be a text"),
+        ([{**GOOD, "left_clip": 3}], "`left_clip` must be a text.*3"),
+        ([{**GOOD, "seconds": -1}], "`seconds` must be a number.*-1"),
+        ([{**GOOD, "seconds": True}], "`seconds` must be a number"),
+        ([{**GOOD, "seconds": float("nan")}], "`seconds` must be a number"),
+        ([{**GOOD, "expected": "c"}], "`expected` must be one of the two models.*'c'"),
+        ([{**GOOD, "right_model": "a", "right_clip": "1"}], "both sides show the same clip"),
+        ([GOOD, {**GOOD, "choice": "right"}], "line 3: rater 'r' votes a second time on pair 'p'"),
+        ([GOOD, {**GOOD, "rater": "s", "right_clip": "9"}], "line 3: pair 'p' has other clips here"),
+        ([], "has no votes"),
+    ],
+)
+def test_broken_votes_are_refused_with_their_line(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        read_votes(lines(tmp_path, *records))
+
+
+def test_a_file_that_is_no_file_of_votes(tmp_path):
+    with pytest.raises(ValueError, match="begin with a header of format 'tfvidgen-votes'.*rater"):
+        read_votes(lines(tmp_path, GOOD, header=False))
+    with pytest.raises(ValueError, match="Received nothing"):
+        read_votes(lines(tmp_path, header=False))
+    path = tmp_path / "new.jsonl"
+    path.write_text(json.dumps({"format": "tfvidgen-votes", "version": 2}))
+    with pytest.raises(ValueError, match="has version 2 of the format; this reads version 1"):
+        read_votes(path)
+    write_trials(path, make_trials(clips("a", "b"), 1, 1))
+    with pytest.raises(ValueError, match="'tfvidgen-votes'.*tfvidgen-trials"):
+        read_votes(path)
+
+
+def test_a_round_is_a_whole_number(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    write_trials(path, [Trial("p", -1, "a", "1", "b", "2")])
+    with pytest.raises(ValueError, match="line 2: `round` must be a whole number"):
+        read_trials(path)
+
+
+def test_blank_lines_and_swapped_sides_are_fine(tmp_path):
+    swapped = {**GOOD, "rater": "s", "left_model": "b", "left_clip": "2", "right_model": "a", "right_clip": "1"}
+    votes = read_votes(lines(tmp_path, GOOD, "", swapped))
+    assert [vote.winner for vote in votes] == ["a", "b"]
+
+
+def test_a_vote_must_choose():
+    with pytest.raises(ValueError, match="pair 'p': `choice`"):
+        vote_on(Trial("p", 0, "a", "1", "b", "2"), "r", "both")
+
+
+# Analysis
+
+
+def test_share_of_votes_by_hand():
+    votes = simulate(num_pairs=20)
+    wins = sum(vote.winner == "ours" for vote in votes)
+    result = analyse(votes, "ours", "base")
+    assert (result.wins, result.num_votes, result.num_pairs, result.num_raters) == (wins, 100, 20, 5)
+    assert result.share == wins / 100
+    expected = stats.binomtest(wins, 100)
+    assert result.p_value == expected.pvalue
+    assert result.wilson == pytest.approx(tuple(expected.proportion_ci(method="wilson")))
+    per_pair = collections.Counter(vote.pair for vote in votes if vote.winner == "ours")
+    assert result.majority_share == sum(count > 2 for count in per_pair.values()) / 20
+
+
+def test_a_tied_pair_counts_half():
+    votes = [
+        Vote(f"r{i}", f"p{i // 2}", "a", "1", "b", "2", side)
+        for i, side in enumerate(["left", "right", "left", "left"])
+    ]
+    assert analyse(votes, "a", "b").majority_share == 0.75
+
+
+def test_exchanging_the_models_mirrors_the_result():
+    votes = simulate(num_pairs=30, agreement=0.5)
+    one, other = analyse(votes, "ours", "base"), analyse(votes, "base", "ours")
+    assert other.share == pytest.approx(1 - one.share)
+    assert other.p_value == pytest.approx(one.p_value)
+    assert other.left_share == one.left_share
+    assert other.icc == pytest.approx(one.icc)
+    for name in ("wilson", "by_pair", "by_rater", "by_pair_and_rater"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert (a.low, a.high) == pytest.approx((1 - b.high, 1 - b.low))
+
+
+def test_a_bias_to_one_side_costs_power_and_does_not_move_the_share():
+    runs = [
+        analyse(simulate(share=0.5, left_bias=0.4, seed=seed), "ours", "base", num_resamples=1) for seed in range(8)
+    ]
+    assert np.mean([run.left_share for run in runs]) == pytest.approx(0.7, abs=0.03)
+    assert np.mean([run.share for run in runs]) == pytest.approx(0.5, abs=0.03)
+    assert all(run.left_wilson.low > 0.5 for run in runs)
+
+
+def width(interval):
+    return interval.high - interval.low
+
+
+def test_independent_votes_have_the_naive_interval():
+    result = analyse(simulate(num_pairs=128), "ours", "base")
+    assert width(result.by_pair) == pytest.approx(width(result.wilson), rel=0.15)
+    assert result.icc < 0.1
+    assert result.effective_num_votes == pytest.approx(640 / result.design_effect)
+
+
+def test_votes_that_agree_on_a_pair_widen_the_interval():
+    result = analyse(simulate(num_pairs=128, agreement=1.0), "ours", "base")
+    assert result.icc == pytest.approx(1)
+    assert result.design_effect == pytest.approx(5)
+    assert result.effective_num_votes == pytest.approx(128)
+    assert width(result.by_pair) / width(result.wilson) == pytest.approx(np.sqrt(5), rel=0.1)
+    assert width(result.by_pair_and_rater) > 0.95 * width(result.by_pair)
+    assert result.majority_share == result.share
+
+
+def test_raters_of_different_taste_widen_the_interval_over_raters():
+    votes = [
+        Vote(f"r{rater}", f"p{pair}", "a", "1", "b", "2", "left" if rater % 2 else "right")
+        for rater in range(6)
+        for pair in range(40)
+    ]
+    result = analyse(votes, "a", "b")
+    assert width(result.by_pair) == 0  # every pair has the same votes
+    assert width(result.by_rater) > 0.5
+    assert width(result.by_pair_and_rater) == pytest.approx(width(result.by_rater), abs=0.05)
+
+
+def test_intervals_are_repeatable_and_follow_the_confidence():
+    votes = simulate()
+    result = analyse(votes, "ours", "base", seed=3)
+    assert analyse(votes, "ours", "base", seed=3) == result
+    assert width(analyse(votes, "ours", "base", confidence=0.5).by_pair) < 0.5 * width(result.by_pair)
+
+
+def test_other_models_and_catch_trials_are_left_out():
+    votes = simulate(num_pairs=10)
+    extra = [
+        Vote("r", "q", "ours", "1", "third", "2", "left"),
+        Vote("r", "c", "ours", "1", "base", "2", "left", expected="ours"),
+    ]
+    assert analyse(votes + extra, "ours", "base") == analyse(votes, "ours", "base")
+    assert analyse([extra[0]], "third", "ours").wins == 0
+    with pytest.raises(ValueError, match="no votes between 'ours' and 'fourth'"):
+        analyse(votes, "ours", "fourth")
+    with pytest.raises(ValueError, match="no votes between"):
+        analyse(votes, "ours", "ours")
+
+
+def test_raters_who_do_not_look_are_dropped():
+    def catch(rater, number, choice):
+        return Vote(rater, f"catch/{number}", "real", "1", "noise", "2", choice, expected="real")
+
+    votes = [Vote(rater, "p", "a", "1", "b", "2", "left") for rater in ("good", "bad", "new")]
+    votes += [catch("good", 0, "left"), catch("good", 1, "left"), catch("bad", 0, "left"), catch("bad", 1, "right")]
+    kept, dropped = drop_inattentive(votes)
+    assert dropped == ["bad"]
+    assert [vote.rater for vote in kept] == ["good", "new"]
+    assert drop_inattentive(votes, min_share=0.5)[1] == []
+
+
+def test_design_effect_and_correlation():
+    assert design_effect(5, 0.2) == pytest.approx(1.8)
+    with pytest.raises(ValueError, match="0 <= icc <= 1"):
+        design_effect(5, 1.2)
+    # variance between groups 1, within 3
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(3000), 4)
+    values = random.standard_normal(3000)[groups] + np.sqrt(3) * random.standard_normal(12000)
+    assert intraclass_correlation(values, groups) == pytest.approx(0.25, abs=0.02)
+    assert intraclass_correlation(np.ones(6), [0, 0, 1, 1, 2, 2]) == 0
+    assert intraclass_correlation([1, 2, 3], ["a", "b", "c"]) is None
+    assert intraclass_correlation([1, 2, 3], ["a", "a", "a"]) is None
+
+
+def test_strength_of_two_models_is_the_log_odds():
+    strengths = bradley_terry([[0, 262], [378, 0]])
+    assert strengths[0] == 0
+    assert strengths[1] == pytest.approx(0.366549691858, abs=1e-11)
+    np.testing.assert_allclose(bradley_terry([[9, 5], [5, 2]]), [0, 0], atol=1e-12)
+
+
+def test_consistent_rates_give_their_strengths():
+    b = np.array([0.0, 0.4, -0.7, 3.0, -8.0])
+    np.testing.assert_allclose(bradley_terry(special.expit(b[:, None] - b)), b, atol=1e-9)
+    games = np.random.default_rng(0).integers(1, 50, (5, 5))
+    games = games + games.T
+    np.testing.assert_allclose(bradley_terry(games * special.expit(b[:, None] - b)), b, atol=1e-9)
+
+
+def test_strengths_satisfy_the_likelihood_equations():
+    wins = np.random.default_rng(0).integers(1, 30, (6, 6)).astype(float)
+    np.fill_diagonal(wins, 0)
+    b = bradley_terry(wins)
+    expected = ((wins + wins.T) * special.expit(b[:, None] - b)).sum(1)
+    np.testing.assert_allclose(expected, wins.sum(1), rtol=1e-10)
+    penalised = bradley_terry(wins, regularisation=5.0)
+    centred = penalised - penalised.mean()
+    residual = wins.sum(1) - ((wins + wins.T) * special.expit(penalised[:, None] - penalised)).sum(1)
+    np.testing.assert_allclose(residual, 2 * 5.0 * centred, atol=1e-9)
+    assert np.ptp(penalised) < np.ptp(b)
+
+
+def test_models_that_never_lose_need_regularisation():
+    for wins in ([[0, 5], [0, 0]], [[0, 3, 0], [2, 0, 0], [0, 0, 0]], np.zeros((2, 2))):
+        with pytest.raises(ValueError, match="not finite.*regularisation"):
+            bradley_terry(wins)
+    strengths = bradley_terry([[0, 0], [5, 0]], regularisation=0.01)
+    assert 2 < strengths[1] < 10
+    with pytest.raises(ValueError, match=r"\(K, K\)"):
+        bradley_terry([[0, -1], [1, 0]])
+    with pytest.raises(ValueError, match="`regularisation`"):
+        bradley_terry([[0, 1], [1, 0]], -1)
+
+
+def test_models_are_ranked_from_their_votes():
+    b = {"a": 0.0, "b": 0.8, "c": -0.9}
+    random = np.random.default_rng(0)
+    votes = [
+        vote_on(
+            t, f"r{t.round}", "left" if random.random() < special.expit(b[t.left_model] - b[t.right_model]) else "right"
+        )
+        for t in make_trials(clips(*b, num=150), 150, 5)
+    ]
+    votes.append(Vote("r", "catch", "c", "1", "b", "2", "left", expected="c"))
+    ranks = rank_models(votes, "a", num_resamples=100)
+    assert list(ranks) == ["b", "a", "c"]
+    assert ranks["a"].log_odds == 0 and ranks["a"].interval == (0, 0)
+    assert [ranks[model].num_votes for model in "abc"] == [1500] * 3
+    for model in "bc":
+        assert ranks[model].interval.low < b[model] < ranks[model].interval.high
+        assert ranks[model].interval.low < ranks[model].log_odds < ranks[model].interval.high
+        assert width(ranks[model].interval) < 0.6
+    with pytest.raises(ValueError, match=r"reference 'd'. Models voted on: \['a', 'b', 'c'\]"):
+        rank_models(votes, "d")
+
+
+def test_few_votes_have_finite_intervals():
+    votes = [
+        Vote(f"r{i}", f"p{i}", "a", "1", "b", "2", side) for i, side in enumerate(["left", "left", "left", "right"])
+    ]
+    ranks = rank_models(votes, "b", num_resamples=50)
+    assert ranks["a"].log_odds == pytest.approx(np.log(3))
+    assert np.isfinite(ranks["a"].interval).all()

@@ -1,0 +1,250 @@
+"""Does a code hold what it should? Judged by a frozen classifier that was trained on real labels.
+
+The Sprites protocol keeps one factor of a test video (say its motion), draws the other from the prior, decodes and
+classifies: the kept attributes should stay (accuracy), the drawn ones should fall to chance (swapped-attribute accuracy).
+Accuracy alone also rewards a model that ignores the drawn code.
+
+Source: Bai, Wang, Gomes, "Contrastively Disentangled Sequential Variational Autoencoder", NeurIPS 2021,
+https://arxiv.org/abs/2110.12091; official code JunwenBai/C-DSVAE, test_sprite_cls.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from scipy.spatial import distance
+
+from tfvidgen.metrics.inception import check_probabilities, class_entropies
+from tfvidgen.metrics.statistics import Interval, check_features, wilson_interval
+
+_DIVERGENCE_EPSILON = 1e-16
+_NUMBERS_PER_CHUNK = 2**23
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeScores:
+    """What a judge says of videos decoded with one factor kept and the other drawn.
+
+    Attributes:
+        accuracy: Share of videos whose predicted class is that of the kept factor's source; all videos.
+        inception_score: exp(H(y) - H(y|x)), on a balanced subset; at most the number of classes.
+        marginal_entropy: H(y) in nats, on the subset; high is good, ln K at most.
+        conditional_entropy: H(y|x) in nats, on the subset; low is good.
+        divergence: Mean KL(p(y|generated) || p(y|source)) in nats over all videos, with the official code's 1e-16 in both
+            logs; None without the source's probabilities.
+        num_videos: All videos.
+        num_balanced: Videos of the subset.
+    """
+
+    accuracy: float
+    inception_score: float
+    marginal_entropy: float
+    conditional_entropy: float
+    divergence: float | None
+    num_videos: int
+    num_balanced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeAccuracy:
+    """How often a judge still sees the source's value of an attribute.
+
+    Attributes:
+        accuracy: Share of videos.
+        interval: Wilson's, 95 %.
+        chance: 1 / K.
+        kept: Whether the attribute belongs to the kept factor: its accuracy should be 1, that of the others `chance`.
+    """
+
+    accuracy: float
+    interval: Interval
+    chance: float
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ExchangeAccuracy:
+    """Shares of exchanged videos of which the identity, the action, or both are the intended ones.
+
+    Attributes:
+        identity: Share with the identity of the static source.
+        action: Share with the action of the motion source.
+        both: Share with both.
+        both_interval: Wilson's, 95 %.
+        num_videos: Videos judged.
+    """
+
+    identity: float
+    action: float
+    both: float
+    both_interval: Interval
+    num_videos: int
+
+
+def judge_scores(probabilities, true_labels, source_probabilities=None, balanced: bool = True) -> JudgeScores:
+    """Return the judge's measures of one attribute (on Sprites: of the 9 actions).
+
+    Args:
+        probabilities: (N, K), of the decoded videos.
+        true_labels: int (N,), 0..K-1, of the videos whose factor was kept.
+        source_probabilities: (N, K), of those videos themselves, or None.
+        balanced: Score entropies on the first n videos of each class, n the size of the rarest class present, as the
+            official code does; otherwise on all.
+
+    Raises:
+        ValueError: If rows are no probabilities, or labels do not fit them.
+    """
+    p = check_probabilities(probabilities)
+    labels = check_labels(true_labels, len(p), p.shape[1], "true_labels")
+    chosen = _first_of_each_class(labels) if balanced else np.arange(len(p))
+    marginal, conditional = class_entropies(p[chosen])
+    divergence = None
+    if source_probabilities is not None:
+        source = check_probabilities(source_probabilities, "source_probabilities")
+        if source.shape != p.shape:
+            raise ValueError(
+                f"`source_probabilities` must have the shape of `probabilities`, {p.shape}. Received {source.shape}."
+            )
+        logs = np.log(p + _DIVERGENCE_EPSILON) - np.log(source + _DIVERGENCE_EPSILON)
+        divergence = float(np.sum(p * logs, axis=1).mean())
+    return JudgeScores(
+        float((p.argmax(axis=1) == labels).mean()),
+        float(np.exp(marginal - conditional)),
+        marginal,
+        conditional,
+        divergence,
+        len(p),
+        len(chosen),
+    )
+
+
+def attribute_accuracies(
+    probabilities: Mapping[str, np.ndarray], true_labels: Mapping[str, np.ndarray], kept: Collection[str]
+) -> dict[str, AttributeAccuracy]:
+    """Return the accuracy of every attribute against the source video, kept and swapped ones.
+
+    Args:
+        probabilities: (N, K) of the decoded videos for each attribute, for instance "action", "body", "hair".
+        true_labels: int (N,) of the source videos for each attribute.
+        kept: Attributes of the factor that was kept; those of the drawn one are the swapped attributes.
+
+    Raises:
+        ValueError: If the names differ, a kept one is unknown, or as `judge_scores`.
+    """
+    if not probabilities or set(probabilities) != set(true_labels) or not set(kept) <= set(probabilities):
+        raise ValueError(
+            f"Attributes must be named alike. Received probabilities of {sorted(probabilities)}, labels of "
+            f"{sorted(true_labels)}, kept {sorted(kept)}."
+        )
+    result = {}
+    for name, rows in probabilities.items():
+        p = check_probabilities(rows, name)
+        labels = check_labels(true_labels[name], len(p), p.shape[1], name)
+        hits = int((p.argmax(axis=1) == labels).sum())
+        result[name] = AttributeAccuracy(hits / len(p), wilson_interval(hits, len(p)), 1 / p.shape[1], name in kept)
+    return result
+
+
+def exchange_accuracy(predicted_identity, predicted_action, identity, action) -> ExchangeAccuracy:
+    """Return how often an exchange has the identity of one source and the action of the other.
+
+    Predictions come from classifiers, or from `nearest_cell` where every cell of identities and actions exists.
+
+    Args:
+        predicted_identity: int (N,).
+        predicted_action: int (N,).
+        identity: int (N,), of the static sources.
+        action: int (N,), of the motion sources.
+
+    Raises:
+        ValueError: If they are not whole numbers of one length, at least 1.
+    """
+    arrays = {
+        name: check_labels(values, None, None, name)
+        for name, values in (
+            ("predicted_identity", predicted_identity),
+            ("predicted_action", predicted_action),
+            ("identity", identity),
+            ("action", action),
+        )
+    }
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1 or not lengths["identity"]:
+        raise ValueError(f"Labels must have one length, at least 1. Received {lengths}.")
+    right_identity = arrays["predicted_identity"] == arrays["identity"]
+    right_action = arrays["predicted_action"] == arrays["action"]
+    both = right_identity & right_action
+    return ExchangeAccuracy(
+        float(right_identity.mean()),
+        float(right_action.mean()),
+        float(both.mean()),
+        wilson_interval(int(both.sum()), len(both)),
+        len(both),
+    )
+
+
+def nearest_cell(generated, truth, truth_identity, truth_action) -> tuple[np.ndarray, np.ndarray]:
+    """Return identity and action of the true clip that is nearest to each generated one.
+
+    Where the true clip of every identity and action exists, that is a judge without a network: an exchange is right if no
+    other cell is nearer to it than its own.
+
+    Args:
+        generated: Numbers (N, ...), videos or features.
+        truth: Numbers (M, ...) of the same trailing shape, one or more clips of every cell.
+        truth_identity: int (M,).
+        truth_action: int (M,).
+
+    Returns:
+        int64 (N,) and int64 (N,); of equally near clips the first.
+
+    Raises:
+        ValueError: If shapes do not fit, something is not finite, or labels are no whole numbers.
+    """
+    generated, truth = np.asarray(generated), np.asarray(truth)
+    if generated.shape[1:] != truth.shape[1:]:
+        raise ValueError(
+            f"`generated` and `truth` must have clips of one shape. Received {generated.shape}, {truth.shape}."
+        )
+    truth_identity = check_labels(truth_identity, len(truth), None, "truth_identity")
+    truth_action = check_labels(truth_action, len(truth), None, "truth_action")
+    if not generated.size or not truth.size:
+        raise ValueError(f"There must be clips on both sides. Received shapes {generated.shape} and {truth.shape}.")
+    generated, truth = generated.reshape(len(generated), -1), truth.reshape(len(truth), -1)
+    nearest, best = np.zeros(len(generated), np.int64), np.full(len(generated), np.inf)
+    step = max(1, _NUMBERS_PER_CHUNK // truth.shape[1])  # clips of pixels are as wide as a set is long
+    for start in range(0, len(truth), step):
+        some = check_features(truth[start : start + step], "truth")
+        for first in range(0, len(generated), step):
+            rows = slice(first, first + step)
+            squares = distance.cdist(check_features(generated[rows], "generated"), some, "sqeuclidean")
+            nearer = squares.min(axis=1) < best[rows]
+            nearest[rows] = np.where(nearer, start + squares.argmin(axis=1), nearest[rows])
+            best[rows] = np.minimum(best[rows], squares.min(axis=1))
+    return truth_identity[nearest], truth_action[nearest]
+
+
+def check_labels(labels, num_labels: int | None, num_classes: int | None, name: str) -> np.ndarray:
+    """Return labels as int64 (N,), or refuse them.
+
+    Raises:
+        ValueError: If they are not whole numbers (N,) of this length and below this number of classes.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (num_labels is not None and len(array) != num_labels):
+        expected = "(N,)" if num_labels is None else f"({num_labels},)"
+        raise ValueError(
+            f"Labels `{name}` must be whole numbers of shape {expected}. Received shape {array.shape}, dtype {array.dtype}."
+        )
+    if num_classes is not None and len(array) and not (0 <= array.min() and array.max() < num_classes):
+        raise ValueError(
+            f"Labels `{name}` must lie in 0..{num_classes - 1}, one for each class. Received {array.min()}..{array.max()}."
+        )
+    return array.astype(np.int64)
+
+
+def _first_of_each_class(labels: np.ndarray) -> np.ndarray:
+    classes, counts = np.unique(labels, return_counts=True)
+    return np.concatenate([np.flatnonzero(labels == label)[: counts.min()] for label in classes])

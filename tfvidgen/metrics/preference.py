@@ -1,0 +1,599 @@
+"""Human preference by forced choice between two clips (2AFC): which to show, the file of votes, what the votes say.
+
+    trials = make_trials({"ours": our_clips, "baseline": other_clips}, num_pairs=128, num_rounds=5, seed=0)
+    write_trials("trials.jsonl", trials, question="Which clip looks more realistic?")
+    ...                                             # each rater sees one round: append_vote("votes.jsonl", vote)
+    result = analyse(read_votes("votes.jsonl", trials), "ours", "baseline")
+
+A file of votes is JSON lines in UTF-8. The first is a header, `{"format": "tfvidgen-votes", "version": 1, "question": ...}`;
+every other one is a vote with the fields of `Vote`. A file of trials is the same with "tfvidgen-trials" and `Trial`. Clips
+are whatever names them: paths relative to the file, or ids.
+
+Votes on one pair agree with each other, and so do votes of one rater, so 640 of them are fewer independent ones: next to
+the naive interval the analysis gives bootstraps over pairs, over raters and over both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special, stats
+from scipy.sparse import csgraph
+
+from tfvidgen.metrics.statistics import Interval, percentile_interval, wilson_interval
+
+FORMAT_VERSION = 1
+CHOICES = ("left", "right")
+DEFAULT_QUESTION = "Which clip looks more realistic?"
+_TRIALS_FORMAT, _VOTES_FORMAT = "tfvidgen-trials", "tfvidgen-votes"
+# Of the penalty on Bradley-Terry strengths in resampled votes, where a model may happen to win or lose all.
+_RESAMPLE_REGULARISATION = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One pair of clips as shown to one rater.
+
+    Attributes:
+        pair: Name of the pair; a pair comes back in every round, with its sides drawn anew.
+        round: From 0 on; a rater sees the trials of one round.
+        left_model: Model whose clip is on the left; not shown.
+        left_clip: Its clip.
+        right_model: Model whose clip is on the right; not shown.
+        right_clip: Its clip.
+        expected: In a catch trial the model that anyone who looks must choose, else None.
+    """
+
+    pair: str
+    round: int
+    left_model: str
+    left_clip: str
+    right_model: str
+    right_clip: str
+    expected: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+    """One answer of one rater: the trial with `rater` and `choice`.
+
+    Attributes:
+        rater: Name of the rater, without meaning outside the study.
+        pair: As in `Trial`, like all that follow but the last two.
+        left_model: Model on the left.
+        left_clip: Its clip.
+        right_model: Model on the right.
+        right_clip: Its clip.
+        choice: "left" or "right". There are no ties in a forced choice.
+        expected: Model to choose in a catch trial, else None.
+        seconds: Time the rater took, or None.
+    """
+
+    rater: str
+    pair: str
+    left_model: str
+    left_clip: str
+    right_model: str
+    right_clip: str
+    choice: str
+    expected: str | None = None
+    seconds: float | None = None
+
+    @property
+    def winner(self) -> str:
+        """Name of the chosen model."""
+        return self.left_model if self.choice == "left" else self.right_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """How often raters chose a model over its baseline.
+
+    Attributes:
+        model: The model.
+        baseline: What it was compared with.
+        wins: Votes for the model.
+        num_votes: All votes between the two.
+        num_pairs: Pairs of clips voted on.
+        num_raters: Raters.
+        share: wins / num_votes; 0.5 is no preference.
+        wilson: 95 % interval as if votes were independent: too narrow.
+        by_pair: 95 % bootstrap interval over pairs.
+        by_rater: The same over raters.
+        by_pair_and_rater: Over both at once: the one to report.
+        p_value: Two-sided exact binomial test of 0.5, as if votes were independent.
+        majority_share: Share of pairs whose votes were mostly for the model; a tied pair counts half.
+        majority_wilson: Its interval; pairs are independent.
+        left_share: Share of votes for the left side, whatever the model.
+        left_wilson: Its interval. A bias to one side costs power; drawn sides keep it out of `share`.
+        icc: Intraclass correlation of the votes on a pair, 0..1, or None where no pair has two votes.
+        design_effect: How many times more votes are needed than if they were independent between pairs, or None.
+        effective_num_votes: num_votes / design_effect, or None.
+    """
+
+    model: str
+    baseline: str
+    wins: int
+    num_votes: int
+    num_pairs: int
+    num_raters: int
+    share: float
+    wilson: Interval
+    by_pair: Interval
+    by_rater: Interval
+    by_pair_and_rater: Interval
+    p_value: float
+    majority_share: float
+    majority_wilson: Interval
+    left_share: float
+    left_wilson: Interval
+    icc: float | None
+    design_effect: float | None
+    effective_num_votes: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """Bradley-Terry strength of a model: it wins against another with probability 1 / (1 + exp(other - this)).
+
+    Attributes:
+        log_odds: Against the reference model, whose own is 0.
+        interval: 95 % bootstrap interval over pairs.
+        num_votes: Votes in which the model took part.
+    """
+
+    log_odds: float
+    interval: Interval
+    num_votes: int
+
+
+# Trials ----------------------------------------------------------------------------------------------------------------
+
+
+def make_trials(
+    clips: Mapping[str, Sequence[str]],
+    num_pairs: int = 128,
+    num_rounds: int = 5,
+    baseline: str | None = None,
+    catch: Sequence[tuple[tuple[str, str], tuple[str, str]]] = (),
+    seed: int = 0,
+) -> list[Trial]:
+    """Return pairs of clips of different models, paired at random, with sides drawn at random.
+
+    Every pair comes once in every round. Over the rounds each of its models is as often on the left as on the right, up to
+    one; which side has that one more is balanced over pairs. The order within a round is random.
+
+    Args:
+        clips: Names of clips for each model, at least `num_pairs` of each, without repetition.
+        num_pairs: Pairs for each two models that are compared.
+        num_rounds: Votes to collect on each pair, each of another rater.
+        baseline: Compare every other model with this one only; None compares every two.
+        catch: ((model, clip) that must win, (model, clip) that must lose): pairs to find raters who do not look, for instance
+            a real clip and noise. They come once in every round too.
+        seed: Decides everything.
+
+    Raises:
+        ValueError: If there are fewer than two models, too few or repeated clips, or an argument is out of range.
+
+    Source: Dandi et al., WACV 2020, Sec. 5.1, https://arxiv.org/abs/1912.07991: 128 pairs, 5 raters for each.
+    """
+    models = list(clips)
+    if len(models) < 2 or (baseline is not None and baseline not in clips):
+        raise ValueError(f"A comparison needs two models and a baseline among them. Received {models}, {baseline!r}.")
+    if num_pairs < 1 or num_rounds < 1:
+        raise ValueError(f"`num_pairs` and `num_rounds` must be at least 1. Received {num_pairs} and {num_rounds}.")
+    for model, names in clips.items():
+        if len(set(names)) != len(names):
+            raise ValueError(f"The clips of {model!r} repeat: give each once.")
+        if len(names) < num_pairs:
+            raise ValueError(f"{num_pairs} pairs need as many clips of each model. {model!r} has {len(names)}.")
+    random = np.random.default_rng(seed)
+    compared = [(m, baseline) for m in models if m != baseline] if baseline else list(itertools.combinations(models, 2))
+    pairs: list[tuple[str, tuple[str, str], tuple[str, str], str | None]] = []
+    for one, other in compared:
+        drawn = [random.permutation(len(clips[model]))[:num_pairs] for model in (one, other)]
+        for number, (i, j) in enumerate(zip(*drawn, strict=True)):
+            pairs.append((f"{one}/{other}/{number}", (one, str(clips[one][i])), (other, str(clips[other][j])), None))
+    for number, (winner, loser) in enumerate(catch):
+        pairs.append((f"catch/{number}", tuple(winner), tuple(loser), winner[0]))
+
+    extra_on_left = random.permutation(np.arange(len(pairs)) % 2)  # for an odd number of rounds
+    first_on_left = np.empty((len(pairs), num_rounds), bool)
+    for row, extra in zip(first_on_left, extra_on_left, strict=True):
+        row[:] = random.permutation((np.arange(num_rounds) + extra) % 2)
+    trials = []
+    for round_ in range(num_rounds):
+        for i in random.permutation(len(pairs)):
+            name, first, second, expected = pairs[i]
+            left, right = (first, second) if first_on_left[i, round_] else (second, first)
+            trials.append(Trial(name, round_, *left, *right, expected))
+    return trials
+
+
+def write_trials(
+    path: str | os.PathLike, trials: Sequence[Trial], question: str = DEFAULT_QUESTION, seed: int | None = None
+) -> None:
+    """Writes a file of trials, over one that is there.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not trials:
+        raise ValueError("A file of trials needs at least one trial. Received none.")
+    _write(path, {"format": _TRIALS_FORMAT, "version": FORMAT_VERSION, "question": question, "seed": seed}, trials)
+
+
+def read_trials(path: str | os.PathLike) -> list[Trial]:
+    """Return the trials of a file.
+
+    Raises:
+        ValueError: If the file is not one of trials, or a line is not as it must be; the message has the line's number.
+    """
+    return [_parse(Trial, record, where) for where, record in _read(path, _TRIALS_FORMAT)[1]]
+
+
+# Votes -----------------------------------------------------------------------------------------------------------------
+
+
+def vote_on(trial: Trial, rater: str, choice: str, seconds: float | None = None) -> Vote:
+    """Return a rater's vote on a trial.
+
+    Raises:
+        ValueError: If `choice` is neither "left" nor "right", or `rater` is empty.
+    """
+    fields = {k: v for k, v in dataclasses.asdict(trial).items() if k != "round"}
+    return _parse(Vote, {**fields, "rater": rater, "choice": choice, "seconds": seconds}, f"pair {trial.pair!r}")
+
+
+def write_votes(path: str | os.PathLike, votes: Sequence[Vote], question: str = DEFAULT_QUESTION) -> None:
+    """Writes a file of votes, over one that is there."""
+    _write(path, {"format": _VOTES_FORMAT, "version": FORMAT_VERSION, "question": question}, votes)
+
+
+def append_vote(path: str | os.PathLike, vote: Vote, question: str = DEFAULT_QUESTION) -> None:
+    """Adds a vote to a file, in one write; a file that is missing begins with its header."""
+    lines = [json.dumps(dataclasses.asdict(vote), ensure_ascii=False)]
+    header = {"format": _VOTES_FORMAT, "version": FORMAT_VERSION, "question": question}
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+    except FileExistsError:
+        pass
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+
+def read_votes(path: str | os.PathLike, trials: Sequence[Trial] | None = None) -> list[Vote]:
+    """Return the votes of a file.
+
+    Args:
+        path: The file.
+        trials: If given, every vote must be on one of them.
+
+    Raises:
+        ValueError: If the file is not one of votes or has none; if a line is broken, lacks a field or has an unknown one, or
+            its choice is neither "left" nor "right"; if a rater votes twice on a pair, a pair changes its clips, or a vote is
+            on no trial. The message has the line's number.
+    """
+    _, records = _read(path, _VOTES_FORMAT)
+    votes, seen, sides = [], set(), {}
+    known = {(t.pair, *_both_sides(t)) for t in trials} if trials is not None else None
+    for where, record in records:
+        vote = _parse(Vote, record, where)
+        if (vote.rater, vote.pair) in seen:
+            raise ValueError(
+                f"{where}: rater {vote.rater!r} votes a second time on pair {vote.pair!r}. Remove one vote."
+            )
+        if sides.setdefault(vote.pair, _both_sides(vote)) != _both_sides(vote):
+            raise ValueError(f"{where}: pair {vote.pair!r} has other clips here than in an earlier vote.")
+        if known is not None and (vote.pair, *_both_sides(vote)) not in known:
+            raise ValueError(f"{where}: there is no trial with pair {vote.pair!r} and these clips.")
+        seen.add((vote.rater, vote.pair))
+        votes.append(vote)
+    if not votes:
+        raise ValueError(f"{os.fspath(path)!r} has no votes.")
+    return votes
+
+
+def drop_inattentive(votes: Sequence[Vote], min_share: float = 1.0) -> tuple[list[Vote], list[str]]:
+    """Return the votes without catch trials and without raters who failed them, and the names of those raters.
+
+    Args:
+        votes: All votes.
+        min_share: Least share of catch trials that a rater must get right. A rater who saw none is kept.
+    """
+    right: dict[str, list[bool]] = {}
+    for vote in votes:
+        if vote.expected is not None:
+            right.setdefault(vote.rater, []).append(vote.winner == vote.expected)
+    dropped = sorted(rater for rater, answers in right.items() if np.mean(answers) < min_share)
+    return [v for v in votes if v.expected is None and v.rater not in dropped], dropped
+
+
+# Analysis --------------------------------------------------------------------------------------------------------------
+
+
+def analyse(
+    votes: Sequence[Vote],
+    model: str,
+    baseline: str,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Preference:
+    """Return how often raters chose a model over a baseline. Votes on other models and catch trials are left out.
+
+    Args:
+        votes: From `read_votes`, after `drop_inattentive` where there are catch trials.
+        model: Name of the model.
+        baseline: Name of the other one.
+        num_resamples: Of each bootstrap.
+        confidence: Of every interval.
+        seed: Of the bootstraps.
+
+    Raises:
+        ValueError: If no vote is between the two.
+    """
+    votes = [v for v in votes if v.expected is None and {v.left_model, v.right_model} == {model, baseline}]
+    if not votes or model == baseline:
+        raise ValueError(f"There are no votes between {model!r} and {baseline!r}.")
+    won = np.array([v.winner == model for v in votes], np.float64)
+    pair_names, pair = np.unique([v.pair for v in votes], return_inverse=True)
+    rater_names, rater = np.unique([v.rater for v in votes], return_inverse=True)
+    random = np.random.default_rng(seed)
+    pair_weights = _resampled_weights(random, len(pair_names), num_resamples)[:, pair]
+    rater_weights = _resampled_weights(random, len(rater_names), num_resamples)[:, rater]
+
+    def interval(weights):
+        totals = weights.sum(axis=1)  # 0 where the drawn raters saw none of the drawn pairs
+        return percentile_interval((weights @ won)[totals > 0] / totals[totals > 0], confidence)
+
+    num_votes, wins, num_pairs = len(votes), int(won.sum()), len(pair_names)
+    per_pair = np.bincount(pair, won) / np.bincount(pair)
+    majority = float(np.where(per_pair == 0.5, 0.5, per_pair > 0.5).sum())
+    num_left = sum(v.choice == "left" for v in votes)
+    icc = intraclass_correlation(won, pair)
+    effect = None if icc is None else design_effect(num_votes / num_pairs, icc)
+    return Preference(
+        model,
+        baseline,
+        wins,
+        num_votes,
+        num_pairs,
+        len(rater_names),
+        wins / num_votes,
+        wilson_interval(wins, num_votes, confidence),
+        interval(pair_weights),
+        interval(rater_weights),
+        interval(pair_weights * rater_weights),
+        float(stats.binomtest(wins, num_votes).pvalue),
+        majority / num_pairs,
+        wilson_interval(majority, num_pairs, confidence),
+        num_left / num_votes,
+        wilson_interval(num_left, num_votes, confidence),
+        icc,
+        effect,
+        None if effect is None else num_votes / effect,
+    )
+
+
+def design_effect(votes_per_pair: float, icc: float) -> float:
+    """Return 1 + (n - 1) ICC: the factor by which correlated votes on a pair widen a variance.
+
+    Raises:
+        ValueError: If `votes_per_pair` is below 1 or `icc` outside 0..1.
+    """
+    if votes_per_pair < 1 or not 0 <= icc <= 1:
+        raise ValueError(
+            f"A design effect needs votes_per_pair >= 1 and 0 <= icc <= 1. Received {votes_per_pair}, {icc}."
+        )
+    return 1 + (votes_per_pair - 1) * icc
+
+
+def intraclass_correlation(values, groups) -> float | None:
+    """Return the share of variance that lies between groups, by analysis of variance with one way, cut to 0..1.
+
+    Args:
+        values: Numbers (N,).
+        groups: (N,), the group of each.
+
+    Returns:
+        The correlation; 0 where nothing varies; None where no group has two values or there is a single group.
+    """
+    values = np.asarray(values, np.float64)
+    _, groups = np.unique(np.asarray(groups), return_inverse=True)
+    sizes = np.bincount(groups)
+    if len(sizes) < 2 or sizes.max() < 2:
+        return None
+    means = np.bincount(groups, values) / sizes
+    between = np.sum(sizes * (means - values.mean()) ** 2) / (len(sizes) - 1)
+    within = np.sum((values - means[groups]) ** 2) / (len(values) - len(sizes))
+    usual_size = (len(values) - np.sum(sizes**2) / len(values)) / (len(sizes) - 1)
+    total = between + (usual_size - 1) * within
+    return float(np.clip((between - within) / total, 0, 1)) if total > 0 else 0.0
+
+
+def bradley_terry(wins, regularisation: float = 0.0) -> np.ndarray:
+    """Return the strengths b with P(i beats j) = 1 / (1 + exp(b_j - b_i)) of greatest likelihood, b_0 = 0.
+
+    Args:
+        wins: Numbers (K, K), at least 0: how often i won against j, or rates. The diagonal is not looked at.
+        regularisation: Factor of the squared strengths, around their mean, that are subtracted from the log-likelihood.
+            Above 0 it keeps a model that won or lost everything finite.
+
+    Returns:
+        float64 (K,).
+
+    Raises:
+        ValueError: If `wins` is none, or without regularisation the strengths are not finite: some models never lost
+            against the others, or were never compared with them.
+
+    Source: Bradley & Terry, Biometrika 1952; for existence Ford, American Mathematical Monthly 1957.
+    """
+    wins = np.array(wins, np.float64)
+    if (
+        wins.ndim != 2
+        or wins.shape[0] != wins.shape[1]
+        or len(wins) < 2
+        or not np.isfinite(wins).all()
+        or wins.min() < 0
+    ):
+        raise ValueError(
+            f"`wins` must be finite numbers (K, K) of at least 0, K at least 2. Received shape {wins.shape}."
+        )
+    if regularisation < 0:
+        raise ValueError(f"`regularisation` must be at least 0. Received {regularisation}.")
+    np.fill_diagonal(wins, 0)
+    if regularisation == 0 and csgraph.connected_components(wins, connection="strong")[0] > 1:
+        raise ValueError(
+            "Strengths are not finite: some models won everything against the others, or were never compared with them. "
+            "Collect more votes, or pass a small `regularisation` such as 0.01."
+        )
+    games = wins + wins.T
+
+    def loss(b):
+        centred = b - b.mean()
+        chances = special.expit(b[:, None] - b)  # i beats j
+        value = -np.sum(wins * special.log_expit(b[:, None] - b)) + regularisation * centred @ centred
+        gradient = -np.sum(wins - games * chances, axis=1) + 2 * regularisation * centred
+        return value, gradient
+
+    def hessian(b):
+        spread = special.expit(b[:, None] - b)
+        weights = games * spread * (1 - spread)
+        penalty = 2 * regularisation * (np.eye(len(b)) - 1 / len(b))
+        # The sum of the strengths is free; this fixes it without moving their differences.
+        return np.diag(weights.sum(axis=1)) - weights + penalty + 1 / len(b)
+
+    strengths = optimize.minimize(
+        lambda b: loss(b)[0], np.zeros(len(wins)), jac=lambda b: loss(b)[1], hess=hessian, method="trust-exact"
+    ).x
+    for _ in range(3):  # Newton's steps from there take the last digits
+        strengths = strengths - np.linalg.solve(hessian(strengths), loss(strengths)[1])
+    return strengths - strengths[0]
+
+
+def rank_models(
+    votes: Sequence[Vote],
+    reference: str,
+    regularisation: float = 0.0,
+    num_resamples: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Strength]:
+    """Return the Bradley-Terry strength of every model that was voted on, the strongest first. Catch trials are left out.
+
+    Args:
+        votes: From `read_votes`.
+        reference: The model with strength 0.
+        regularisation: As in `bradley_terry`; in resampled votes at least 0.01, since there a model may win or lose all.
+        num_resamples: Of the bootstrap over pairs.
+        confidence: Of the intervals.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If no vote has the reference, or as `bradley_terry`.
+    """
+    votes = [v for v in votes if v.expected is None]
+    models = sorted({m for v in votes for m in (v.left_model, v.right_model)}, key=lambda m: (m != reference, m))
+    if not models or models[0] != reference:
+        raise ValueError(f"There are no votes with the reference {reference!r}. Models voted on: {models}.")
+    index = {model: i for i, model in enumerate(models)}
+    winner = np.array([index[v.winner] for v in votes])
+    loser = np.array([index[v.right_model if v.choice == "left" else v.left_model] for v in votes])
+    pair_names, pair = np.unique([v.pair for v in votes], return_inverse=True)
+
+    def strengths(weights, penalty):
+        wins = np.zeros((len(models), len(models)))
+        np.add.at(wins, (winner, loser), weights)
+        return bradley_terry(wins, penalty)
+
+    best = strengths(1.0, regularisation)
+    random = np.random.default_rng(seed)
+    penalty = max(regularisation, _RESAMPLE_REGULARISATION)
+    resampled = [
+        strengths(weights[pair], penalty) for weights in _resampled_weights(random, len(pair_names), num_resamples)
+    ]
+    low, high = percentile_interval(resampled, confidence)
+    counts = np.bincount(np.concatenate([winner, loser]), minlength=len(models))
+    return {
+        models[i]: Strength(float(best[i]), Interval(float(low[i]), float(high[i])), int(counts[i]))
+        for i in np.argsort(-best, kind="stable")
+    }
+
+
+def _resampled_weights(random: np.random.Generator, num: int, num_resamples: int) -> np.ndarray:
+    """How often each of `num` things is drawn when `num` are drawn with replacement: (num_resamples, num)."""
+    return random.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)
+
+
+def _both_sides(shown: Trial | Vote) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted([(shown.left_model, shown.left_clip), (shown.right_model, shown.right_clip)]))
+
+
+def _write(path: str | os.PathLike, header: dict[str, Any], records: Sequence[Any]) -> None:
+    lines = [header, *(dataclasses.asdict(record) for record in records)]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+def _read(path: str | os.PathLike, expected: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
+    """The header, and (file and line, record) of every other line."""
+    records = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{os.fspath(path)!r}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: no JSON ({error.msg}). A line that was cut off may be removed.") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{where}: must be a JSON object. Received {line.strip()[:60]}.")
+            records.append((where, record))
+    header = records[0][1] if records else {}
+    if header.get("format") != expected:
+        raise ValueError(
+            f"{os.fspath(path)!r} must begin with a header of format {expected!r}. Received {header or 'nothing'}."
+        )
+    if header.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{os.fspath(path)!r} has version {header.get('version')!r} of the format; this reads version {FORMAT_VERSION}."
+        )
+    return header, records[1:]
+
+
+def _parse(kind: type, record: dict[str, Any], where: str):
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(record) - set(fields))
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in record]
+    if unknown or missing:
+        raise ValueError(f"{where}: missing fields {missing}, unknown fields {unknown}.")
+    for name, value in record.items():
+        if name == "round":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{where}: `round` must be a whole number from 0 on. Received {value!r}.")
+        elif name == "seconds":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{where}: `seconds` must be a number of at least 0, or null. Received {value!r}.")
+        elif not (isinstance(value, str) and value) and not (name == "expected" and value is None):
+            raise ValueError(f"{where}: `{name}` must be a text that is not empty. Received {value!r}.")
+    if "choice" in fields and record["choice"] not in CHOICES:
+        raise ValueError(
+            f"{where}: `choice` must be 'left' or 'right'; a forced choice has no ties. Received {record['choice']!r}."
+        )
+    if (record["left_model"], record["left_clip"]) == (record["right_model"], record["right_clip"]):
+        raise ValueError(f"{where}: both sides show the same clip, {record['left_clip']!r}.")
+    if record.get("expected") not in (None, record["left_model"], record["right_model"]):
+        raise ValueError(f"{where}: `expected` must be one of the two models. Received {record['expected']!r}.")
+    return kind(**record)

@@ -1,0 +1,157 @@
+"""S3, the substitute score of MVT-GAN: what generated clips are worth to a classifier, and it to them.
+
+SeR: trained on synthetic clips, tested on real ones. ReS: trained on real, tested on synthetic. ReR: real and real.
+S3 = sqrt(SeR ReS) / ReR. It depends on the classifier, may exceed 1, and chance level is c / ReR, not 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfvidgen.metrics.statistics import Interval, percentile_interval
+
+_MAX_PERCENT = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class S3:
+    """S3 and the accuracies it is made of, each a share in [0, 1] and a mean over seeds.
+
+    Attributes:
+        value: sqrt(SeR ReS) / ReR of the mean accuracies.
+        ser: Trained on synthetic, tested on real.
+        res: Trained on real, tested on synthetic.
+        rer: Trained on real, tested on real.
+        interval: 95 % bootstrap interval of `value` over the tested clips, seeds kept.
+        per_seed: S3 of every seed, or empty where the numbers of seeds differ.
+        spread: Standard deviation (population) of `per_seed`; 0 for one or none.
+        num_real: Real test clips.
+        num_synthetic: Synthetic test clips.
+    """
+
+    value: float
+    ser: float
+    res: float
+    rer: float
+    interval: Interval
+    per_seed: tuple[float, ...]
+    spread: float
+    num_real: int
+    num_synthetic: int
+
+
+def s3_score(ser: float, res: float, rer: float) -> float:
+    """Return sqrt(SeR ReS) / ReR.
+
+    Args:
+        ser: Accuracy of a classifier trained on synthetic and tested on real clips; share or percent, as all three.
+        res: Trained on real, tested on synthetic.
+        rer: Trained on real, tested on real; above 0.
+
+    Raises:
+        ValueError: If an accuracy is negative or above 100, or `rer` is 0.
+
+    Source: Munoz et al., WACV 2021, Eq. 9, https://arxiv.org/abs/2004.01823
+    """
+    for name, accuracy in (("ser", ser), ("res", res), ("rer", rer)):
+        if not 0 <= accuracy <= _MAX_PERCENT:
+            raise ValueError(f"`{name}` must be an accuracy, a share or percent. Received {accuracy}.")
+    if rer == 0:
+        raise ValueError(
+            "S3 is undefined for ReR = 0: the classifier got no real clip right. Train it longer, or look at its labels."
+        )
+    return math.sqrt(ser * res) / rer
+
+
+def accuracy(predicted, true_labels) -> float:
+    """Return the share of right predictions.
+
+    Args:
+        predicted: int (N,), or (S, N) of S seeds.
+        true_labels: int (N,).
+
+    Raises:
+        ValueError: If they are not whole numbers of fitting shapes, N at least 1.
+    """
+    return float(_hits(predicted, true_labels, "predictions").mean())
+
+
+def s3_from_predictions(
+    ser: tuple[Sequence, Sequence],
+    res: tuple[Sequence, Sequence],
+    rer: tuple[Sequence, Sequence],
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> S3:
+    """Return S3 from predictions and labels, with an interval.
+
+    Args:
+        ser: Predictions int (N,) or (S, N) of S classifiers trained with other seeds, and labels int (N,), of the real test
+            clips, by the classifiers trained on synthetic clips.
+        res: The same of the synthetic test clips, (M,) or (S, M), by the classifiers trained on real clips.
+        rer: The same of the real test clips of `ser`, in the same order, by the classifiers trained on real clips.
+        num_resamples: Of the bootstrap, which draws real test clips (for SeR and ReR together) and synthetic ones.
+        confidence: Of the interval.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If shapes or labels do not fit, or ReR is 0.
+    """
+    hits = {
+        name: _hits(*pair, name=name) for name, pair in (("ser", ser), ("res", res), ("rer", rer))
+    }  # (S, N), (S, M), (S, N)
+    if not np.array_equal(np.asarray(ser[1]), np.asarray(rer[1])):
+        raise ValueError(
+            "`ser` and `rer` must be of the same real test clips in the same order. Received other labels."
+        )
+    values = {name: float(h.mean()) for name, h in hits.items()}
+    value = s3_score(**values)
+    random = np.random.default_rng(seed)
+    resampled = []
+    per_clip = {name: h.mean(axis=0) for name, h in hits.items()}
+    for _ in range(num_resamples):
+        real = random.integers(len(per_clip["ser"]), size=len(per_clip["ser"]))
+        synthetic = random.integers(len(per_clip["res"]), size=len(per_clip["res"]))
+        reference = per_clip["rer"][real].mean()
+        if reference > 0:
+            product = per_clip["ser"][real].mean() * per_clip["res"][synthetic].mean()
+            resampled.append(math.sqrt(product) / reference)
+    seeds = {len(h) for h in hits.values()}
+    per_seed: tuple[float, ...] = ()
+    if len(seeds) == 1 and all(h.mean() > 0 for h in hits["rer"]):
+        rows = zip(hits["ser"], hits["res"], hits["rer"], strict=True)
+        per_seed = tuple(s3_score(*(float(h.mean()) for h in row)) for row in rows)
+    return S3(
+        value,
+        values["ser"],
+        values["res"],
+        values["rer"],
+        percentile_interval(resampled, confidence),
+        per_seed,
+        float(np.std(per_seed)) if per_seed else 0.0,
+        hits["ser"].shape[1],
+        hits["res"].shape[1],
+    )
+
+
+def _hits(predicted, true_labels, name: str) -> np.ndarray:
+    """Right or wrong, bool (S, N)."""
+    predicted, true_labels = np.asarray(predicted), np.asarray(true_labels)
+    kinds = predicted.dtype.kind + true_labels.dtype.kind
+    if (
+        true_labels.ndim != 1
+        or predicted.ndim not in (1, 2)
+        or predicted.shape[-1] != len(true_labels)
+        or not predicted.size
+        or not set(kinds) <= set("iu")
+    ):
+        raise ValueError(
+            f"`{name}` needs whole-number predictions (N,) or (seeds, N) and labels (N,). Received {predicted.shape} of "
+            f"{predicted.dtype} and {true_labels.shape} of {true_labels.dtype}: take the argmax of probabilities."
+        )
+    return np.atleast_2d(predicted == true_labels)
