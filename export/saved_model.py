@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -17,6 +18,9 @@ from trainers.cli import option
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
+NUM_SAMPLES = 4  # new videos in sample.gif
+DEFAULT_FPS = 8.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -24,112 +28,169 @@ class Config:
 
     run_dir: str = option("", "The run to export.")
     out: str = option("", "Folder that gets the version folders; empty for <run_dir>/export.")
+    name: str = option("", "Name of the model on a server, as its configuration files have it; empty for the system's.")
+    raw_weights: bool = option(False, "Export the weights of the last step where the run kept an average of them.")
+    max_num_frames: int = option(0, "Most frames a request may ask for; 0 for 8 times the trained length.", minimum=0)
+    max_num_steps: int = option(64, "Most videos an interpolation may ask for.", minimum=2)
 
 
-def export_model(model: VideoGenerator, out: str | os.PathLike, metadata: dict[str, Any] | None = None) -> pathlib.Path:
+def export_model(
+    model: VideoGenerator,
+    out: str | os.PathLike,
+    metadata: dict[str, Any] | None = None,
+    name: str = "",
+    max_num_frames: int = 0,
+    max_num_steps: int = 64,
+) -> pathlib.Path:
     """Writes a model as `<out>/<next free integer>/` and returns that folder; it appears whole or not at all.
 
-    Endpoints, all inputs named and required, all outputs dicts with `video` uint8 (B, T, H, W, 3):
-      * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server;
-      * `decode(<latent names>)`: without random operations;
-      * `lookup(video_id int32 (B,))` where codes are learned per video;
-      * `exchange(identity int32 (B,), action int32 (B,))` where the system has it.
+    The folder holds the SavedModel with the endpoints of `export.endpoints.make`, `metadata.json`, a model card, a sample
+    GIF and, where tensorflow-serving-api is installed, warm-up requests. Configuration files for servers are put into
+    `<out>/serving/`, where files that are there already are kept.
 
     Args:
         model: Built, with its weights.
         out: Base folder, as TF Serving's `model_base_path`.
         metadata: Joined into `metadata.json`.
+        name: Name of the model on a server; empty for `metadata["system"]`, or else the folder's.
+        max_num_frames, max_num_steps: As in `Config`.
     """
-    import keras
     import tensorflow as tf
 
-    from tfvidgen.models.base import VideoGenerator
+    from export import card, endpoints, serving
+    from tfvidgen import visualize
+    from tfvidgen.data.video_io import write_gif
 
-    spec = model.latent_spec
-    video_shape = (None, None, model.size, model.size, 3)
-
-    def videos(latents):
-        video = tf.clip_by_value(tf.cast(model.decode(latents), tf.float32), -1.0, 1.0)
-        return {"video": tf.ensure_shape(tf.cast(tf.round((video + 1.0) * 127.5), tf.uint8), video_shape)}
-
-    def one(seed):
-        return {name: value[0] for name, value in model.sample_latents(1, seed=seed).items()}
-
-    def serve(seed):
-        signature = {name: tf.TensorSpec(entry.shape, entry.dtype) for name, entry in spec.items()}
-        return videos(tf.map_fn(one, seed, fn_output_signature=signature))
-
-    def in_range(name, ids, count):
-        # a gather on a GPU answers zeros for a row that does not exist: ask first
-        message = f"{name} must lie in 0..{count - 1}"
-        with tf.control_dependencies(
-            [tf.debugging.assert_non_negative(ids, message), tf.debugging.assert_less(ids, count, message)]
-        ):
-            return tf.identity(ids)
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-
-    def add(name, function, **inputs):
-        signature = [tf.TensorSpec(shape, dtype, name=key) for key, (shape, dtype) in inputs.items()]
-        archive.add_endpoint(name, tf.function(function, input_signature=signature))
-
-    add("serving_default", serve, seed=((None,), "int64"))
-    names = list(spec)
-    decode_inputs = {name: ((None, *spec[name].shape), spec[name].dtype) for name in names}
-    add("decode", lambda *values: videos(dict(zip(names, values, strict=True))), **decode_inputs)
-    if type(model).lookup is not VideoGenerator.lookup:
-        count = len(model.transient_of_video)
-        add("lookup", lambda ids: videos(model.lookup(in_range("video_id", ids, count))), video_id=((None,), "int32"))
-    if hasattr(model, "exchange"):
-
-        def exchange(identity, action):
-            identity = in_range("identity", identity, model.static.num_rows)
-            return videos(model.exchange(identity, in_range("action", action, model.transient.num_rows)))
-
-        add("exchange", exchange, identity=((None,), "int32"), action=((None,), "int32"))
-
+    metadata = metadata or {}
     out = pathlib.Path(out)
+    name = name or metadata.get("system") or out.resolve().name
+    serving.check_name(name)
+    made = endpoints.make(model, max_num_frames, max_num_steps)
+
+    signatures = {key: function.get_concrete_function() for key, function in made.functions.items()}
+    # Only what the endpoints read: no discriminators, no optimizer slots.
+    module = tf.Module()
+    read = {id(tensor) for function in signatures.values() for tensor in function.captured_inputs}
+    module.variables_read = [v.value for v in model.variables if id(v.value.handle) in read]
+
+    num_frames, height, width, _ = made.video_shape
+    content = {
+        "name": name,
+        "endpoints": made.describe(),
+        "latents": {
+            key: {
+                "shape": entry.shape,
+                "dtype": entry.dtype,
+                "prior": entry.prior,
+                **({"range": bounds} if (bounds := endpoints.label_range(entry)) else {}),
+            }
+            for key, entry in model.latent_spec.items()
+        },
+        "video": {
+            "dtype": "uint8",
+            "range": [0, 255],
+            "shape": ["B", "T", height, width, 3],
+            "num_frames": num_frames,
+            "free_length": made.free_length,
+        },
+        "limits": {"num_frames": made.max_num_frames, "num_steps": made.max_num_steps},
+        **metadata,
+    }
+    json.dumps(content)  # fails before anything is written
+
     out.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     try:
-        archive.write_out(str(temporary / "model"), verbose=False)
-        content = {
-            "latents": {
-                name: {"shape": entry.shape, "dtype": entry.dtype, "prior": entry.prior} for name, entry in spec.items()
-            },
-            "video": {"dtype": "uint8", "range": [0, 255], "shape": ["B", "T", model.size, model.size, 3]},
-            **(metadata or {}),
-        }
-        (temporary / "model" / "metadata.json").write_text(json.dumps(content, indent=2) + "\n")
-        while True:
-            versions = [int(path.name) for path in out.iterdir() if path.name.isdigit()]
-            final = out / str(max(versions, default=0) + 1)
-            try:
-                os.rename(temporary / "model", final)
-                return final
-            except OSError:
-                if not final.exists():  # else another export took the number: try the next
-                    raise
+        folder = temporary / "model"
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+        samples = made.functions["serving_default"](tf.range(NUM_SAMPLES, dtype=tf.int64))["video"].numpy()
+        fps = metadata.get("data", {}).get("fps") or DEFAULT_FPS
+        write_gif(folder / "sample.gif", visualize.grid_video(samples), fps)
+        content["warmup_requests"] = serving.write_warmup(folder, name, content)
+        content["files"] = digests(folder)
+        (folder / "metadata.json").write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "README.md").write_text(card.model_card(content))
+        final = _moved(folder, out)
+        serving.write_configs(out, content)
+        return final
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def export_run(run_dir: str | os.PathLike, out: str | os.PathLike = "") -> pathlib.Path:
-    """Exports a run's last checkpoint; returns the version folder."""
+def _moved(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """Renames a finished folder to the next free version."""
+    while True:
+        versions = [int(path.name) for path in out.iterdir() if path.name.isdigit()]
+        final = out / str(max(versions, default=0) + 1)
+        try:
+            os.rename(folder, final)
+            return final
+        except OSError:
+            if not final.exists():  # else another export took the number: try the next
+                raise
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """Path in the folder -> SHA-256 of the file, for every file there is."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
+
+
+def export_run(
+    run_dir: str | os.PathLike, out: str | os.PathLike = "", raw_weights: bool = False, **options: Any
+) -> pathlib.Path:
+    """Exports a run's last checkpoint; returns the version folder.
+
+    Args:
+        run_dir: The run. Where it kept an average of its weights, that is exported.
+        out: As in `export_model`; empty for `<run_dir>/export`.
+        raw_weights: Export the weights of the last step all the same.
+        options: Those of `export_model`.
+    """
     from trainers import runs
 
-    model, step = runs.load_model(run_dir)
+    model, step = runs.load_model(run_dir, raw_weights)
+    metadata = {**run_metadata(run_dir, step), "raw_weights": raw_weights}
+    return export_model(model, out or pathlib.Path(run_dir) / "export", metadata, **options)
+
+
+def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """What a run's folder says about itself: system, settings, data, labels, versions and what was measured."""
+    from trainers import runs
+
     description = runs.read(run_dir)
     keep = ("system", "config", "data", "versions")
     metadata = {"step": step, **{key: description[key] for key in keep}}
-    return export_model(model, out or pathlib.Path(run_dir) / "export", metadata)
+    labels = {key: description["data"].get(key) for key in ("identity_names", "action_names")}
+    metadata["labels"] = {key: names for key, names in labels.items() if names}
+    evaluation = pathlib.Path(run_dir) / "evaluation.json"
+    metadata["metrics"] = json.loads(evaluation.read_text()) if evaluation.is_file() else None
+    return metadata
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
     if not config.run_dir:
         raise cli.UsageError("--run_dir is missing: name the folder of a run.")
-    print(f"exported {export_run(config.run_dir, config.out)}")
+    from export import serving
+
+    folder = export_run(
+        config.run_dir,
+        config.out,
+        config.raw_weights,
+        name=config.name,
+        max_num_frames=config.max_num_frames,
+        max_num_steps=config.max_num_steps,
+    )
+    if not serving.has_stubs():
+        print(f"no warm-up requests were written: {serving.STUBS_MISSING}")
+    print(f"exported {folder}")
     return 0
 
 

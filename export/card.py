@@ -1,0 +1,148 @@
+"""Model cards: what a model is, what it was trained on and measured at, and how it is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MAX_METRICS = 40  # lines of the table; the rest is in metadata.json
+
+
+def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "") -> str:
+    """A Markdown card with the front matter that model hubs read.
+
+    Args:
+        metadata: The content of `metadata.json`.
+        license: SPDX identifier of the weights' licence, or empty where none was chosen.
+        files: Markdown about the files beside the card, or empty.
+    """
+    name, video = metadata["name"], metadata["video"]
+    front = ["---", "library_name: keras", *([f"license: {license}"] if license else [])]
+    front += [
+        "tags:",
+        "- video-generation",
+        "- tensorflow",
+        *([f"- {metadata['system']}"] if "system" in metadata else []),
+    ]
+    length = f"{video['num_frames']} frames" + (" or another number that is asked for" if video["free_length"] else "")
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {name}",
+        "",
+        "![new videos](sample.gif)",
+        "",
+        f"A video generator{_by(metadata)}: {length} of {video['shape'][2]}x{video['shape'][3]} pixels, uint8 RGB.",
+        "",
+        *_section("Training", _training(metadata)),
+        *_section("Measured", _metrics(metadata.get("metrics"))),
+        *_section("Endpoints", _endpoints(metadata)),
+        *_section("Latents", _latents(metadata)),
+        *_section("Files", [files] if files else []),
+        *_section("Use", _use(metadata)),
+        *_section(
+            "Limits",
+            [
+                "It makes what resembles its training data and nothing else, with that data's biases. Videos of people that "
+                "it makes show no real event; say so wherever they are shown. Measure it on your own data before relying on "
+                "it."
+            ],
+        ),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _by(metadata: Mapping[str, Any]) -> str:
+    return f" by the system `{metadata['system']}` of tfvidgen" if "system" in metadata else ""
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"## {title}", "", *lines, ""] if lines else []
+
+
+def _training(metadata: Mapping[str, Any]) -> list[str]:
+    data = metadata.get("data")
+    if not data:
+        return []
+    lines = [
+        f"{metadata['step']} steps on {data['num_videos']} videos of `{data['source']}` (SHA-256 of the pixels and labels "
+        f"`{data['digest']}`), {data['fps']:g} frames per second."
+    ]
+    for key, names in metadata.get("labels", {}).items():
+        lines.append(
+            f"{key.replace('_', ' ').capitalize()}: {', '.join(f'{i} {name}' for i, name in enumerate(names))}."
+        )
+    versions = metadata.get("versions", {})
+    if versions:
+        lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    lines += ["", "The whole configuration is in `metadata.json`."]
+    return lines
+
+
+def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, number) of every number in nested dicts."""
+    if isinstance(values, Mapping):
+        return [
+            pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, values)] if isinstance(values, int | float) and not isinstance(values, bool) else []
+
+
+def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
+    if not metrics:
+        return ["Nothing was measured before the export."]
+    results = {key: value for key, value in metrics.items() if key not in ("step", "protocol", "seconds", "versions")}
+    rows = _flat(results)
+    lines = ["| what | value |", "|---|---|", *(f"| {name} | {value:.6g} |" for name, value in rows[:MAX_METRICS])]
+    if len(rows) > MAX_METRICS:
+        lines.append(f"\n{len(rows) - MAX_METRICS} more are in `metadata.json`.")
+    if "protocol" in metrics:
+        lines += ["", "Protocol: " + "; ".join(f"{key} {value}" for key, value in metrics["protocol"].items()) + "."]
+    return lines
+
+
+def _shape(entry: Mapping[str, Any], batched: bool = True) -> str:
+    sizes = ["B" if batched and axis == 0 and size is None else "T" if size is None else str(size)
+             for axis, size in enumerate(entry["shape"])]  # fmt: skip
+    return f"{entry['dtype']} ({', '.join(sizes)})"
+
+
+def _endpoints(metadata: Mapping[str, Any]) -> list[str]:
+    lines = ["| endpoint | inputs, all required | outputs |", "|---|---|---|"]
+    for name, endpoint in metadata["endpoints"].items():
+        inputs = [
+            f"`{key}` {_shape(entry)}" + (f" in {entry['range'][0]}..{entry['range'][1]}" if "range" in entry else "")
+            for key, entry in endpoint["inputs"].items()
+        ]
+        outputs = [f"`{key}` {_shape(entry)}" for key, entry in endpoint["outputs"].items()]
+        lines.append(f"| `{name}` | {', '.join(inputs)} | {', '.join(outputs)} |")
+    return lines
+
+
+def _latents(metadata: Mapping[str, Any]) -> list[str]:
+    return [
+        f"* `{name}` {_shape(entry, batched=False)} per video: {entry['prior']}"
+        for name, entry in metadata["latents"].items()
+    ]
+
+
+def _use(metadata: Mapping[str, Any]) -> list[str]:
+    request = json.dumps({"signature_name": "serving_default", "inputs": {"seed": [7]}})
+    return [
+        "In Python, with TensorFlow alone:",
+        "",
+        "```python",
+        "import tensorflow as tf",
+        "",
+        "model = tf.saved_model.load('.')  # this folder",
+        "video = model.signatures['serving_default'](seed=tf.constant([7], tf.int64))['video']  # uint8 (1, T, H, W, 3)",
+        "```",
+        "",
+        "From a server:",
+        "",
+        "```",
+        f"curl -d '{request}' http://127.0.0.1:8501/v1/models/{metadata['name']}:predict",
+        "```",
+    ]

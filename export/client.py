@@ -1,0 +1,506 @@
+"""Asks a server for videos and writes them as MP4, GIF, WebP, PNG sheet or NumPy array.
+
+Usage: python -m export.client generate|lookup|exchange|interpolate|decode|encode --server=... [--flag=value ...]
+
+Works against TensorFlow Serving and `python -m export.serve`. REST needs no TensorFlow here.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.client
+import io
+import json
+import pathlib
+import random
+import sys
+import time
+import types
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trainers import cli
+from trainers.cli import option
+
+RETRIED_STATUS = (429, 502, 503)
+FIRST_WAIT_SECONDS = 0.2
+_DTYPES = {"DT_FLOAT": "float32", "DT_INT32": "int32", "DT_INT64": "int64", "DT_UINT8": "uint8", "DT_STRING": "object"}
+
+
+class ServerError(ValueError):
+    """A request that a server did not answer, with its reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """dtype and shape (None where free) of an input or output, as a server's metadata says."""
+
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of an endpoint by name."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class _Client:
+    """What both clients do: a request is sent again when the server could not be reached or had no time."""
+
+    def __init__(self, model: str, timeout_seconds: float, num_attempts: int, max_bytes: int):
+        self.model, self.timeout_seconds, self.num_attempts, self.max_bytes = (
+            model,
+            timeout_seconds,
+            num_attempts,
+            max_bytes,
+        )
+        self._signatures: dict[str, Signature] | None = None
+
+    def signatures(self) -> dict[str, Signature]:
+        """Endpoints of the model, asked for once. Raises ServerError."""
+        if self._signatures is None:
+            self._signatures = self._read_signatures()
+        return self._signatures
+
+    def signature(self, endpoint: str) -> Signature:
+        """Inputs and outputs of one endpoint. Raises ServerError if the model has no such endpoint."""
+        known = self.signatures()
+        if endpoint not in known:
+            raise ServerError(
+                f"The model {self.model!r} has no endpoint {endpoint!r}; it has {', '.join(sorted(known))}."
+            )
+        return known[endpoint]
+
+    def predict(self, endpoint: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Runs an endpoint; inputs take the dtypes that the server names.
+
+        Raises:
+            ServerError: If the server refuses, does not answer in time, or cannot be reached.
+        """
+        signature = self.signature(endpoint)
+        if set(inputs) != set(signature.inputs):
+            raise ServerError(
+                f"{endpoint!r} takes {', '.join(signature.inputs)}. Received {', '.join(inputs) or 'nothing'}."
+            )
+        arrays = {name: _cast(name, value, signature.inputs[name].dtype) for name, value in inputs.items()}
+        return self._predict(endpoint, arrays, signature)
+
+    def _wait(self, attempt: int) -> None:
+        time.sleep(FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+
+
+def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """The value in the server's dtype. Raises ValueError where it would become another value."""
+    array = np.asarray(value)
+    whole = dtype.kind in "iu"
+    if array.dtype.kind not in ("iu" if whole else "iuf"):
+        raise ValueError(
+            f"{name} must be {dtype}. Received {array.dtype}: pass {'whole numbers' if whole else 'numbers'}."
+        )
+    if whole and array.size and not np.iinfo(dtype).min <= array.min() <= array.max() <= np.iinfo(dtype).max:
+        raise ValueError(f"{name} must fit into {dtype}. Received values from {array.min()} to {array.max()}.")
+    return array.astype(dtype)
+
+
+class RestClient(_Client):
+    """Speaks REST; needs neither TensorFlow nor gRPC.
+
+    Args:
+        server: `http://host:port` or `https://host:port`.
+        model: Name of the model on the server.
+        timeout_seconds: Of one attempt.
+        num_attempts: How often a request is sent at most. Requests change nothing on the server, so sending one again
+            is safe; it is done where the server was not reached, or said that it has no time.
+        max_bytes: Most bytes of an answer.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        model: str = "default",
+        timeout_seconds: float = 60.0,
+        num_attempts: int = 4,
+        max_bytes: int = 1 << 30,
+    ):
+        super().__init__(model, timeout_seconds, num_attempts, max_bytes)
+        url = urllib.parse.urlsplit(server)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"`server` must be http://host:port or https://host:port. Received {server!r}.")
+        self.server = server
+        connection = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        self._path = f"{url.path.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}"
+        self._connect = lambda: connection(url.hostname, url.port, timeout=timeout_seconds)
+        self._connection: http.client.HTTPConnection | None = None
+
+    def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        self._connection = self._connection or self._connect()
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        content = response.read(self.max_bytes + 1)
+        if len(content) > self.max_bytes:
+            self.close()
+            raise ServerError(
+                f"The answer of {self.server} has more than {self.max_bytes} bytes: ask for fewer videos."
+            )
+        return response.status, content
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        for attempt in range(self.num_attempts):
+            last = attempt + 1 == self.num_attempts
+            try:
+                status, content = self._once(method, path, body)
+            except TimeoutError:  # the server may be at it still: asking again would only add to its work
+                self.close()
+                raise ServerError(
+                    f"{self.server} did not answer within {self.timeout_seconds:g} s: raise --timeout_seconds or ask for less."
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if last:
+                    raise ServerError(
+                        f"{self.server} cannot be reached ({type(error).__name__}: {error}): is the server running?"
+                    ) from None
+            else:
+                if status == 200:
+                    return content
+                if status not in RETRIED_STATUS or last:
+                    raise ServerError(f"{self.server} answered {status}: {_error_text(content)}")
+            self._wait(attempt)
+        raise ValueError(f"`num_attempts` must be at least 1. Received {self.num_attempts}.")
+
+    def _read_signatures(self) -> dict[str, Signature]:
+        content = self._ask("GET", f"{self._path}/metadata")
+        try:
+            signatures = json.loads(content)["metadata"]["signature_def"]["signature_def"]
+            return {
+                name: Signature(*(_tensors(value[side]) for side in ("inputs", "outputs")))
+                for name, value in signatures.items()
+                if not name.startswith("__")
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{self.server} sent metadata of another form: {error!r}.") from None
+
+    def _predict(self, endpoint: str, arrays: dict[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
+        request = {"signature_name": endpoint, "inputs": {name: value.tolist() for name, value in arrays.items()}}
+        content = self._ask("POST", f"{self._path}:predict", json.dumps(request).encode())
+        try:
+            outputs = json.loads(content)["outputs"]
+            if len(signature.outputs) == 1:  # a lone output comes without its name
+                outputs = {next(iter(signature.outputs)): outputs}
+            return {name: _from_json(outputs[name], tensor) for name, tensor in signature.outputs.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{self.server} sent an answer of another form: {error!r}.") from None
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, value in content.items():
+        sizes = [int(dim["size"]) for dim in value["tensor_shape"].get("dim", [])]
+        shape = tuple(None if size < 0 else size for size in sizes)
+        tensors[name] = Tensor(np.dtype(_DTYPES[value["dtype"]]), shape)
+    return tensors
+
+
+def _from_json(value: Any, tensor: Tensor) -> np.ndarray:
+    if tensor.dtype != object:
+        return np.asarray(value, tensor.dtype)
+    flat = [base64.b64decode(entry["b64"]) for row in value for entry in row]
+    array = np.empty(len(flat), object)
+    array[:] = flat
+    return array.reshape(len(value), -1)
+
+
+def _error_text(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return content[:200].decode("utf-8", "replace") or "no reason given"
+
+
+class GrpcClient(_Client):
+    """Speaks gRPC with the official stubs, which need tensorflow-serving-api and TensorFlow. Arguments as `RestClient`.
+
+    Args:
+        server: `grpc://host:port`. The connection is not encrypted.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        model: str = "default",
+        timeout_seconds: float = 60.0,
+        num_attempts: int = 4,
+        max_bytes: int = 1 << 30,
+    ):
+        super().__init__(model, timeout_seconds, num_attempts, max_bytes)
+        try:
+            import grpc
+            from tensorflow_serving.apis import prediction_service_pb2_grpc
+        except ImportError as error:
+            raise ValueError(
+                f"gRPC needs the packages of the serving extra ({error}): pip install 'tfvidgen[serving]', or name a REST "
+                "server, http://host:port."
+            ) from None
+        url = urllib.parse.urlsplit(server)
+        if url.scheme != "grpc" or not url.hostname or not url.port:
+            raise ValueError(f"`server` must be grpc://host:port. Received {server!r}.")
+        self.server, self._grpc = server, grpc
+        # gRPC's own limit of 4 MiB is 21 clips of 16x64x64.
+        limits = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes)]
+        self._channel = grpc.insecure_channel(url.netloc, limits)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _ask(self, method: Any, request: Any) -> Any:
+        for attempt in range(self.num_attempts):
+            try:
+                return method(request, timeout=self.timeout_seconds)
+            except self._grpc.RpcError as error:
+                if error.code() is not self._grpc.StatusCode.UNAVAILABLE or attempt + 1 == self.num_attempts:
+                    raise ServerError(f"{self.server} answered {error.code().name}: {error.details()}") from None
+            self._wait(attempt)
+        raise ValueError(f"`num_attempts` must be at least 1. Received {self.num_attempts}.")
+
+    def _read_signatures(self) -> dict[str, Signature]:
+        from google.protobuf import json_format
+        from tensorflow_serving.apis import get_model_metadata_pb2
+
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.model
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        self._ask(self._stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
+        content = json_format.MessageToDict(
+            signatures, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )["signature_def"]
+        return {
+            name: Signature(_tensors(value["inputs"]), _tensors(value["outputs"]))
+            for name, value in content.items()
+            if not name.startswith("__")
+        }
+
+    def _predict(self, endpoint: str, arrays: dict[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = self.model, endpoint
+        for name, value in arrays.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+        response = self._ask(self._stub.Predict, request)
+        return {name: tf.make_ndarray(response.outputs[name]) for name in signature.outputs}
+
+
+def connect(server: str, model: str = "default", **options: Any) -> RestClient | GrpcClient:
+    """A client for `http://`, `https://` or `grpc://host:port`. `options` are those of `RestClient`."""
+    return (GrpcClient if server.startswith("grpc://") else RestClient)(server, model, **options)
+
+
+def videos_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """uint8 (B, T, H, W, 3) of an endpoint's outputs, `video` or `frames_bytes`."""
+    if "video" in outputs:
+        return outputs["video"]
+    from PIL import Image
+
+    rows = [[np.asarray(Image.open(io.BytesIO(data))) for data in row] for row in outputs["frames_bytes"]]
+    return np.array(rows, np.uint8)
+
+
+# ---------------------------------------------------------------- program
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    server: str = option("http://127.0.0.1:8501", "http://host:port, https://host:port or grpc://host:port.")
+    model: str = option("default", "Name of the model on the server.")
+    timeout_seconds: float = option(60.0, "Time for one attempt.", minimum=0.1)
+    num_attempts: int = option(4, "How often a request is sent when the server cannot be reached.", minimum=1)
+    max_bytes: int = option(1 << 30, "Most bytes of an answer.", minimum=1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Videos(_Common):
+    out: str = option("", "File to write: .mp4, .gif, .webp, .png (a sheet of frames) or .npy (uint8 B, T, H, W, 3).")
+    jpeg: bool = option(False, "Let the server send JPEG frames: a tenth of the bytes, and not quite the same pixels.")
+    fps: float = option(8.0, "Frames per second of the file.", minimum=0.1)
+    scale: int = option(1, "Enlarges each pixel that many times.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate(_Videos):
+    """New videos: one per seed."""
+
+    seeds: str = option("0", "Whole numbers, one per video, e.g. 0,1,2.")
+    num_frames: int = option(0, "Frames of a video, where the model's length is free; 0 for its own.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup(_Videos):
+    """Videos of the training set as the model remembers them."""
+
+    ids: str = option("", "Video ids, e.g. 0,3,5.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange(_Videos):
+    """One's looks with another's movement."""
+
+    identities: str = option("", "Identity ids, one per video, e.g. 0,0,1.")
+    actions: str = option("", "Action ids, one per video.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolate(_Videos):
+    """Videos on the line between those of two seeds."""
+
+    start: int = option(0, "Seed of the first video.")
+    end: int = option(1, "Seed of the last video.")
+    num_steps: int = option(8, "Videos, both ends included.", minimum=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode(_Videos):
+    """Videos of given latents."""
+
+    latents: str = option("", "An .npz with one array per latent, videos first, e.g. as encode writes it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode(_Common):
+    """Latents of a video."""
+
+    video: str = option("", "Video file to encode; its first frames are taken.")
+    resize: str = option("centre_crop", "How frames of another shape are made square.", ("centre_crop", "squash"))
+    num_frames: int = option(0, "Frames to encode, where the model's length is free; 0 for all.", minimum=0)
+    out: str = option("", "The .npz to write.")
+
+
+COMMANDS = {c.__name__.lower(): c for c in (Generate, Lookup, Exchange, Interpolate, Decode, Encode)}
+_SUFFIXES = (".mp4", ".gif", ".webp", ".png", ".npy")
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise cli.UsageError(f"--{flag} takes whole numbers with commas between them, e.g. 0,3,5. Received {text!r}.")
+    return numbers
+
+
+def _request(config: _Videos) -> tuple[str, dict[str, Any]]:
+    """Endpoint and inputs of a command that gives videos."""
+    if isinstance(config, Generate):
+        seeds = {"seed": _numbers(config.seeds, "seeds")}
+        return (
+            ("generate", {**seeds, "num_frames": config.num_frames})
+            if config.num_frames
+            else ("serving_default", seeds)
+        )
+    if isinstance(config, Lookup):
+        return "lookup", {"video_id": _numbers(config.ids, "ids")}
+    if isinstance(config, Exchange):
+        return "exchange", {
+            "identity": _numbers(config.identities, "identities"),
+            "action": _numbers(config.actions, "actions"),
+        }
+    if isinstance(config, Interpolate):
+        return "interpolate", {"a": config.start, "b": config.end, "num_steps": config.num_steps}
+    if not config.latents:
+        raise cli.UsageError("--latents is missing: name an .npz with one array per latent.")
+    with np.load(config.latents) as arrays:
+        return "decode", dict(arrays)
+
+
+def _encode(client: _Client, config: Encode) -> str:
+    from tfvidgen.data.video_io import read_video
+
+    if not config.video or pathlib.Path(config.out).suffix != ".npz":
+        raise cli.UsageError("encode needs --video=FILE and --out=FILE.npz.")
+    _, length, height, width, _ = client.signature("encode").inputs["video"].shape
+    wanted = length or config.num_frames or None
+    video, _ = read_video(config.video, size=(height, width), max_frames=wanted, resize=config.resize)
+    if wanted and len(video) < wanted:
+        raise ValueError(f"{config.video} has {len(video)} frames, and {wanted} are needed.")
+    latents = client.predict("encode", {"video": video[None]})
+    pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(config.out, **latents)
+    return ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in latents.items())
+
+
+def write_videos(path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 1) -> None:
+    """Writes uint8 (B, T, H, W, 3) in the form the name ends in; several videos play side by side."""
+    from tfvidgen import visualize
+    from tfvidgen.data import video_io
+
+    path = pathlib.Path(path)
+    suffix = path.suffix.lower()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        np.save(path, videos)
+    elif suffix == ".png":
+        visualize.save_png(path, visualize.contact_sheet(list(videos), scale=scale))
+    else:
+        if len(videos) > 1:
+            played = visualize.grid_video(videos, scale=scale)
+        else:
+            played = videos[0].repeat(scale, axis=1).repeat(scale, axis=2)
+        write = {".mp4": video_io.write_mp4, ".gif": video_io.write_gif, ".webp": video_io.write_webp}[suffix]
+        write(path, played, fps)
+
+
+def _run(config: _Common, other: types.SimpleNamespace) -> int:
+    if not isinstance(config, Encode):
+        if pathlib.Path(config.out).suffix.lower() not in _SUFFIXES:
+            raise cli.UsageError(f"--out must end in one of {', '.join(_SUFFIXES)}. Received {config.out!r}.")
+        endpoint, inputs = _request(config)
+        endpoint += "_jpeg" * config.jpeg
+    options = {name: getattr(config, name) for name in ("timeout_seconds", "num_attempts", "max_bytes")}
+    client = connect(config.server, config.model, **options)
+    try:
+        if isinstance(config, Encode):
+            text = _encode(client, config)
+        else:
+            videos = videos_of(client.predict(endpoint, inputs))
+            write_videos(config.out, videos, config.fps, config.scale)
+            text = f"{len(videos)} video(s) of {videos.shape[1]} frames, {videos.shape[2]}x{videos.shape[3]}"
+    finally:
+        client.close()
+    print(f"{config.out}: {text}")
+    return 0
+
+
+def main(argv=None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if command in COMMANDS:
+        config_class = COMMANDS[command]
+        return cli.main(f"export.client {command}", config_class.__doc__, config_class, {}, _run, arguments)
+    if not command and set(arguments) & {"--help", "-h", "-help"}:
+        print(__doc__.strip())
+        print("\nCommands; `python -m export.client COMMAND --help` lists their flags:")
+        for name, config_class in COMMANDS.items():
+            print(f"  {name}  {config_class.__doc__}")
+        return 0
+    given = (
+        f"Unknown command {command!r}.{cli.suggest(command, list(COMMANDS))}" if command else "A command is missing."
+    )
+    print(f"export.client: usage: {given} Commands: {', '.join(COMMANDS)}. --help explains them.", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""Writes a run's decoder, latents in and frames out, as ONNX or LiteRT, and checks it in that format's own runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import types
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainers import cli
+from trainers.cli import option
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+
+FORMATS = {".onnx": "onnx", ".tflite": "litert"}
+ONNX_OPSET = 17
+TOLERANCE = 1e-4  # largest difference between the two runtimes, of values in [-1, 1]
+_PACKAGES = {"onnx": ("tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
+_CHECKED_SEED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a conversion."""
+
+    run_dir: str = option("", "The run whose decoder is converted.")
+    out: str = option("", "File to write: .onnx, or .tflite for LiteRT.")
+    batch_size: int = option(1, "Videos of a call. LiteRT only: ONNX takes any number.", minimum=1)
+    num_frames: int = option(
+        0, "Frames of a video where the length is free. LiteRT only; 0 for the model's.", minimum=0
+    )
+
+
+def convert(
+    model: VideoGenerator, out: str | os.PathLike, batch_size: int = 1, num_frames: int = 0
+) -> tuple[pathlib.Path, float]:
+    """Writes `decode` with one named input per latent and the output `video`, float32 (B, T, H, W, 3) in [-1, 1].
+
+    The file is run in ONNX Runtime or LiteRT and compared with the model before it gets its name.
+
+    Args:
+        model: Built, with its weights. Reduced precision is dropped: the file computes in float32.
+        out: Ends in `.onnx` or `.tflite`.
+        batch_size, num_frames: As in `Config`.
+
+    Returns:
+        The file, and the largest difference from the model's own frames.
+
+    Raises:
+        ValueError: If a package is missing, the system has an operation that the format lacks (the message is the
+            converter's), or the frames differ by more than `TOLERANCE`.
+    """
+    out = pathlib.Path(out)
+    if out.suffix not in FORMATS:
+        raise ValueError(f"`out` must end in {' or '.join(FORMATS)}. Received {str(out)!r}.")
+    kind = FORMATS[out.suffix]
+    missing = [name for name in _PACKAGES[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{kind} needs {', '.join(missing)}: pip install 'tfvidgen[formats]'.")
+    model = _in_float32(model)
+    latents = model.sample_latents(batch_size, num_frames or None, seed=_CHECKED_SEED)
+    arrays = {name: np.asarray(value) for name, value in latents.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{os.getpid()}-{out.name}")
+    try:
+        try:
+            (_write_onnx if kind == "onnx" else _write_litert)(model, part, arrays)
+            found = (_run_onnx if kind == "onnx" else _run_litert)(part, arrays)
+        except Exception as error:  # converters raise whatever they like
+            raise ValueError(
+                f"{type(model).__name__} cannot be written as {kind}: {type(error).__name__}: {error}"[:2000]
+            ) from error
+        difference = float(np.abs(found - np.asarray(model.decode(latents))).max())
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{kind} gives other frames than {type(model).__name__}: they differ by {difference:.2g}, and "
+                f"{TOLERANCE:g} is allowed. Nothing was written."
+            )
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return out, difference
+
+
+def _in_float32(model: VideoGenerator) -> VideoGenerator:
+    """The model itself, or a copy that computes in float32: the formats lack bfloat16 convolutions."""
+    if model.compute_dtype == "float32":
+        return model
+    copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    copy.build()
+    for mine, theirs in zip(copy.weights, model.weights, strict=True):
+        mine.assign(theirs)
+    return copy
+
+
+def _function(model: VideoGenerator, shapes: dict[str, tuple]) -> tuple[Any, list]:
+    import tensorflow as tf
+
+    spec = model.latent_spec
+    signature = [tf.TensorSpec(shapes[name], entry.dtype, name) for name, entry in spec.items()]
+
+    @tf.function(input_signature=signature)
+    def decode(*values):
+        return {"video": tf.cast(model.decode(dict(zip(spec, values, strict=True))), tf.float32)}
+
+    return decode, signature
+
+
+def _write_onnx(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    import tf2onnx
+
+    function, signature = _function(model, {name: (None, *entry.shape) for name, entry in model.latent_spec.items()})
+    tf2onnx.convert.from_function(function, input_signature=signature, opset=ONNX_OPSET, output_path=str(path))
+
+
+def _run_onnx(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["video"], {entry.name: arrays[entry.name] for entry in session.get_inputs()})[0]
+
+
+def _write_litert(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    import tensorflow as tf
+
+    # Fixed shapes and weights as constants: with either one free, the loop of a recurrent layer needs operations of
+    # TensorFlow itself, which the LiteRT runtime does not bring.
+    function, _ = _function(model, {name: value.shape for name, value in arrays.items()})
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], model)
+    converter.experimental_lower_to_saved_model = False
+    path.write_bytes(converter.convert())
+
+
+def _run_litert(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    for entry in interpreter.get_input_details():
+        interpreter.set_tensor(entry["index"], arrays[entry["name"]])
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def _run(config: Config, other: types.SimpleNamespace) -> int:
+    if not config.run_dir or not config.out:
+        raise cli.UsageError("--run_dir and --out are needed, e.g. --run_dir=runs/mine --out=decode.onnx.")
+    from trainers import runs
+
+    model, step = runs.load_model(config.run_dir)
+    path, difference = convert(model, config.out, config.batch_size, config.num_frames)
+    size = path.stat().st_size / 1e6
+    print(f"{path}: step {step}, {size:.1f} MB, differs from the model by {difference:.1g} at most")
+    return 0
+
+
+def main(argv=None) -> int:
+    return cli.main("export.formats", __doc__, Config, {}, _run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,194 @@
+"""Builds the folder of a model to publish: card, weights, SavedModel, samples, metrics, licence and SHA-256 sums.
+
+Everything is built here without a network. Uploading is left to the hub's own tool and your own credentials: the command
+is printed, and run only with --upload.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+import warnings
+from typing import Any
+
+from trainers import cli
+from trainers.cli import option
+
+TARGETS = ("dir", "hf", "kaggle")
+SUMS = "SHA256SUMS"
+_SAMPLES = (
+    "new.png",
+    "new.gif",
+    "board.png",
+    "board.gif",
+    "board.mp4",
+)  # made by the model; held_out.png shows its data
+_FILES = """\
+* `saved_model/1/`: the SavedModel, with `metadata.json`; serve `saved_model/` with TensorFlow Serving
+* `model.weights.h5` and `config.json`: weights and settings, to go on with tfvidgen (below)
+* `evaluation.json`, `samples/`: what was measured, and what it makes
+* `SHA256SUMS`: check the download with `sha256sum -c SHA256SUMS`
+
+```python
+import importlib, json
+from huggingface_hub import snapshot_download  # or any other download of this folder
+
+folder = snapshot_download("{repo}")
+description = json.load(open(f"{{folder}}/config.json"))
+module = importlib.import_module(f"tfvidgen.models.{{description['system']}}")
+model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
+model.build()
+model.load_weights(f"{{folder}}/model.weights.h5")
+videos = model.generate(4, seed=0)  # float32 (4, T, H, W, 3) in [-1, 1]
+```"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a publication."""
+
+    run_dir: str = option("", "The run to publish.")
+    out: str = option("", "Folder to make; it must not exist, or be empty.")
+    to: str = option("dir", "dir: the folder only; hf: Hugging Face; kaggle: Kaggle Models.", TARGETS)
+    repo: str = option("", "hf: user/name. kaggle: user/model/tensorFlow2/variation.")
+    license: str = option("", "SPDX identifier of the weights' licence, e.g. apache-2.0. It is yours to choose.")
+    license_file: str = option("", "Its text; not needed for apache-2.0.")
+    upload: bool = option(False, "Run the hub's own tool on the folder, with your credentials.")
+
+
+def build(
+    run_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    license: str,
+    license_file: str = "",
+    repo: str = "",
+) -> pathlib.Path:
+    """Makes the folder and returns it; it appears whole or not at all.
+
+    Raises:
+        ValueError: If `out` has content, or the licence's text is not known.
+    """
+    from export import card, saved_model
+    from trainers import runs
+
+    run_dir, out = pathlib.Path(run_dir), pathlib.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder: remove it, or name another --out.")
+    text = _license_text(license, license_file)
+    model, step = runs.load_model(run_dir)
+    metadata = saved_model.run_metadata(run_dir, step)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".publish-", dir=out.parent))
+    try:
+        version = saved_model.export_model(model, temporary / "saved_model", _without_paths(metadata))
+        with warnings.catch_warnings():
+            # Keras 3.15 reads its variables by a call that NumPy 2 calls out of date.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            model.save_weights(temporary / "model.weights.h5")
+        (temporary / "LICENSE").write_text(text)
+        for name in ("config.json", "evaluation.json"):
+            if (run_dir / name).is_file():
+                content = _without_paths(json.loads((run_dir / name).read_text()))
+                (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+        samples = [path for name in _SAMPLES if (path := run_dir / name).is_file()]
+        if samples:
+            (temporary / "samples").mkdir()
+            for path in samples:
+                shutil.copy(path, temporary / "samples" / path.name)
+        shutil.copy(version / "sample.gif", temporary / "sample.gif")
+        content = json.loads((version / "metadata.json").read_text())
+        files = _FILES.format(repo=repo or "user/name")
+        (temporary / "README.md").write_text(card.model_card(content, license, files))
+        sums = saved_model.digests(temporary)
+        (temporary / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        temporary.chmod(0o755)  # mkdtemp's folders are its user's alone
+        if out.exists():
+            out.rmdir()
+        os.rename(temporary, out)
+        return out
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON values with the folders of this machine cut to their last part: they are nobody else's business."""
+    if isinstance(value, dict):
+        return {key: _without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(entry) for entry in value]
+    return pathlib.PurePath(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _license_text(license: str, license_file: str) -> str:
+    if not license:
+        raise ValueError(
+            "--license is missing: choose the licence of your weights, e.g. --license=apache-2.0. It depends on what they "
+            "were trained on."
+        )
+    if license_file:
+        return pathlib.Path(license_file).read_text()
+    if license.lower() != "apache-2.0":
+        raise ValueError(f"The text of {license!r} is not known here: name a file with it, --license_file=LICENSE.")
+    source = pathlib.Path(__file__).parents[1] / "LICENSE"
+    if source.is_file():
+        return source.read_text()
+    text = importlib.metadata.distribution("tfvidgen").read_text("licenses/LICENSE")
+    if text is None:
+        raise ValueError(
+            "This installation of tfvidgen has no licence text: name a file with it, --license_file=LICENSE."
+        )
+    return text
+
+
+def upload_command(to: str, folder: str | os.PathLike, repo: str) -> list[str]:
+    """The command of the hub's own tool that uploads the folder with the credentials it finds.
+
+    Raises:
+        ValueError: If `repo` is not of the hub's form.
+    """
+    parts = [part for part in repo.split("/") if part]
+    if to == "hf":
+        if len(parts) != 2:
+            raise ValueError(f"--repo must be user/name for Hugging Face. Received {repo!r}.")
+        return ["hf", "upload", repo, str(folder), "."]
+    if len(parts) != 4:
+        raise ValueError(f"--repo must be user/model/tensorFlow2/variation for Kaggle Models. Received {repo!r}.")
+    code = "import sys, kagglehub; kagglehub.model_upload(sys.argv[1], sys.argv[2])"
+    return [sys.executable, "-c", code, repo, str(folder)]
+
+
+def _run(config: Config, other: types.SimpleNamespace) -> int:
+    if not config.run_dir or not config.out:
+        raise cli.UsageError("--run_dir and --out are needed, e.g. --run_dir=runs/mine --out=published/mine.")
+    if config.upload and config.to == "dir":
+        raise cli.UsageError("--upload needs --to=hf or --to=kaggle.")
+    command = upload_command(config.to, config.out, config.repo) if config.to != "dir" else []
+    if config.upload and config.to == "hf" and shutil.which("hf") is None:
+        raise ValueError("`hf` is not installed: pip install huggingface_hub, then hf auth login.")
+    folder = build(config.run_dir, config.out, config.license, config.license_file, config.repo)
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {num_bytes / 1e6:.1f} MB")
+    if command and not config.upload:
+        print(f"upload it with: {shlex.join(command)}")
+    elif command:
+        done = subprocess.run(command, check=False)
+        if done.returncode:
+            raise ValueError(f"The upload ended with status {done.returncode}; the folder is kept: {folder}.")
+    return 0
+
+
+def main(argv=None) -> int:
+    return cli.main("export.publish", __doc__, Config, {}, _run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

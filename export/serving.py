@@ -1,0 +1,229 @@
+"""What servers want beside a SavedModel: warm-up requests and configuration files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+TF_SERVING_TAG = "2.20.0"  # newest image of tensorflow/serving in November 2026; `latest` has pointed elsewhere before
+WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
+STUBS_MISSING = "tensorflow-serving-api is not installed; pip install 'tfvidgen[serving]'"
+MAX_BATCH_SIZE = 16
+
+
+def has_stubs() -> bool:
+    """Whether the message classes of TensorFlow Serving are installed."""
+    return importlib.util.find_spec("tensorflow_serving") is not None
+
+
+# ---------------------------------------------------------------- warm-up
+def example_inputs(endpoint: dict[str, Any], num_frames: int) -> dict[str, np.ndarray]:
+    """Small valid inputs of an endpoint as `metadata.json` describes it."""
+    inputs = {}
+    for name, entry in endpoint["inputs"].items():
+        shape = [size or (1 if axis == 0 else num_frames) for axis, size in enumerate(entry["shape"])]
+        value = num_frames if name == "num_frames" else entry.get("range", [0])[0]
+        inputs[name] = np.full(shape, value, entry["dtype"])
+    return inputs
+
+
+def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> int:
+    """Writes one request per endpoint for TF Serving to replay when it loads the model.
+
+    Returns:
+        The number of requests; 0 without tensorflow-serving-api, whose classes they are written with.
+    """
+    if not has_stubs():
+        return 0
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    path = folder / WARMUP_PATH
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, endpoint in metadata["endpoints"].items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = name
+            request.model_spec.signature_name = signature
+            for key, value in example_inputs(endpoint, metadata["video"]["num_frames"]).items():
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+    return len(metadata["endpoints"])
+
+
+def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """(endpoint, inputs) of every warm-up request of an exported version; empty where it has none."""
+    path = pathlib.Path(folder) / WARMUP_PATH
+    if not path.is_file() or not has_stubs():
+        return []
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    requests = []
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        requests.append((request.model_spec.signature_name, inputs))
+    return requests
+
+
+# ---------------------------------------------------------------- configuration files
+def write_configs(out: str | os.PathLike, metadata: dict[str, Any]) -> list[pathlib.Path]:
+    """Writes `<out>/serving/` for the model in `<out>/<version>/`; returns what was written.
+
+    Files that are there already are kept: they may have been edited.
+    """
+    written = []
+    for relative, text in configs(metadata).items():
+        path = pathlib.Path(out) / "serving" / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x") as file:
+                file.write(text)
+        except FileExistsError:
+            continue
+        written.append(path)
+    return written
+
+
+def configs(metadata: dict[str, Any]) -> dict[str, str]:
+    """Path below `serving/` -> text, for the model that `metadata` describes."""
+    name = metadata["name"]
+    check_name(name)
+    video = metadata["endpoints"]["serving_default"]["outputs"]["video"]["shape"][1:]
+    return {
+        "models.config": _MODELS.format(name=name),
+        "batching.config": _BATCHING.format(max_batch_size=MAX_BATCH_SIZE),
+        "monitoring.config": _MONITORING,
+        "docker-compose.yml": _COMPOSE.format(name=name, tag=TF_SERVING_TAG),
+        "kserve.yaml": _KSERVE.format(name=_dns_name(name), path=name, tag=TF_SERVING_TAG),
+        f"triton/{name}/config.pbtxt": _TRITON.format(
+            name=name,
+            max_batch_size=MAX_BATCH_SIZE,
+            dims=", ".join(str(-1 if size is None else size) for size in video),
+        ),
+    }
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that would break URLs, paths or configuration files."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ValueError(
+            f"A model's name goes into URLs and paths: letters, digits, '.', '_' and '-'. Received {name!r}: pass --name."
+        )
+
+
+def _dns_name(name: str) -> str:
+    """The name as Kubernetes takes it: lower case, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
+
+
+_MODELS = """\
+# tensorflow_model_server --model_config_file=models.config; serves the newest version.
+model_config_list {{
+  config {{
+    name: "{name}"
+    base_path: "/models/{name}"
+    model_platform: "tensorflow"
+    model_version_policy {{ latest {{ num_versions: 1 }} }}
+  }}
+}}
+"""
+
+_BATCHING = """\
+# tensorflow_model_server --enable_batching --batching_parameters_file=batching.config
+# With batching on, TensorFlow Serving refuses endpoints with scalar inputs: generate and interpolate.
+max_batch_size {{ value: {max_batch_size} }}
+batch_timeout_micros {{ value: 2000 }}
+num_batch_threads {{ value: 2 }}
+max_enqueued_batches {{ value: 64 }}
+"""
+
+_MONITORING = """\
+# tensorflow_model_server --monitoring_config_file=monitoring.config; needs the REST port.
+prometheus_config {
+  enable: true
+  path: "/monitoring/prometheus/metrics"
+}
+"""
+
+_COMPOSE = """\
+# docker compose up serving     every endpoint
+# docker compose up batching    requests of several clients run together; generate and interpolate are refused
+services:
+  serving: &serving
+    image: tensorflow/serving:{tag}
+    restart: unless-stopped
+    ports:
+      - "127.0.0.1:8500:8500" # gRPC
+      - "127.0.0.1:8501:8501" # REST
+    volumes:
+      - ..:/models/{name}:ro
+      - .:/config:ro
+    command:
+      - --model_config_file=/config/models.config
+      - --monitoring_config_file=/config/monitoring.config
+  batching:
+    <<: *serving
+    profiles: [batching]
+    command:
+      - --model_config_file=/config/models.config
+      - --monitoring_config_file=/config/monitoring.config
+      - --enable_batching=true
+      - --batching_parameters_file=/config/batching.config
+"""
+
+_KSERVE = """\
+# kubectl apply -f kserve.yaml, after the version folders were copied to the volume claim named below.
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: {name}
+spec:
+  predictor:
+    model:
+      modelFormat:
+        name: tensorflow
+      runtimeVersion: {tag}
+      storageUri: pvc://models/{path}
+      resources:
+        requests:
+          cpu: "1"
+          memory: 2Gi
+        limits:
+          memory: 4Gi
+"""
+
+_TRITON = """\
+# Model repository: {name}/config.pbtxt (this file) and {name}/1/model.savedmodel/ (a version folder, renamed).
+# Needs a Triton image with the TensorFlow backend.
+name: "{name}"
+platform: "tensorflow_savedmodel"
+max_batch_size: {max_batch_size}
+input [
+  {{
+    name: "seed"
+    data_type: TYPE_INT64
+    dims: [ 1 ]
+    reshape: {{ shape: [ ] }}
+  }}
+]
+output [
+  {{
+    name: "video"
+    data_type: TYPE_UINT8
+    dims: [ {dims} ]
+  }}
+]
+parameters: {{
+  key: "TF_SIGNATURE_DEF"
+  value: {{ string_value: "serving_default" }}
+}}
+dynamic_batching {{ }}
+"""

@@ -1,0 +1,124 @@
+"""One exported model, and one server in front of it, for every test of this folder."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export import saved_model
+from tests.systems import SYSTEMS, vivid
+from tfvidgen.models.base import VideoGenerator
+from trainers import checkpoints, navsynth, runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A live model and the folder of its versions."""
+
+    model: VideoGenerator
+    base: pathlib.Path
+
+    @property
+    def version(self) -> pathlib.Path:
+        return self.base / "1"
+
+    @property
+    def metadata(self) -> dict:
+        return json.loads((self.version / "metadata.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Exported:
+    """A system with every kind of endpoint but `generate` and `encode`."""
+    (system,) = (system for system in SYSTEMS if system.name == "navsynth_exchange_joint")
+    model = system.build()
+    vivid(model)
+    base = tmp_path_factory.mktemp("models") / "board"
+    saved_model.export_model(model, base, {"system": "navsynth", "step": 3})
+    return Exported(model, base)
+
+
+@pytest.fixture(scope="session")
+def free_length(tmp_path_factory) -> Exported:
+    """A system with a free length and an encoder."""
+    from tests.export.free_length import build
+
+    model = build()
+    base = tmp_path_factory.mktemp("models") / "free"
+    saved_model.export_model(model, base, {"step": 3})
+    return Exported(model, base)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder with a checkpoint at step 7, and the model that was saved."""
+
+    config: navsynth.Config
+    model: VideoGenerator
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Run:
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    config = navsynth.Config(
+        **{"num_identities": 2, "num_actions": 2, "size": 16, "num_frames": 3, "triplet_weight": 0.0, "width": 4},
+        **{"rnn_units": 5, "static_dim": 3, "transient_dim": 4, "motion_dim": 3, "run_dir": str(run_dir)},
+    )
+    run_data = runs.load_data(config)
+    model = navsynth.build_model(config, run_data)
+    runs.start(config, "navsynth", model, run_data)
+    vivid(model)
+    state = {"step": tf.Variable(7, dtype=tf.int64), **checkpoints.model_state(model)}
+    checkpoints.Checkpoints(state, run_dir).save(7)
+    (run_dir / "evaluation.json").write_text(json.dumps({"step": 7, "trained_videos": {"psnr": 31.25}}))
+    return Run(config, model)
+
+
+def start_server(base: pathlib.Path, **settings):
+    """A server on free ports, with gRPC where its packages are installed."""
+    pytest.importorskip("prometheus_client", reason="the server needs prometheus-client (extra: serving)")
+    from export import serve, serving
+
+    grpc_port = 0 if serving.has_stubs() else -1
+    return serve.Server(
+        serve.Config(
+            **{"model_base_path": str(base), "model_name": "m", "rest_port": 0, "grpc_port": grpc_port, **settings}
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def server(exported):
+    """A running server of `exported`, called `m`."""
+    running = start_server(exported.base)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def free_server(free_length):
+    """A running server of `free_length`, called `m`, that takes small requests only."""
+    running = start_server(free_length.base, max_request_bytes=20_000)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def url(server) -> str:
+    return f"http://127.0.0.1:{server.rest_port}"
+
+
+def uint8(video) -> np.ndarray:
+    """The pixels of frames in [-1, 1]."""
+    return np.clip(np.round((np.asarray(video) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def assert_same_frames(video: np.ndarray, live) -> None:
+    live = uint8(live)
+    assert video.dtype == np.uint8
+    assert video.shape == live.shape
+    # one level: a graph may sum in another order than eager operations do, and so fall on the other side of a half
+    assert np.abs(video.astype(int) - live).max() <= 1

@@ -1,0 +1,499 @@
+"""The development server: TensorFlow Serving's protocols, batches, limits, new versions, and its end."""
+
+import base64
+import concurrent.futures
+import http.client
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from export import serve
+from tests.export.conftest import assert_same_frames, start_server
+
+
+def ask(url: str, content=None, timeout: float = 30.0) -> tuple[int, dict]:
+    """(status, JSON) of a GET, or of a POST of `content`."""
+    data = None if content is None else json.dumps(content).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=timeout) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def predict(url: str, **content) -> tuple[int, dict]:
+    return ask(f"{url}/v1/models/m:predict", content)
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+    return tf.saved_model.load(str(exported.version)).signatures
+
+
+def of_seeds(signatures, *seeds) -> np.ndarray:
+    return signatures["serving_default"](seed=tf.constant(seeds, tf.int64))["video"].numpy()
+
+
+# ---------------------------------------------------------------- REST
+def test_columns_rows_and_values_are_the_same_request(url, signatures):
+    expected = of_seeds(signatures, 3, 8)
+    requests = (
+        {"inputs": {"seed": [3, 8]}},
+        {"inputs": [3, 8]},
+        {"instances": [{"seed": 3}, {"seed": 8}]},
+        {"instances": [3, 8]},
+        {"signature_name": "serving_default", "instances": [3, 8]},
+    )
+    for request in requests:
+        status, answer = predict(url, **request)
+        assert status == 200
+        assert list(answer) == ["predictions" if "instances" in request else "outputs"]
+        np.testing.assert_array_equal(np.array(next(iter(answer.values())), np.uint8), expected)
+
+
+def test_bytes_are_base64(url, signatures):
+    status, answer = predict(url, signature_name="serving_default_jpeg", inputs={"seed": [3]})
+    assert status == 200
+    ((first, *others),) = answer["outputs"]
+    assert list(first) == ["b64"] and len(others) == 3
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(first["b64"], validate=True))))
+    assert np.abs(image.astype(int) - of_seeds(signatures, 3)[0, 0]).mean() < 12
+
+
+def test_scalars_are_sent_in_columns_only(url, exported):
+    ends = {"a": 3, "b": 8, "num_steps": 3}
+    status, answer = predict(url, signature_name="interpolate", inputs=ends)
+    assert status == 200
+    assert_same_frames(np.array(answer["outputs"][:1], np.uint8), exported.model.generate(1, seed=3))
+    status, answer = predict(url, signature_name="interpolate", instances=[ends])
+    assert status == 400 and "send `inputs`" in answer["error"]
+
+
+def test_several_inputs_and_outputs_go_by_name(free_server):
+    url = f"http://127.0.0.1:{free_server.rest_port}"
+    video = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3)).tolist()
+    status, answer = predict(url, signature_name="encode", inputs={"video": video})
+    assert status == 200 and set(answer["outputs"]) == {"content", "motion", "label"}
+    assert np.shape(answer["outputs"]["motion"]) == (2, 2, 4)
+    status, rows = predict(url, signature_name="encode", instances=[{"video": v} for v in video])
+    assert status == 200 and [set(row) for row in rows["predictions"]] == [{"content", "motion", "label"}] * 2
+    assert rows["predictions"][1]["content"] == pytest.approx(answer["outputs"]["content"][1])
+    status, back = predict(url, signature_name="decode", instances=rows["predictions"])
+    assert status == 200 and np.shape(back["predictions"]) == (2, 2, 8, 8, 3)
+    status, answer = predict(url, signature_name="generate", inputs={"seed": [1], "num_frames": 7})
+    assert status == 200 and np.shape(answer["outputs"]) == (1, 7, 8, 8, 3)
+
+
+def test_status_metadata_and_versions(url, exported):
+    state = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    for path in ("", "/versions/1"):
+        assert ask(f"{url}/v1/models/m{path}") == (200, {"model_version_status": [state]})
+    for path in ("/metadata", "/versions/1/metadata"):
+        status, answer = ask(f"{url}/v1/models/m{path}")
+        assert status == 200
+        assert answer["model_spec"] == {"name": "m", "signature_name": "", "version": "1"}
+        told = answer["metadata"]["signature_def"]["signature_def"]
+        assert {name for name in told if not name.startswith("__")} == set(exported.metadata["endpoints"])
+        seed = told["serving_default"]["inputs"]["seed"]
+        shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+        assert (seed["dtype"], seed["tensor_shape"]) == ("DT_INT64", shape)
+        assert told["serving_default"]["method_name"] == "tensorflow/serving/predict"
+    assert ask(f"{url}/v1/models/m/versions/1:predict", {"inputs": [1]})[0] == 200
+    for path in (
+        "/v1/models/other",
+        "/v1/models/m/versions/2",
+        "/v1/models/m/labels/stable",
+        "/v1/models/m/versions/x",
+    ):
+        status, answer = ask(url + path)
+        assert status == 404 and answer["error"]
+    assert ask(f"{url}/v1/models/m/versions/2:predict", {"inputs": [1]})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"signature_name": "lookup", "inputs": [6]}, "video_id must lie in 0..5"),
+        ({"signature_name": "exchange", "inputs": {"identity": [0], "action": [-1]}}, "action must lie in 0..1"),
+        ({"signature_name": "exchange", "inputs": {"identity": [0]}}, "missing action"),
+        ({"signature_name": "exchange", "inputs": {"identity": [0], "action": [0, 1]}}, "same number of rows"),
+        ({"signature_name": "nothing", "inputs": [1]}, "no endpoint 'nothing'"),
+        ({"inputs": [1.5]}, "whole numbers"),
+        ({"inputs": ["1"]}, "whole numbers"),
+        ({"inputs": [True]}, "whole numbers"),
+        ({"inputs": [2**63]}, "must"),
+        ({"inputs": []}, "1 to 16 rows"),
+        ({"inputs": [0] * 17}, "1 to 16 rows"),
+        ({"inputs": [[1]]}, "must be int64 (?,)"),
+        ({"inputs": [[1], [1, 2]]}, "rectangular"),
+        ({"inputs": {"seed": [1], "more": [1]}}, "unknown more"),
+        ({"inputs": [1], "instances": [1]}, "`inputs` or `instances`"),
+        ({"instances": [{"seed": 1}, 2]}, "every instance"),
+        ({}, "`inputs` or `instances`"),
+    ],
+)
+def test_wrong_requests_are_told_why(url, content, reason):
+    status, answer = predict(url, **content)
+    assert status == 400
+    assert reason in answer["error"]
+
+
+def test_a_request_larger_than_the_limit_is_refused(free_server):
+    url = f"http://127.0.0.1:{free_server.rest_port}"
+    status, answer = predict(url, inputs=[1] * 20_000)
+    assert status == 413 and "the limit is 20000" in answer["error"]
+    assert predict(url, inputs=[1])[0] == 200
+
+
+def test_a_connection_serves_many_requests(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=30)
+    try:
+        for body, expected in ((b'{"inputs": [1]}', 200), (b'{"inputs": [x]}', 400), (b'{"inputs": [2]}', 200)):
+            connection.request("POST", "/v1/models/m:predict", body)
+            response = connection.getresponse()
+            assert (response.status, response.getheader("Connection")) == (expected, None)
+            json.load(response)
+    finally:
+        connection.close()
+
+
+def test_metrics_count_what_was_asked(url):
+    def counted():
+        with urllib.request.urlopen(f"{url}/monitoring/prometheus/metrics", timeout=30) as response:
+            lines = response.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    good = 'tfvidgen_requests_total{api="rest",code="OK",endpoint="lookup"}'
+    bad = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="lookup"}'
+    unknown = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="unknown"}'
+    seconds, rows = 'tfvidgen_request_seconds_count{endpoint="lookup"}', "tfvidgen_batch_rows_sum"
+    before = counted()
+    assert predict(url, signature_name="lookup", inputs=[1, 2])[0] == 200
+    assert predict(url, signature_name="lookup", inputs=[9])[0] == 400
+    assert predict(url, signature_name="made up by a caller", inputs=[9])[0] == 400
+    after = counted()
+    grown = {key: after[key] - before.get(key, 0) for key in (good, bad, unknown, seconds, rows)}
+    assert grown == {good: 1, bad: 1, unknown: 1, seconds: 2, rows: 3}
+    assert after["tfvidgen_model_version"] == 1 and after["tfvidgen_waiting_requests"] == 0
+    assert after["process_resident_memory_bytes"] > 1e6
+
+
+# ---------------------------------------------------------------- gRPC
+@pytest.fixture(scope="module")
+def stub(server):
+    """The official client stub."""
+    pytest.importorskip("tensorflow_serving.apis", reason="needs tensorflow-serving-api (extra: serving)")
+    import grpc
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def request(signature: str, **inputs):
+    from tensorflow_serving.apis import predict_pb2
+
+    made = predict_pb2.PredictRequest()
+    made.model_spec.name, made.model_spec.signature_name = "m", signature
+    for name, value in inputs.items():
+        made.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    return made
+
+
+def test_the_official_stub_gets_the_same_frames_bit_for_bit(stub, signatures):
+    response = stub.Predict(request("serving_default", seed=np.array([3, 8])), timeout=30)
+    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["video"]), of_seeds(signatures, 3, 8))
+    assert (response.model_spec.name, response.model_spec.version.value) == ("m", 1)
+    assert response.model_spec.signature_name == "serving_default"
+    filtered = request("serving_default_jpeg", seed=np.array([3]))
+    filtered.output_filter.append("frames_bytes")
+    files = tf.make_ndarray(stub.Predict(filtered, timeout=30).outputs["frames_bytes"])
+    assert files.shape == (1, 4) and files[0, 0].startswith(b"\xff\xd8")
+
+
+def test_the_official_stub_reads_metadata_and_status(stub, server, exported):
+    import grpc
+    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_service_pb2_grpc
+
+    asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    asked.model_spec.name = "m"
+    told = get_model_metadata_pb2.SignatureDefMap()
+    assert stub.GetModelMetadata(asked, timeout=30).metadata["signature_def"].Unpack(told)
+    assert {name for name in told.signature_def if not name.startswith("__")} == set(exported.metadata["endpoints"])
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        status = get_model_status_pb2.GetModelStatusRequest()
+        status.model_spec.name = "m"
+        (state,) = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(status).model_version_status
+    assert (state.version, state.state) == (1, get_model_status_pb2.ModelVersionStatus.AVAILABLE)
+
+
+def test_grpc_errors_have_the_official_codes(stub):
+    import grpc
+
+    def code(made):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(made, timeout=30)
+        return caught.value.code().name, caught.value.details()
+
+    assert code(request("lookup", video_id=np.array([6], np.int32))) == (
+        "INVALID_ARGUMENT",
+        "video_id must lie in 0..5",
+    )
+    assert code(request("lookup", video_id=np.array([1], np.int64)))[0] == "INVALID_ARGUMENT"
+    assert code(request("nothing", seed=np.array([1])))[0] == "INVALID_ARGUMENT"
+    other = request("serving_default", seed=np.array([1]))
+    other.model_spec.name = "other"
+    assert code(other)[0] == "NOT_FOUND"
+    later = request("serving_default", seed=np.array([1]))
+    later.model_spec.version.value = 2
+    assert code(later)[0] == "NOT_FOUND"
+    unknown = request("serving_default", seed=np.array([1]))
+    unknown.output_filter.append("audio")
+    assert code(unknown) == ("INVALID_ARGUMENT", "serving_default gives video: unknown audio")
+
+
+# ---------------------------------------------------------------- batches
+def test_requests_that_wait_run_together_and_get_their_own_rows(signatures):
+    from export import runtime
+
+    endpoint = runtime.Endpoint("serving_default", signatures["serving_default"])
+    alone = {seed: endpoint.run({"seed": np.array([seed])})["video"] for seed in range(6)}
+    rows = []
+    batcher = runtime.Batcher(max_rows=4, on_batch=rows.append)
+    held, run = threading.Event(), endpoint.run
+
+    def slow(inputs):
+        held.wait(30)
+        return run(inputs)
+
+    endpoint.run = slow  # the model is busy until the others wait
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(batcher.run, endpoint, {"seed": np.array([0])}, 60.0)]
+        while batcher.num_waiting or not rows:
+            time.sleep(0.01)
+        answers += [pool.submit(batcher.run, endpoint, {"seed": np.array([seed])}, 60.0) for seed in range(1, 6)]
+        while batcher.num_waiting < 5:
+            time.sleep(0.01)
+        held.set()
+        for seed, answer in enumerate(answers):
+            np.testing.assert_array_equal(answer.result(60)["video"], alone[seed])
+    batcher.close()
+    assert rows == [1, 4, 1]
+
+
+def test_one_wrong_request_does_not_fail_its_batch(signatures):
+    from export import runtime
+
+    endpoint = runtime.Endpoint("lookup", signatures["lookup"])
+    rows = []
+    batcher = runtime.Batcher(max_rows=8, on_batch=rows.append)
+    held, run = threading.Event(), endpoint.run
+    endpoint.run = lambda inputs: (held.wait(30), run(inputs))[1]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [[0], [1], [99], [2]]
+        answers = []
+        for ids in asked:
+            answers.append(pool.submit(batcher.run, endpoint, {"video_id": np.array(ids, np.int32)}, 60.0))
+            while not rows:
+                time.sleep(0.01)
+        while batcher.num_waiting < 3:
+            time.sleep(0.01)
+        held.set()
+        with pytest.raises(runtime.RequestError, match=r"video_id must lie in 0\.\.5"):
+            answers[2].result(60)
+        for i in (0, 1, 3):
+            np.testing.assert_array_equal(
+                answers[i].result(60)["video"], run({"video_id": np.array(asked[i], np.int32)})["video"]
+            )
+    batcher.close()
+    assert rows == [1, 3]
+
+
+def test_a_full_queue_and_a_late_answer_are_errors(signatures):
+    from export import runtime
+
+    endpoint = runtime.Endpoint("serving_default", signatures["serving_default"])
+    batcher = runtime.Batcher(max_rows=1, max_queue=1)
+    held, run = threading.Event(), endpoint.run
+    endpoint.run = lambda inputs: (held.wait(30), run(inputs))[1]
+    seed = {"seed": np.array([1])}
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.run, endpoint, seed, 60.0)
+        while batcher.num_waiting or not first.running():
+            time.sleep(0.01)
+        time.sleep(0.05)
+        with pytest.raises(runtime.RequestError) as late:
+            batcher.run(endpoint, seed, 0.05)
+        assert late.value.code == "DEADLINE_EXCEEDED"
+        with pytest.raises(runtime.RequestError) as full:  # the late one has not been taken out of the queue yet
+            batcher.run(endpoint, seed, 60.0)
+        assert full.value.code == "UNAVAILABLE"
+        held.set()
+        assert first.result(60)["video"].shape[0] == 1
+    batcher.close()
+    with pytest.raises(runtime.RequestError) as closed:
+        batcher.run(endpoint, seed, 1.0)
+    assert closed.value.code == "UNAVAILABLE"
+
+
+# ---------------------------------------------------------------- versions
+def copied(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A version folder that appears whole."""
+    shutil.copytree(source, target.with_name(".part"))
+    os.rename(target.with_name(".part"), target)
+
+
+def served_versions(url: str) -> dict[str, str]:
+    return {s["version"]: s["state"] for s in ask(f"{url}/v1/models/m")[1]["model_version_status"]}
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_new_version_takes_over_without_a_failed_request(free_length, tmp_path):
+    copied(free_length.version, tmp_path / "1")
+    server = start_server(tmp_path, poll_seconds=0.05, grpc_port=-1)
+    url = f"http://127.0.0.1:{server.rest_port}"
+    statuses, stop = [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            statuses.append(predict(url, inputs=[len(statuses)])[0])
+            time.sleep(0.02)
+
+    asking = threading.Thread(target=keep_asking)
+    try:
+        asking.start()
+        wait_for(lambda: len(statuses) > 3)
+        copied(free_length.version, tmp_path / "2")
+        wait_for(lambda: served_versions(url) == {"2": "AVAILABLE", "1": "END"})
+        (tmp_path / "3").mkdir()
+        (tmp_path / "3" / "saved_model.pb").write_bytes(b"not a model")
+        wait_for(lambda: served_versions(url).get("3") == "END")
+        assert served_versions(url)["2"] == "AVAILABLE"
+        assert ask(f"{url}/v1/models/m/versions/1:predict", {"inputs": [1]})[0] == 404
+        shutil.rmtree(tmp_path / "3")
+        wait_for(lambda: "3" not in served_versions(url))
+        shutil.rmtree(tmp_path / "2")
+        shutil.rmtree(tmp_path / "1")
+        time.sleep(0.2)
+        assert predict(url, inputs=[1])[0] == 200  # better an old model than none
+    finally:
+        stop.set()
+        asking.join()
+        server.stop()
+    assert len(statuses) > 10 and set(statuses) == {200}
+
+
+def test_a_folder_without_a_version_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds nothing to serve: it has no folder named by a number"):
+        start_server(tmp_path)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="holds nothing to serve: version 1: "):
+        start_server(tmp_path)
+
+
+# ---------------------------------------------------------------- the end
+def test_a_stopping_server_finishes_what_it_has_begun(free_length):
+    server = start_server(free_length.base)
+    url = f"http://127.0.0.1:{server.rest_port}"
+    assert ask(f"{url}/healthz") == (200, {"status": "ok"})
+    endpoint = server.app.versions.get().endpoint("serving_default")
+    begun, run = threading.Event(), endpoint.run
+
+    def slow(inputs):
+        begun.set()
+        time.sleep(0.5)
+        return run(inputs)
+
+    endpoint.run = slow
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(predict, url, inputs=[1])
+        assert begun.wait(30)
+        server.stop()
+        assert answer.result(30)[0] == 200
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", server.rest_port), timeout=2).close()
+
+
+def test_the_program_serves_until_it_is_told_to_stop(free_length, tmp_path):
+    pytest.importorskip("prometheus_client", reason="the server needs prometheus-client (extra: serving)")
+    command = [sys.executable, "-m", "export.serve", f"--model_base_path={free_length.base}", "--rest_port=0"]
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--grpc_port=-1"],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("development server: http://127.0.0.1:"), (tmp_path / "log").read_text()
+        url = line.split()[2]
+        assert url.endswith("/v1/models/default")
+        assert ask(f"{url}:predict", {"inputs": [1]})[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == "stopping\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_bad_settings_are_one_message(tmp_path, capsys):
+    assert serve.main([]) == 2
+    assert "--model_base_path is missing" in capsys.readouterr().err
+    assert serve.main([f"--model_base_path={tmp_path / 'none'}"]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert serve.main([f"--model_base_path={tmp_path}", "--max_batch_size=0"]) == 2
+    assert "--max_batch_size must be at least 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the real one
+def test_tensorflow_serving_itself(exported, tmp_path):
+    """Opt-in: TFVIDGEN_MODEL_SERVER names a tensorflow_model_server program."""
+    program = os.environ.get("TFVIDGEN_MODEL_SERVER")
+    if not program:
+        pytest.skip("set TFVIDGEN_MODEL_SERVER to a tensorflow_model_server program")
+    from export import client
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [f"--rest_api_port={port}", "--port=0", "--model_name=m", f"--model_base_path={exported.base}"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
+    try:
+        asking = client.RestClient(f"http://127.0.0.1:{port}", "m", num_attempts=9)
+        video = asking.predict("serving_default", {"seed": [9]})["video"]
+        assert_same_frames(video, exported.model.generate(1, seed=9))
+        with pytest.raises(client.ServerError, match=r"400.*video_id must lie in 0\.\.5"):
+            asking.predict("lookup", {"video_id": [6]})
+        files = asking.predict("exchange_jpeg", {"identity": [0], "action": [1]})["frames_bytes"]
+        assert files[0, 0].startswith(b"\xff\xd8")
+    finally:
+        process.terminate()
+        process.wait()

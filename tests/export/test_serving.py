@@ -1,0 +1,202 @@
+"""Warm-up requests and configuration files."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+from export import saved_model, serving
+from tests.export.conftest import Exported
+
+
+@pytest.fixture(params=["exported", "free_length"])
+def model(request) -> Exported:
+    return request.getfixturevalue(request.param)
+
+
+# ---------------------------------------------------------------- warm-up
+@pytest.fixture
+def stubs():
+    return pytest.importorskip("tensorflow_serving.apis", reason="needs tensorflow-serving-api (extra: serving)")
+
+
+def test_the_warm_up_file_is_replayed_through_the_loader(free_length, stubs):
+    """By TensorFlow Serving's messages, and by the loader that reads graphs only, as TensorFlow Serving does."""
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = free_length.version / "assets.extra" / "tf_serving_warmup_requests"
+    replayed = set()
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(free_length.version))
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            assert request.model_spec.name == free_length.metadata["name"]
+            signature = loaded.signature_def[request.model_spec.signature_name]
+            assert set(signature.inputs) == set(request.inputs)
+            fed = {signature.inputs[name].name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+            outputs = session.run({name: entry.name for name, entry in signature.outputs.items()}, fed)
+            told = free_length.metadata["endpoints"][request.model_spec.signature_name]["outputs"]
+            assert all(value.ndim == len(told[name]["shape"]) for name, value in outputs.items())
+            replayed.add(request.model_spec.signature_name)
+    assert replayed == set(free_length.metadata["endpoints"])
+    assert free_length.metadata["warmup_requests"] == len(replayed) <= 1000
+
+
+def test_warm_up_requests_come_back_as_arrays(model, stubs):
+    requests = dict(serving.read_warmup(model.version))
+    np.testing.assert_array_equal(requests["serving_default"]["seed"], np.zeros(1, np.int64))
+    assert requests["interpolate"]["num_steps"] == 2
+    for name, entry in model.metadata["latents"].items():
+        value = requests["decode"][name]
+        assert value.dtype == entry["dtype"] and value.ndim == 1 + len(entry["shape"])
+
+
+def test_without_stubs_an_export_says_what_is_missing(exported, tmp_path):
+    """In a process that cannot import them, as after a plain `pip install tfvidgen`."""
+    code = f"""
+import importlib.util, json, pathlib, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "tensorflow_serving" else find(name, *rest)
+from export import serving
+metadata = json.loads(pathlib.Path({str(exported.version)!r}, "metadata.json").read_text())
+folder = pathlib.Path({str(tmp_path)!r})
+print(serving.write_warmup(folder, "m", metadata), serving.read_warmup({str(exported.version)!r}), serving.STUBS_MISSING)
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(maxsplit=2)[:2] == ["0", "[]"]
+    assert "pip install 'tfvidgen[serving]'" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- configuration files
+def parse(text: str, fields: dict, name: str = "Config"):
+    """Parses the text form of a protocol buffer whose classes are not installed.
+
+    `fields` maps a field's name to int, bool, str, or the fields of a message; a list of one is repeated.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package=name, syntax="proto2")
+    kinds = {int: 3, bool: 8, str: 9}
+
+    def add(message_name, fields):
+        message = file.message_type.add(name=message_name)
+        for number, (key, kind) in enumerate(fields.items(), 1):
+            repeated = isinstance(kind, list)
+            kind = kind[0] if repeated else kind
+            field = message.field.add(name=key, number=number, label=3 if repeated else 1)
+            if isinstance(kind, dict):
+                child = f"{message_name}_{key}"
+                add(child, kind)
+                field.type, field.type_name = 11, f".{name}.{child}"
+            else:
+                field.type = kinds[kind]
+
+    add("Root", fields)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return text_format.Parse(text, message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{name}.Root"))())
+
+
+def config_text(model: Exported, name: str) -> str:
+    return (model.base / "serving" / name).read_text()
+
+
+def test_models_config_names_the_folder_that_compose_mounts(exported, stubs):
+    from tensorflow_serving.config import model_server_config_pb2
+
+    parsed = text_format.Parse(config_text(exported, "models.config"), model_server_config_pb2.ModelServerConfig())
+    (config,) = parsed.model_config_list.config
+    assert (config.name, config.base_path, config.model_platform) == ("navsynth", "/models/navsynth", "tensorflow")
+    assert config.model_version_policy.latest.num_versions == 1
+    assert f"..:{config.base_path}:ro" in config_text(exported, "docker-compose.yml")
+
+
+def test_batching_config_is_of_tf_servings_form(exported):
+    value = {"value": int}
+    names = ("max_batch_size", "batch_timeout_micros", "num_batch_threads", "max_enqueued_batches")
+    parsed = parse(config_text(exported, "batching.config"), dict.fromkeys(names, value))
+    assert parsed.max_batch_size.value == serving.MAX_BATCH_SIZE
+    assert all(getattr(parsed, name).value > 0 for name in names)
+
+
+def test_monitoring_config_has_the_path_of_the_development_server(exported):
+    from export import rest
+
+    parsed = parse(config_text(exported, "monitoring.config"), {"prometheus_config": {"enable": bool, "path": str}})
+    assert parsed.prometheus_config.enable and parsed.prometheus_config.path == rest.METRICS_PATH
+
+
+def test_triton_config_has_the_signatures_tensors(model):
+    tensor = {"name": str, "dims": [int], "reshape": {"shape": [int]}}
+    text = config_text(model, f"triton/{model.metadata['name']}/config.pbtxt")
+    for word in ("TYPE_INT64", "TYPE_UINT8"):  # enumerations, which the parser below has no names for
+        assert f"data_type: {word}" in text
+        text = text.replace(f"    data_type: {word}\n", "")
+    fields = {
+        **{"name": str, "platform": str, "max_batch_size": int, "input": [tensor], "output": [tensor]},
+        **{"parameters": [{"key": str, "value": {"string_value": str}}], "dynamic_batching": {"unused": int}},
+    }
+    parsed = parse(text, fields)
+    assert parsed.name == model.metadata["name"]
+    assert [(t.name, list(t.dims), list(t.reshape.shape)) for t in parsed.input] == [("seed", [1], [])]
+    served = model.metadata["endpoints"]["serving_default"]
+    assert set(served["inputs"]) == {"seed"} and served["inputs"]["seed"]["dtype"] == "int64"
+    expected = [-1 if size is None else size for size in served["outputs"]["video"]["shape"][1:]]
+    assert [(t.name, list(t.dims)) for t in parsed.output] == [("video", expected)]
+    assert parsed.parameters[0].value.string_value == "serving_default"
+
+
+def test_triton_config_is_tritons_own(exported):
+    """Where Triton's message classes are installed, they have the last word."""
+    triton = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
+    parsed = text_format.Parse(config_text(exported, "triton/navsynth/config.pbtxt"), triton.ModelConfig())
+    assert parsed.input[0].data_type == triton.TYPE_INT64 and parsed.output[0].data_type == triton.TYPE_UINT8
+
+
+def test_compose_pins_the_image_and_stays_on_this_machine(exported):
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    content = yaml.safe_load(config_text(exported, "docker-compose.yml"))
+    serving_, batching = content["services"]["serving"], content["services"]["batching"]
+    assert serving_["image"] == batching["image"] == f"tensorflow/serving:{serving.TF_SERVING_TAG}"
+    assert all(port.startswith("127.0.0.1:") for port in serving_["ports"])
+    mounted = {volume.split(":")[1]: volume.split(":")[0] for volume in serving_["volumes"]}
+    for command in (serving_["command"], batching["command"]):
+        files = [value.partition("=")[2] for value in command if "=/" in value]
+        assert files and all((exported.base / "serving" / file.removeprefix("/config/")).is_file() for file in files)
+    assert mounted["/config"] == "."
+    assert "--enable_batching=true" in batching["command"] and "--enable_batching=true" not in serving_["command"]
+
+
+def test_kserve_names_the_model_as_kubernetes_allows(exported):
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    content = yaml.safe_load(config_text(exported, "kserve.yaml"))
+    assert (content["apiVersion"], content["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    model = content["spec"]["predictor"]["model"]
+    assert model["modelFormat"]["name"] == "tensorflow" and model["runtimeVersion"] == serving.TF_SERVING_TAG
+    assert model["storageUri"] == "pvc://models/navsynth"
+    named = yaml.safe_load(serving.configs({**exported.metadata, "name": "My_Model.v2"})["kserve.yaml"])
+    assert named["metadata"]["name"] == "my-model-v2"
+
+
+def test_edited_files_are_kept(exported, tmp_path):
+    written = serving.write_configs(tmp_path, exported.metadata)
+    assert {path.relative_to(tmp_path / "serving").as_posix() for path in written} == set(
+        serving.configs(exported.metadata)
+    )
+    edited = tmp_path / "serving" / "batching.config"
+    edited.write_text("mine")
+    (tmp_path / "serving" / "models.config").unlink()
+    again = serving.write_configs(tmp_path, exported.metadata)
+    assert [path.name for path in again] == ["models.config"]
+    assert edited.read_text() == "mine"
+
+
+def test_a_name_that_breaks_urls_is_refused_before_anything_is_written(exported, tmp_path):
+    for name in ("a/b", "a b", "a:predict"):
+        with pytest.raises(ValueError, match="pass --name"):
+            saved_model.export_model(exported.model, tmp_path, name=name)
+    assert not list(tmp_path.iterdir())
