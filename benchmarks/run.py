@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints their tables and writes benchmarks/results.json.
 
-Usage: python -m benchmarks.run [--only=navsynth,latent_table] [--rounds=3] [--seconds=2] [--norm=none|batch]
+Usage: python -m benchmarks.run [--only=navsynth,mocogan,...] [--rounds=3] [--seconds=2] [--norm=none|batch]
            [--clock=wall|processor]
 """
 
@@ -17,8 +17,8 @@ import sys
 
 import benchmarks
 
-NAMES = ("latent_table", "navsynth")
-NEEDS_TORCH = ("navsynth",)
+NAMES = ("latent_table", "navsynth", "mocogan", "vgan", "i3d", "metrics", "serving")
+NEEDS_TORCH = ("navsynth", "mocogan", "vgan", "i3d")
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 
 
