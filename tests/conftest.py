@@ -20,10 +20,9 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def two_replicas():
     """A MirroredStrategy over two logical CPUs."""
-    import tensorflow as tf
+    from trainers import cluster
 
-    devices = tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in devices[:2]])
+    return cluster.make_strategy("mirrored", "CPU:0,CPU:1")
 
 
 def pytest_configure(config):
@@ -41,7 +40,8 @@ def pytest_collection_modifyitems(items):
         return item.path.parent.name == "conformance"
 
     for item in items:
-        system = item.callspec.params.get("system") if hasattr(item, "callspec") else None
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        system = params.get("system") or params.get("trained_system")
         name = f"contracts of {system.name}" if is_contract(item) and system is not None else str(item.path)
         item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: not is_contract(item))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -108,7 +109,15 @@ def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strate
         raise ValueError(f"strategy=none takes one device. Received {devices!r}: use strategy=mirrored, or name one.")
     if name == "none" or (name == "auto" and (len(chosen) < 2 or not (devices or gpus))):
         return tf.distribute.OneDeviceStrategy(chosen[0]) if devices else tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy(chosen)
+    return _mirrored(tuple(chosen))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy for a set of devices: two of them in a process would give their collectives the same numbers."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _named(devices: str, known: Sequence[str]) -> list[str]:

@@ -28,6 +28,21 @@ def system(request) -> System:
     return request.param
 
 
+def _first_of_its_class(system: System) -> bool:
+    return next(other for other in SYSTEMS if other.model_class is system.model_class) is system
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(system, id=system.name, marks=[] if _first_of_its_class(system) else [pytest.mark.slow])
+        for system in SYSTEMS
+    ]
+)
+def trained_system(request) -> System:
+    """As `system`, for contracts that train: variants of a class that is listed already wait for the slow tests."""
+    return request.param
+
+
 def dataset(start_step: int = 0) -> tf.data.Dataset:
     return data.make_dataset(collection(), BATCH, NUM_FRAMES, seed=7, start_step=start_step)
 
@@ -121,14 +136,14 @@ def test_a_step_moves_every_weight_and_code(system):
         assert (moved > 0).all(), f"rows of {name} did not move: {np.flatnonzero(moved == 0)}"
 
 
-def test_steps_on_a_fixed_batch_lower_the_loss(system):
+def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
     """A system without players learns the batch; of an adversarial one, each player wins against those that are held."""
     batch = next(iter(dataset()))
-    model = compiled(system, keras.optimizers.Adam)
+    model = compiled(trained_system, keras.optimizers.Adam)
     start = [variable.numpy() for variable in model.variables]
     rates = {id(optimizer): float(optimizer.learning_rate) for optimizer in optimizers_of(model)}
     step = tf.function(model.train_step)
-    for loss, player in system.objectives:
+    for loss, player in trained_system.objectives:
         for variable, value in zip(model.variables, start, strict=True):
             variable.assign(value)
         for optimizer in optimizers_of(model):
@@ -140,30 +155,34 @@ def test_steps_on_a_fixed_batch_lower_the_loss(system):
         assert last < first - share * abs(first), f"{loss} went from {first:.3f} to {last:.3f}"
 
 
-def test_resumed_run_equals_straight_run_bit_for_bit(system, tmp_path):
-    train(compiled(system), tmp_path, 2)
-    resumed = compiled(system)
+def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path):
+    train(compiled(trained_system), tmp_path, 2)
+    resumed = compiled(trained_system)
     train(resumed, tmp_path, 4)
-    state, expected = loop.model_state(resumed), straight_run(system)
+    state, expected = loop.model_state(resumed), straight_run(trained_system)
     assert len(state) >= len(resumed.variables)  # nothing that a layer keeps in a list is left out
     assert set(state) == set(expected)
     for name, variable in state.items():
         np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
 
 
-def test_two_replicas_equal_one_device(system, tmp_path, two_replicas):
-    model = compiled(system, strategy=two_replicas)
+def test_two_replicas_equal_one_device(trained_system, tmp_path, two_replicas):
+    model = compiled(trained_system, strategy=two_replicas)
     train(model, tmp_path, 4, strategy=two_replicas)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(variable.numpy(), straight_run(system)[name], atol=2e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            variable.numpy(), straight_run(trained_system)[name], atol=2e-6, rtol=0, err_msg=name
+        )
 
 
-def test_fit_uses_the_same_step(system):
-    model = compiled(system)
+def test_fit_uses_the_same_step(trained_system):
+    model = compiled(trained_system)
     history = model.fit(dataset(), steps_per_epoch=4, epochs=1, verbose=0, shuffle=False).history
-    assert {loss for loss, _ in system.objectives} <= set(history)
+    assert {loss for loss, _ in trained_system.objectives} <= set(history)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(variable.numpy(), straight_run(system)[name], atol=2e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            variable.numpy(), straight_run(trained_system)[name], atol=2e-6, rtol=0, err_msg=name
+        )
 
 
 def test_lookup_gives_a_code_per_video(system):

@@ -523,11 +523,17 @@ def test_limits_are_the_callers(free_length):
 
 
 # ---------------------------------------------------------------- from a run
-def test_a_run_is_exported_with_its_description(run, capsys):
+def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys):
     config, model = run.config, run.model
+    base = pathlib.Path(config.run_dir) / "export"
+    for name in ("1", "9", "10", "notes"):
+        (base / name).mkdir(parents=True)
+        (base / name / "kept").touch()
     assert saved_model.main([f"--run_dir={config.run_dir}"]) == 0
-    folder = pathlib.Path(config.run_dir) / "export" / "1"
+    folder = base / "11"
     assert capsys.readouterr().out.strip().endswith(f"exported {folder}")
+    assert {path.name for path in base.iterdir()} == {"1", "9", "10", "11", "notes", "serving"}
+    assert all([path.name for path in (base / name).iterdir()] == ["kept"] for name in ("1", "9", "10", "notes"))
     metadata, description = json.loads((folder / "metadata.json").read_text()), runs.read(config.run_dir)
     assert metadata["step"] == 7
     assert metadata["name"] == metadata["system"] == "navsynth"
@@ -538,17 +544,6 @@ def test_a_run_is_exported_with_its_description(run, capsys):
     lookup = tf.saved_model.load(str(folder)).signatures["lookup"]
     ids = np.array([3, 1], np.int32)
     assert_same_frames(lookup(video_id=tf.constant(ids))["video"].numpy(), model.decode(model.lookup(ids)))
-
-
-def test_the_next_version_is_one_more_than_the_last(free_length, tmp_path):
-    for name in ("1", "9", "10", "notes"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "kept").touch()
-    (tmp_path / "readme.txt").write_text("mine")
-    assert saved_model.export_model(free_length.model, tmp_path, name="m") == tmp_path / "11"
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "9", "10", "11", "notes", "readme.txt", "serving"}
-    assert all([path.name for path in (tmp_path / name).iterdir()] == ["kept"] for name in ("1", "9", "10", "notes"))
-    assert (tmp_path / "11" / "saved_model.pb").is_file()
 
 
 def test_bad_runs_are_one_message(tmp_path, capsys):

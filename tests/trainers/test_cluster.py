@@ -150,3 +150,9 @@ def test_one_process_agrees_with_itself(two_replicas):
     for strategy in (tf.distribute.get_strategy(), two_replicas):
         assert cluster.total(strategy, 7) == 7
         cluster.agree(strategy, 2**31 - 1, "never said")
+
+
+def test_the_same_devices_are_one_strategy():
+    """Collectives of two strategies of one process would be given the same numbers."""
+    assert cluster.make_strategy("mirrored", "CPU:0,CPU:1") is cluster.make_strategy("mirrored", "CPU:0,CPU:1")
+    assert cluster.make_strategy("mirrored", "CPU:0") is not cluster.make_strategy("mirrored", "CPU:0,CPU:1")

@@ -934,7 +934,7 @@ FAMILIES: dict[str, Family] = {
         default_frames=16,
     ),
     "kvd": Family(
-        "kernel video distance on the same logits, unbiased", _kernel, _FEATURES, variants=_RESIZES, default_frames=16
+        "kernel video distance on the same features, unbiased", _kernel, _FEATURES, variants=_RESIZES, default_frames=16
     ),
     "vfid": Family(
         "video FID on 3-D ResNeXt-101 (G3AN)", _frechet, ("resnext101",), variants=("covn",), default_frames=16

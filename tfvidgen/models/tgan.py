@@ -294,7 +294,7 @@ class VideoDiscriminator(keras.layers.Layer):
         self.built = True
 
     def call(self, video, category=None, training=False):
-        x = self.downs[0](ops.cast(video, self.compute_dtype), training=training)
+        x = self.downs[0](video, training=training)
         if self.num_categories:
             x = x + self.of_category(ops.one_hot(category, self.num_categories, dtype=x.dtype))[:, None, None, None]
         x = ops.leaky_relu(x, _LEAK)

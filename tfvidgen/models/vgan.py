@@ -271,7 +271,7 @@ class VideoDiscriminator(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         stages = _stages(size, num_frames)
-        self.input_shape_of_clip = (None, num_frames, size, size, 3)
+        self.clip_shape = (None, num_frames, size, size, 3)
         self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)
         policy = self.dtype_policy
         self.downs = [
@@ -294,7 +294,7 @@ class VideoDiscriminator(keras.layers.Layer):
             self.head_norm = SpectralNorm(seed=None if seed is None else seed + 21, name="head_norm")
 
     def build(self, input_shape=None):
-        shape = self.input_shape_of_clip
+        shape = self.clip_shape
         for i, down in enumerate(self.downs):
             down.build(shape)
             shape = (None, *(length // 2 for length in shape[1:-1]), down.filters)
@@ -314,7 +314,7 @@ class VideoDiscriminator(keras.layers.Layer):
 
     def call(self, video, training=False):
         # a convolution over all that is left of the clip is a matrix product
-        features = self.features(ops.cast(video, self.compute_dtype), training=training)
+        features = self.features(video, training=training)
         if self.head_norm is None:
             return self.head(features)[:, 0]
         kernel = self.head_norm(self.head.kernel, training=training)
@@ -618,7 +618,7 @@ class ActionClassifier(keras.Model):
 
     Output shape: (B, num_actions), logits, float32.
 
-    Source: the paper's representation learning, Sec. 4.3 there.
+    Source: the representation learning of the paper; dropout and what is cut off from the official code.
     """
 
     def __init__(
