@@ -172,20 +172,18 @@ def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> An
     return iter(strategy.distribute_datasets_from_function(local))
 
 
-def total(strategy: tf.distribute.Strategy, value: int) -> int:
-    """The sum of a number over all workers, which must all ask."""
+def of_all_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
+    """What each worker gives, in their order. All must ask."""
     import tensorflow as tf
 
-    if num_workers(strategy) == 1:
-        return value
-    local = strategy.num_replicas_in_sync // num_workers(strategy)
-    per_replica = strategy.run(lambda: tf.constant(value, tf.int64))
-    return int(strategy.reduce("SUM", per_replica, axis=None)) // local
+    workers = num_workers(strategy)
+    if workers == 1:
+        return [value]
+    gathered = strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), axis=0).numpy()
+    return gathered[:: strategy.num_replicas_in_sync // workers].tolist()  # all replicas of a worker say the same
 
 
 def agree(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
-    """Raises ValueError(message) on every worker unless all hold the same value, below 2^31. All must ask."""
-    workers = num_workers(strategy)
-    # The squares have the square of the mean as their mean only where all are the same.
-    if total(strategy, value) != workers * value or total(strategy, value * value) != workers * value * value:
+    """Raises ValueError(message) on every worker unless all give the same value. All must ask."""
+    if len(set(of_all_workers(strategy, value))) > 1:
         raise ValueError(message)

@@ -95,8 +95,10 @@ def run(
     metrics = Metrics(run_dir / "metrics.jsonl", is_chief)
     bad_steps = BadSteps(run_dir, max_bad_steps, dataset_fn, video_names, is_chief)
     clock = Clock()
-    with _StopRequest(strategy) as stop:
-        at = saved_at = checkpoints.restore() if checkpoints.latest else 0
+    progress = Progress(total_steps, frames_per_step, report, is_chief)
+    with _StopRequest(strategy) as stop, progress:
+        found = checkpoints.latest
+        at = saved_at = checkpoints.restore() if found else 0
         cluster.agree(
             strategy,
             at + 1000 * len(bad_steps.skipped),
@@ -104,12 +106,12 @@ def run(
             "folder, which only the first worker writes: mount it on all hosts under the same path.",
         )
         metrics.drop_after(at)
-        progress = Progress(at, total_steps, frames_per_step, report, is_chief)
         if at >= total_steps:
             progress.note(f"already trained for {at} steps")
             return {}
-        if max_bad_steps and not checkpoints.latest:
+        if max_bad_steps and not found:
             checkpoints.save(at)  # to go back to
+        progress.begin(at)
         iterator = cluster.distribute(strategy, dataset_fn(at))
         steps = Steps(model, strategy, average, xla)
         steps.trace(iterator)
@@ -135,7 +137,7 @@ def run(
                 iterator = cluster.distribute(strategy, dataset_fn(at))
                 metrics.drop_after(at)
                 progress.note(f"step {first + taken.num_steps - 1} went wrong: back to the checkpoint of step {at}")
-                progress = Progress(at, total_steps, frames_per_step, report, is_chief)
+                progress.begin(at)
                 continue
             if taken:
                 logs = taken.logs
@@ -147,11 +149,11 @@ def run(
             _act(actions if is_chief else (), at, total_steps, logs, average)
         if saved_at < at and not not_finite(state):  # the signal came while an action ran
             checkpoints.save(at)
-    progress.finish()
+            saved_at = at
     progress.note(clock.summary())
     if stop.requested:
         progress.note(
-            f"stopped at step {at} by a signal; the checkpoint is written and the same command goes on from it"
+            f"stopped at step {saved_at} by a signal; the checkpoint is written and the same command goes on from it"
         )
         raise SystemExit(128 + stop.requested)
     return logs
@@ -191,7 +193,7 @@ class _StopRequest:
 
     def asked(self) -> bool:
         """Whether any worker was asked to stop. All workers must call it the same number of times."""
-        if not self._all_know and cluster.total(self._strategy, int(self.requested > 0)):
+        if not self._all_know and any(cluster.of_all_workers(self._strategy, int(self.requested > 0))):
             self._all_know = True
             self.requested = self.requested or signal.SIGTERM
         return self._all_know

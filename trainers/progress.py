@@ -79,10 +79,9 @@ class Metrics:
 
 
 class Progress:
-    """One line that is rewritten on a terminal, a line every ten seconds elsewhere.
+    """One line that is rewritten on a terminal, a line every ten seconds elsewhere: `with Progress(...) as progress`.
 
     Args:
-        at: The step at which this process begins.
         total: The last step.
         frames_per_step: Frames of a global batch, for the speed; 0 to show steps per second.
         report: Gets each line; None writes to standard output.
@@ -91,19 +90,24 @@ class Progress:
 
     def __init__(
         self,
-        at: int,
         total: int,
         frames_per_step: int = 0,
         report: Callable[[str], None] | None = None,
         shows: bool = True,
     ):
-        self._first, self._total, self._frames, self._report, self._shows = at, total, frames_per_step, report, shows
+        self._total, self._frames, self._report, self._shows = total, frames_per_step, report, shows
         self._terminal = shows and report is None and sys.stdout.isatty()
-        self._begin = self._window_begin = time.monotonic()
-        self._window_step = at
+        self._is_open = False
         self._shown = 0.0
+        self.begin(0)
+
+    def begin(self, at: int) -> None:
+        """Speed is measured from this step on."""
+        self._first = self._window_step = at
+        self._begin = self._window_begin = time.monotonic()
 
     def update(self, at: int, logs: Logs) -> None:
+        """Shows a step and its losses."""
         now = time.monotonic()
         if self._window_step == self._first:  # the first loop compiles: it says nothing about speed
             rate = (at - self._first) / (now - self._begin)
@@ -118,16 +122,25 @@ class Progress:
         if self._terminal:
             sys.stdout.write("\r\x1b[K" + line)
             sys.stdout.flush()
+            self._is_open = True
         elif now - self._shown > 10.0 or at >= self._total:
             self._shown = now
             self.note(line)
 
     def note(self, text: str) -> None:
         """A line of its own."""
+        self._close()
         if self._shows:
             (self._report or (lambda line: print(line, flush=True)))(text)
 
-    def finish(self) -> None:
-        """Leaves the line on a terminal as it is."""
-        if self._terminal:
+    def _close(self) -> None:
+        """What comes next is not written behind the line on a terminal."""
+        if self._is_open:
             sys.stdout.write("\n")
+            self._is_open = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()

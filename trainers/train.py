@@ -102,10 +102,10 @@ def _train(
 
     is_chief, num_replicas = cluster.is_chief(strategy), strategy.num_replicas_in_sync
     say = (report or (lambda line: print(line, flush=True))) if is_chief else (lambda line: None)
+    checkpoints.check_resume(config.run_dir, config.resume)
     keras.utils.set_random_seed(config.seed)
     run_data = runs.load_data(config)
     check_batch(config, run_data, num_replicas)
-    checkpoints.check_resume(config.run_dir, config.resume)
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None

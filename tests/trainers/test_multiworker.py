@@ -98,6 +98,7 @@ def finish(workers) -> list[tuple[int, str, str]]:
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_by_weights(tmp_path):
     workers = start_two("-c", PROGRAM, str(tmp_path), "INDEX", folder=tmp_path)
     alone = train(tf.distribute.get_strategy(), tmp_path / "alone", "alone")
