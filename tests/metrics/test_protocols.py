@@ -411,6 +411,13 @@ def test_a_judge_matches_classes_by_name():
         one("judge_accuracy8_4f", plain([red] * 8), real)
 
 
+def test_two_clips_have_values_without_intervals():
+    names = "fvd2_4f,kvd2_4f,judge_is2_4f,fcs2_4f,duplicates2_4f,pixels_nearest2_4f"
+    results = {result.protocol["family"]: result for result in evaluate(names, noise(2), noise(2, 1), own())}
+    assert all(math.isfinite(result.value) for result in results.values())
+    assert {family for family, result in results.items() if result.interval is None} == {"fvd", "kvd", "is"}
+
+
 @pytest.mark.slow
 def test_s3_of_copies_is_near_one_and_of_shuffled_labels_far_below():
     """A bright square that moves down or right: what a real clip teaches, a copy teaches too."""

@@ -92,6 +92,19 @@ def test_one_step_at_a_time_equals_four_at_a_time_bit_for_bit(tmp_path):
     assert_equal(*states)
 
 
+def test_resume_must_find_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="resume=must, and there is no checkpoint under .*resume=auto"):
+        train(mean_colour(), tmp_path, 2, resume="must")
+    train(mean_colour(), tmp_path, 2)
+    train(mean_colour(), tmp_path, 4, resume="must")
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4]
+
+
+def test_an_unknown_resume_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be one of auto, never, must. Received 'yes'"):
+        train(mean_colour(), tmp_path, 2, resume="yes")
+
+
 def test_resume_is_refused_where_it_was_not_asked_for(straight):
     model = mean_colour()
     before = state(model)
@@ -138,13 +151,43 @@ def test_restore_needs_a_checkpoint(tmp_path):
         checkpoints.restore(mean_colour(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["index", "data-00000-of-00001"])
+def test_a_damaged_checkpoint_is_said_to_be(tmp_path, kind):
+    train(mean_colour(), tmp_path, 2)
+    path = tmp_path / "checkpoints" / f"ckpt-2.{kind}"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for attempt in (lambda: train(mean_colour(), tmp_path, 4), lambda: checkpoints.restore(mean_colour(), tmp_path)):
+        with pytest.raises(ValueError, match=r"ckpt-2 is damaged \(.*restore its files from a copy, or delete"):
+            attempt()
+
+
+def test_a_checkpoint_whose_files_are_gone_is_not_begun_anew(tmp_path):
+    train(mean_colour(), tmp_path, 2)
+    for path in (tmp_path / "checkpoints").glob("ckpt-2.*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="names ckpt-2 as the last checkpoint, and its files are gone"):
+        train(mean_colour(), tmp_path, 4)
+
+
+def test_a_run_folder_may_be_moved(straight, tmp_path):
+    train(mean_colour(), tmp_path / "here", 4)
+    (tmp_path / "here").rename(tmp_path / "there")
+    model = mean_colour()
+    train(model, tmp_path / "there", 10)
+    assert_equal(state(model), straight[1])
+    assert written(tmp_path / "there") == ["ckpt-10", "ckpt-8"]
+
+
 def strays(run_dir) -> list[pathlib.Path]:
-    """What TensorFlow leaves behind where it is killed while it writes a checkpoint."""
+    """What a process leaves behind that is killed while it writes a checkpoint, or after it and before it is listed."""
     folder = run_dir / "checkpoints" / "ckpt-4_temp"
     folder.mkdir(parents=True)
     part = folder / "part-00000-of-00001.data-00000-of-00001.tempstate7311606239843624213"
-    part.write_bytes(b"half a checkpoint")
-    return [folder, part]
+    files = [part, *(run_dir / "checkpoints" / name for name in ("checkpoint.tmp1a2b3c", "ckpt-6.index"))]
+    files.append(run_dir / "checkpoints" / "ckpt-6.data-00000-of-00001")
+    for path in files:
+        path.write_bytes(b"half a checkpoint")
+    return [folder, *files]
 
 
 def test_half_written_checkpoints_are_removed(tmp_path):
@@ -152,6 +195,15 @@ def test_half_written_checkpoints_are_removed(tmp_path):
     train(mean_colour(), tmp_path, 2)
     assert not any(path.exists() for path in paths)
     assert written(tmp_path) == ["ckpt-2"]
+
+
+def test_what_others_keep_beside_checkpoints_stays(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    kept = [tmp_path / "checkpoints" / name for name in ("ckpt-2-best.index", "notes.txt")]
+    for path in kept:
+        path.write_text("mine")
+    train(mean_colour(), tmp_path, 2)
+    assert [path.read_text() for path in kept] == ["mine", "mine"]
 
 
 def test_reading_a_run_does_not_disturb_its_writer(tmp_path):

@@ -49,7 +49,8 @@ class Networks:
     """The feature networks of metrics, made when they are first needed.
 
     Args:
-        weights: Where weights lie, by name: `i3d`, `resnext101`, `r3d18`, `r3d50`, `c3d`, `c3d_mean`, `vgg16`, `lpips`.
+        weights: Where weights lie, by name: `i3d`, `resnext101`, `r3d18`, `r3d50`, `c3d`, `c3d_mean`, `vgg16`, `lpips`. And
+            `i3d_network`: "saved_model" runs the published graph itself.
         judge: Called with frames and stride of a clip; returns the judge of these clips. None where there is none.
         extractors: Networks of one's own by the names that families use (`i3d`, `judge` ...), in place of those made here.
         classifier: Settings of the classifiers that S3 trains, fields of `features.judge.ClassifierConfig`.
@@ -410,7 +411,7 @@ class Family:
 
 
 def _groups(num_rows: int, num_groups: int) -> list[slice]:
-    bounds = np.arange(num_groups + 1) * num_rows // num_groups
+    bounds = np.arange(num_groups + 1) * num_rows // max(num_groups, 1)
     return [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
@@ -585,12 +586,10 @@ def _inception(variant: str, measured: Measured) -> Outcome:
         real = inception.inception_score(
             measured.real[f"{measured.network}/logits"][: measured.clips], from_logits=True
         )
-        groups = _groups(measured.clips, min(GROUPS, measured.clips // 2))
+        num_groups = min(GROUPS, measured.clips // 2) if len(runs) == 1 else 0
         left_out = [
-            inception.inception_score(
-                np.delete(runs[0], np.arange(part.start, part.stop), axis=0), from_logits=True
-            ).value
-            for part in groups
+            inception.inception_score(np.delete(runs[0], np.r_[part], axis=0), from_logits=True).value
+            for part in _groups(measured.clips, num_groups if num_groups > 2 else 0)
         ]
     if len(runs) > 1:
         interval = (score.value - 2 * score.spread, score.value + 2 * score.spread)
