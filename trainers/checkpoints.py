@@ -111,7 +111,7 @@ class Checkpoints:
             ]
             if not differences:
                 self._checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, IndexError) as error:  # a file cut short is an IndexError from the reader
             raise ValueError(
                 f"The checkpoint {path} is damaged ({_first_line(error)}): restore its files from a copy, or delete "
                 f"{self.folder} to begin anew."
