@@ -25,6 +25,16 @@ def two_replicas():
     return cluster.make_strategy("mirrored", "CPU:0,CPU:1")
 
 
+@pytest.fixture(scope="module")
+def quick_graphs():
+    """Leaves out TensorFlow's rewriting of graphs, which takes several times as long as a few steps of tiny networks."""
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 def pytest_configure(config):
     """Makes two logical CPUs before TensorFlow starts, so that replicas can be tested on any machine."""
     import tensorflow as tf

@@ -11,7 +11,7 @@
 | 7 Gradient accumulation of Keras fails on several replicas | it is refused by name | here: test_gradient_accumulation_on_replicas_is_refused |
 | 8 A distributed iterator cannot be saved | a batch is a function of the step | here: test_dropout_and_several_replicas_resume_bit_for_bit; tests/data/test_clips.py::test_starting_late_equals_skipping |
 | 9 Adam of Keras moves rows that a batch does not use, at the cost of the whole table | tables have their own lazy rules | tests/layers/test_latent_table.py::test_adam_is_lazy_and_equals_keras_adam_on_rows_used_in_every_step, tests/layers/test_latent_table.py::test_lookup_never_reads_the_whole_table |
-| 10 A weights file that is written in place breaks when its writer is killed | checkpoints take the old one's place when they are whole | tests/trainers/test_loop.py::test_terminated_and_killed_run_equals_a_straight_run_bit_for_bit, tests/trainers/test_loop.py::test_half_written_checkpoints_are_removed |
+| 10 A weights file that is written in place breaks when its writer is killed | checkpoints take the old one's place when they are whole | tests/trainers/test_loop.py::test_a_stopped_process_goes_on_and_equals_a_straight_run_bit_for_bit, tests/trainers/test_loop.py::test_half_written_checkpoints_are_removed |
 """  # noqa: E501
 
 import pathlib
@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfvidgen
 from tests.systems import NUM_FRAMES, SYSTEMS, collection
 from tfvidgen import data
 from tfvidgen.layers.latent_table import LatentTable
@@ -31,7 +32,8 @@ from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import Adam, StepGuard, optimizers_of
 from trainers import checkpoints, loop
 
-ROOT = pathlib.Path(__file__).parents[1]
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = pathlib.Path(tfvidgen.__file__).parent  # the installed one, wherever the tests lie
 
 
 class Trapped(VideoGenerator):
@@ -120,7 +122,7 @@ def test_no_draw_has_a_state():
         r"tf\.random\.(normal|uniform|truncated_normal|shuffle|gamma|poisson|categorical|Generator|set_seed)\b"
     )
     assert stateful.search("x = keras.layers.SpatialDropout3D(0.5)") and stateful.search("tf.random.normal((2,))")
-    files = [path for part in ("models", "layers", "losses") for path in (ROOT / "tfvidgen" / part).glob("*.py")]
+    files = [path for part in ("models", "layers", "losses") for path in (PACKAGE / part).glob("*.py")]
     found = {f"{path.name}: {match[0]}" for path in files for match in stateful.finditer(path.read_text())}
     assert len(files) > 10 and not found
 
@@ -185,5 +187,5 @@ def test_the_table_of_traps_names_tests_that_exist():
     named = set(re.findall(r"(?:(tests/\S+\.py)::)?\b(test_\w+)\b(?!\.py)", __doc__))
     assert len(named) >= 12
     for path, name in named:
-        text = (ROOT / path if path else pathlib.Path(__file__)).read_text()
+        text = (TESTS.parent / path if path else pathlib.Path(__file__)).read_text()
         assert f"def {name}(" in text, f"{path}::{name}"

@@ -84,7 +84,8 @@ class Checkpoints:
         if not self._writes or not self.folder.is_dir():
             return
         listed = tf.train.get_checkpoint_state(str(self.folder))
-        kept = {pathlib.Path(path).name for path in listed.all_model_checkpoint_paths} if listed else set()
+        paths = [listed.model_checkpoint_path, *listed.all_model_checkpoint_paths] if listed else []
+        kept = {pathlib.Path(path).name for path in paths}
         for path in self.folder.iterdir():
             part = re.fullmatch(r"(ckpt-\d+)\.(index|data-\d+-of-\d+)", path.name)
             if part and part[1] not in kept or re.search(r"_temp|\.tmp|\.tempstate", path.name):

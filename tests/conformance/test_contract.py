@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import pathlib
 import pkgutil
-import tempfile
+import shutil
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from tfvidgen.optimizers import optimizers_of
 from trainers import loop
 
 BATCH = 4
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
 @pytest.fixture(params=SYSTEMS, ids=lambda system: system.name)
@@ -73,13 +75,17 @@ def train(model, tmp_path, steps, strategy=None, **kwargs):
     )
 
 
-@functools.cache
-def straight_run(system: System) -> dict[str, np.ndarray]:
-    """All state after four steps on one device, without a stop; what other ways of training are compared with."""
-    model = compiled(system)
-    with tempfile.TemporaryDirectory() as folder:
+@pytest.fixture(scope="module")
+def straight_run(tmp_path_factory):
+    """Four steps on one device, without a stop: the run folder and all state, what other ways of training must equal."""
+
+    @functools.cache
+    def run(system: System) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+        model, folder = compiled(system), tmp_path_factory.mktemp(system.name)
         train(model, folder, 4)
-    return {name: variable.numpy() for name, variable in loop.model_state(model).items()}
+        return folder, {name: variable.numpy() for name, variable in loop.model_state(model).items()}
+
+    return run
 
 
 def test_every_public_model_is_listed():
@@ -155,34 +161,36 @@ def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
         assert last < first - share * abs(first), f"{loss} went from {first:.3f} to {last:.3f}"
 
 
-def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path):
-    train(compiled(trained_system), tmp_path, 2)
+def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path, straight_run):
+    """It goes on from the straight run's own checkpoint of step 2, as after a kill."""
+    folder, expected = straight_run(trained_system)
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("ckpt-4.*"))
+    (tmp_path / "checkpoints" / "checkpoint").write_text('model_checkpoint_path: "ckpt-2"\n')
     resumed = compiled(trained_system)
     train(resumed, tmp_path, 4)
-    state, expected = loop.model_state(resumed), straight_run(trained_system)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
+    state = loop.model_state(resumed)
     assert len(state) >= len(resumed.variables)  # nothing that a layer keeps in a list is left out
     assert set(state) == set(expected)
     for name, variable in state.items():
         np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
 
 
-def test_two_replicas_equal_one_device(trained_system, tmp_path, two_replicas):
+def test_two_replicas_equal_one_device(trained_system, tmp_path, straight_run, two_replicas):
     model = compiled(trained_system, strategy=two_replicas)
     train(model, tmp_path, 4, strategy=two_replicas)
+    _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(
-            variable.numpy(), straight_run(trained_system)[name], atol=2e-6, rtol=0, err_msg=name
-        )
+        np.testing.assert_allclose(variable.numpy(), expected[name], atol=2e-6, rtol=0, err_msg=name)
 
 
-def test_fit_uses_the_same_step(trained_system):
+def test_fit_uses_the_same_step(trained_system, straight_run):
     model = compiled(trained_system)
     history = model.fit(dataset(), steps_per_epoch=4, epochs=1, verbose=0, shuffle=False).history
     assert {loss for loss, _ in trained_system.objectives} <= set(history)
+    _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(
-            variable.numpy(), straight_run(trained_system)[name], atol=2e-6, rtol=0, err_msg=name
-        )
+        np.testing.assert_allclose(variable.numpy(), expected[name], atol=2e-6, rtol=0, err_msg=name)
 
 
 def test_lookup_gives_a_code_per_video(system):

@@ -13,6 +13,7 @@ from trainers import checkpoints, evaluate, generate, loop, navsynth, runs, samp
 from trainers.average import WeightAverage
 
 DECAY, STEPS = 0.7, 4
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
 def compiled(strategy=None):

@@ -319,7 +319,8 @@ def test_other_troubles_with_files_stay_what_they_are():
 
 
 # ---------------------------------------------------------------- memory, workers
-def test_running_out_of_memory_names_what_to_lower(tmp_path):
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])  # TensorFlow waits for 10 seconds
+def test_running_out_of_memory_names_what_to_lower(tmp_path, real):
     settings = navsynth.Config(
         **{**navsynth.PRESETS["smoke"], "run_dir": str(tmp_path / "run"), "evaluate": False, "tensorboard": False}
     )
@@ -328,7 +329,14 @@ def test_running_out_of_memory_names_what_to_lower(tmp_path):
         model = navsynth.build_model(config, run_data)
         too_many = tf.random.uniform((), 2**46, 2**46 + 1, tf.int64)  # unknown to TensorFlow when it builds the graph
         step = model.train_step
-        model.train_step = lambda batch: step(batch) | {"huge_loss": tf.reduce_sum(tf.random.normal([too_many]))}
+
+        def give_up():
+            raise MemoryError  # TensorFlow makes it its ResourceExhaustedError
+
+        def huge_loss():
+            return tf.reduce_sum(tf.random.normal([too_many])) if real else tf.py_function(give_up, [], tf.float32)
+
+        model.train_step = lambda batch: step(batch) | {"huge_loss": huge_loss()}
         return model
 
     with pytest.raises(

@@ -11,6 +11,8 @@ from tests import systems
 from tfvidgen import data
 from trainers import navsynth, runs, train
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
