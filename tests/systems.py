@@ -168,7 +168,7 @@ SYSTEMS = [
         "navsynth_exchange_joint",
         NAVSynth,
         _navsynth(**_CELLS, conditioning="concat"),
-        _compile_navsynth(update="joint", loss="laplacian_l2"),
+        _compile_navsynth(update="joint", loss="laplacian_l2", decoded_frames=2),
         ("static", "transient"),
     ),
     System(

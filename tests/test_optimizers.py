@@ -11,6 +11,8 @@ from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
 from trainers import checkpoints, loop
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 SHAPES = {"kernel": (5, 7), "bias": (3,)}
 
 

@@ -51,16 +51,28 @@ def _resolved(config: Any) -> Any:
             f"The evaluation needs at least 2 frames of 11 pixels (FCS, SSIM). Received num_frames={config.num_frames}, "
             f"size={config.size}: raise them, or pass --noevaluate."
         )
-    return dataclasses.replace(config, precision=resolve_precision(config.precision))
+    return dataclasses.replace(config, precision=resolve_precision(config.precision, config.devices))
 
 
-def resolve_precision(precision: str) -> str:
-    """`auto` -> what this machine is fast in: bfloat16 with a GPU or a CPU that multiplies it, else float32."""
-    if precision != "auto":
+def resolve_precision(precision: str, devices: str = "") -> str:
+    """`auto` -> what this machine is fast in: bfloat16 with a GPU or a CPU that multiplies it, else float32.
+
+    Raises:
+        ValueError: For float16 on a CPU.
+    """
+    if precision not in ("auto", "float16"):
         return precision
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
+    has_gpu = bool(tf.config.list_physical_devices("GPU")) and "CPU" not in devices.upper()
+    if precision == "float16":
+        if not has_gpu:
+            raise ValueError(
+                "--precision=float16 is for GPUs. On a CPU TensorFlow computes convolutions in float16 some 13 times slower "
+                "than in float32: use --precision=auto, which takes bfloat16 where the CPU multiplies it and else float32."
+            )
+        return precision
+    if has_gpu:
         return "bfloat16"
     try:
         flags = pathlib.Path("/proc/cpuinfo").read_text()
@@ -131,7 +143,7 @@ def _train(
                 *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
             ],
             resume=config.resume,
-            frames_per_step=config.batch_size * config.num_frames,
+            frames_per_step=frames_per_step(config),
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
@@ -202,10 +214,7 @@ def describe_data(run_data: RunData) -> str:
 
 def count_parameters(model: VideoGenerator) -> str:
     """Numbers of network weights and learned codes, in words."""
-    from tfvidgen.layers.latent_table import LatentTable
-
-    tables = [layer for layer in model.layers if isinstance(layer, LatentTable)]
-    codes = sum(math.prod(table.rows.shape) for table in tables)
+    codes = sum(math.prod(table.rows.shape) for table in _tables(model))
     weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
 
@@ -222,10 +231,12 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
-    average = gradients if config.ema_decay else 0
+    learned = gradients + sum(_num_bytes(table.rows) for table in _tables(model))
+    average = learned if config.ema_decay else 0
     in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
-    frames = config.batch_size * config.num_frames
-    batch = frames * config.size * config.size * 3 * 5  # uint8 and float32
+    frames = frames_per_step(config)
+    uint8 = config.batch_size * config.num_frames * config.size * config.size * 3
+    batch = uint8 + frames * config.size * config.size * 3 * 4
     activations = frames * activation_bytes(model, config)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
@@ -244,6 +255,12 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     return "\n".join(lines)
 
 
+def _tables(model: VideoGenerator) -> list[Any]:
+    from tfvidgen.layers.latent_table import LatentTable
+
+    return [layer for layer in model.layers if isinstance(layer, LatentTable)]
+
+
 def _optimizers(model: VideoGenerator) -> list[Any]:
     """Each once, though Keras keeps one of a system's optimizers under `optimizer` too."""
     import keras
@@ -258,12 +275,17 @@ def _num_bytes(variable: Any) -> int:
     return int(np.prod(variable.shape)) * np.dtype(str(variable.dtype).replace("bfloat16", "uint16")).itemsize
 
 
+def frames_per_step(config: Any) -> int:
+    """Frames of a global batch that a step decodes."""
+    return config.batch_size * (getattr(config, "decoded_frames", 0) or config.num_frames)
+
+
 def activation_bytes(model: VideoGenerator, config: Any) -> int:
     """Bytes that the backward pass keeps for one frame, counted over the shapes that the frame generator makes.
 
     Each stage keeps its convolution's output and, with batch norm and ReLU, two more of the same size.
     """
     channels = getattr(getattr(model, "generator", None), "channels", [])
-    width = 2 if config.precision == "bfloat16" else 4
+    width = 4 if config.precision == "float32" else 2
     kept = sum(3 * width * c * (4 << i) ** 2 for i, c in enumerate(channels))
     return kept + 8 * 4 * 3 * config.size**2  # frame, difference and its pyramid

@@ -10,6 +10,8 @@ from tfvidgen import data
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.models.navsynth import FrameGenerator, MotionRNN, NAVSynth
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 # what `tests/systems.py` builds: three identities and two actions, a code of its own for every video
 TINY = {**SYSTEMS[0].build().get_config(), "name": None, "dtype": None}
 CELLS = {"static_by": "identity", "transient_by": "action"}
@@ -106,6 +108,42 @@ def test_static_loss_is_the_loss_of_the_chosen_frame():
     per_frame = model._frame_losses(model.decode(latents, training=True), real).numpy()
     assert float(losses["static_loss"]) == pytest.approx(per_frame[np.arange(6), frame.numpy()].mean(), rel=1e-5)
     assert float(losses["reconstruction_loss"]) == pytest.approx(per_frame.mean(), rel=1e-5)
+
+
+def test_a_step_may_decode_some_frames_of_each_clip():
+    """They are drawn per clip and step; losses and gradients are those of whole clips, restricted to them."""
+    model = navsynth()
+    latents = model.lookup(np.arange(6, dtype=np.int32))
+    real = tf.random.stateless_uniform((6, NUM_FRAMES, 16, 16, 3), [1, 2], -1, 1)
+    positions = tf.constant([[3, 0], [1, 2], [0, 1], [2, 3], [1, 0], [3, 2]])
+    frame = tf.constant([0, 1, 0, 1, 0, 1])
+    some = tf.gather(real, positions, batch_dims=1)
+    _, losses = model._objective(latents, some, frame, True, positions)
+    _, whole = model._objective(latents, real, frame, True)
+    clips = tf.constant([[clip] * 2 for clip in range(6)])
+    motion = tf.gather_nd(model.motion_codes(latents), tf.stack([clips, positions], axis=-1))
+    expected = model._frame_losses(model.decode_motion(latents, motion, training=True), some).numpy()
+    assert float(losses["reconstruction_loss"]) == pytest.approx(expected.mean(), rel=1e-5)
+    assert float(losses["static_loss"]) == pytest.approx(expected[np.arange(6), frame.numpy()].mean(), rel=1e-5)
+    assert float(losses["triplet_loss"]) == float(whole["triplet_loss"])
+
+    seen = []
+    model = navsynth({"decoded_frames": 2})
+    decode_motion = model.decode_motion
+    model.decode_motion = lambda latents, motion, training: (
+        seen.append(motion) or decode_motion(latents, motion, training)
+    )
+    codes = model.motion_codes(model.lookup(np.arange(6, dtype=np.int32))).numpy()
+    batch = {"video": np.zeros((6, NUM_FRAMES, 16, 16, 3), np.uint8), "video_id": np.arange(6, dtype=np.int32)}
+    model.train_step({**batch, "step": np.full(6, 5)})
+    drawn = [[int(np.abs(codes[i] - code).sum(-1).argmin()) for code in seen[0][i].numpy()] for i in range(6)]
+    assert all(len(set(positions)) == 2 for positions in drawn) and len({tuple(sorted(p)) for p in drawn}) > 2
+
+
+@pytest.mark.parametrize("wrong", [0, NUM_FRAMES + 1])
+def test_decoded_frames_must_fit(wrong):
+    with pytest.raises(ValueError, match=f"at least 1 and at most num_frames={NUM_FRAMES}.*Received {wrong}"):
+        navsynth({"decoded_frames": wrong})
 
 
 def test_a_motion_column_changes_its_frame_only():

@@ -18,6 +18,8 @@ code's. Pinned by test_generator_parameter_count_is_published.
 Deviation: the motion codes are not batch-normalised (official code: `BatchNorm1d(affine=False)` over frames), because
 the paper has no such layer and its statistics would tie the codes of a batch. Pinned by
 test_motion_codes_do_not_depend_on_batch.
+Deviation, off by default: `decoded_frames` decodes only some frames of each clip in a step, so that a step of the same
+work sees more clips. Measured in docs/results.md; pinned by test_a_step_may_decode_some_frames_of_each_clip.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from keras import ops
 
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.batch_norm import BatchNorm
+from tfvidgen.layers.draws import num_rows, replica_integers, replica_uniform, split_key
 from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.layers.replicas import num_replicas, replica_slice, step_key
+from tfvidgen.layers.replicas import num_replicas, step_key
 from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
@@ -373,6 +376,7 @@ class NAVSynth(VideoGenerator):
         negative_radius: int = 5,
         triplet_margin: float = 2.0,
         perceptual_loss=None,
+        decoded_frames: int | None = None,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
@@ -389,6 +393,8 @@ class NAVSynth(VideoGenerator):
             positive_radius, negative_radius, triplet_margin: The triplet condition, see `temporal_triplet_loss`. The
                 paper calls window and margin both alpha.
             perceptual_loss: Callable (generated, real) -> (B, T), e.g. `tfvidgen.losses.perceptual.PerceptualLoss`.
+            decoded_frames: Frames of each clip that a step decodes, other ones in every step and clip; None for all. The
+                RNN and the triplet loss always see whole clips.
         """
         if update not in UPDATES:
             raise ValueError(f"`update` must be one of {UPDATES}. Received {update!r}.")
@@ -401,6 +407,12 @@ class NAVSynth(VideoGenerator):
                 f"A triplet needs a frame more than negative_radius={negative_radius} frames away, and clips have "
                 f"{self.num_frames} frames: lower negative_radius, use longer clips, or set triplet_weight=0."
             )
+        if decoded_frames is not None and not 1 <= decoded_frames <= self.num_frames:
+            raise ValueError(
+                f"`decoded_frames` must be at least 1 and at most num_frames={self.num_frames}, or None for all. Received "
+                f"{decoded_frames}."
+            )
+        self.decoded_frames = decoded_frames or self.num_frames
         generator_optimizer = generator_optimizer or Adam(6.25e-5)
         rnn_optimizer = rnn_optimizer or Adam(6.25e-5)
         super().compile(optimizer=generator_optimizer)
@@ -566,14 +578,24 @@ class NAVSynth(VideoGenerator):
             latents = self.lookup(batch["video_id"])
         return ops.mean(self._frame_losses(self.decode(latents), real), axis=1)
 
-    def _objective(self, latents, real, frame, with_triplet):
-        """Eq. 6 and its terms. `frame` (B,) is the random frame k of the static loss."""
-        motion = self.motion_codes(latents)
-        frame_losses = self._frame_losses(self.decode_motion(latents, motion, training=True), real)
+    def _objective(self, latents, real, frame, with_triplet, positions=None):
+        """Eq. 6 and its terms, over the frames `real` (B, K, H, W, 3).
+
+        Args:
+            latents: Of B videos.
+            real: Frames in [-1, 1].
+            frame: (B,), which of the K is the random frame k of the static loss.
+            with_triplet: Whether the triplet loss is part of it.
+            positions: (B, K), where those frames stand in their clips; None for all frames in order.
+        """
+        motion = decoded = self.motion_codes(latents)
+        if positions is not None:
+            decoded = ops.take_along_axis(motion, positions[..., None], axis=1)
+        frame_losses = self._frame_losses(self.decode_motion(latents, decoded, training=True), real)
         losses = {"reconstruction_loss": ops.mean(frame_losses)}
         total = losses["reconstruction_loss"]
         if self.static_weight:
-            chosen = ops.one_hot(frame, self.num_frames, dtype=frame_losses.dtype)
+            chosen = ops.one_hot(frame, frame_losses.shape[1], dtype=frame_losses.dtype)
             losses["static_loss"] = ops.mean(ops.sum(frame_losses * chosen, axis=1))  # Eq. 4
             total += self.static_weight * losses["static_loss"]
         if self.triplet_weight and with_triplet:
@@ -583,13 +605,15 @@ class NAVSynth(VideoGenerator):
         return total, losses
 
     def train_step(self, batch):
-        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
-        num_local = tf.shape(real)[0]
-        step = batch["step"][0]
-        draw = tf.random.stateless_uniform(
-            (num_local * num_replicas(),), step_key(self.seed, step), 0, self.num_frames, tf.int32
-        )
-        frame = replica_slice(draw, num_local)
+        real, step = batch["video"], batch["step"][0]
+        num_local = num_rows(real)
+        key, num_decoded, positions = step_key(self.seed, step), self.decoded_frames, None
+        frame = replica_integers(key, (num_local,), num_decoded)
+        if num_decoded < self.num_frames:
+            shuffled = tf.argsort(replica_uniform(split_key(key, 1)[0], (num_local, self.num_frames)), axis=1)
+            positions = shuffled[:, :num_decoded]
+            real = tf.gather(real, positions, batch_dims=1)
+        real = tf.cast(real, tf.float32) / 127.5 - 1.0
         rows = {"transient": tf.gather(tf.constant(self.transient_of_video), batch["video_id"])}
         if self.use_static:
             rows["static"] = tf.gather(tf.constant(self.static_of_video), batch["video_id"])
@@ -606,7 +630,7 @@ class NAVSynth(VideoGenerator):
             # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(generator_weights)
-                total, _ = self._objective({**codes, **labels}, real, frame, with_triplet=False)
+                total, _ = self._objective({**codes, **labels}, real, frame, False, positions)
                 total = total / num_replicas()
             generator_gradients = guard.gradient(tape, total, generator_weights)
             self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
@@ -615,7 +639,7 @@ class NAVSynth(VideoGenerator):
         joint = self.update == "joint"
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([codes, rnn_weights, generator_weights if joint else []])
-            total, losses = self._objective({**codes, **labels}, real, frame, with_triplet=True)
+            total, losses = self._objective({**codes, **labels}, real, frame, True, positions)
             total = total / num_replicas()
         code_gradients, rnn_gradients, generator_gradients = guard.gradient(
             tape, total, [codes, rnn_weights, generator_weights if joint else []]
