@@ -9,13 +9,14 @@ from typing import Any
 MAX_METRICS = 40  # lines of the table; the rest is in metadata.json
 
 
-def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "") -> str:
+def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", version: str = ".") -> str:
     """A Markdown card with the front matter that model hubs read.
 
     Args:
         metadata: The content of `metadata.json`.
         license: SPDX identifier of the weights' licence, or empty where none was chosen.
         files: Markdown about the files beside the card, or empty.
+        version: Where the SavedModel is, seen from the card.
     """
     name, video = metadata["name"], metadata["video"]
     front = ["---", "library_name: keras", *([f"license: {license}"] if license else [])]
@@ -41,7 +42,7 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "") 
         *_section("Endpoints", _endpoints(metadata)),
         *_section("Latents", _latents(metadata)),
         *_section("Files", [files] if files else []),
-        *_section("Use", _use(metadata)),
+        *_section("Use", _use(metadata, version)),
         *_section(
             "Limits",
             [
@@ -128,7 +129,7 @@ def _latents(metadata: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _use(metadata: Mapping[str, Any]) -> list[str]:
+def _use(metadata: Mapping[str, Any], version: str) -> list[str]:
     request = json.dumps({"signature_name": "serving_default", "inputs": {"seed": [7]}})
     return [
         "In Python, with TensorFlow alone:",
@@ -136,7 +137,7 @@ def _use(metadata: Mapping[str, Any]) -> list[str]:
         "```python",
         "import tensorflow as tf",
         "",
-        "model = tf.saved_model.load('.')  # this folder",
+        f"model = tf.saved_model.load({version!r})  # seen from this file",
         "video = model.signatures['serving_default'](seed=tf.constant([7], tf.int64))['video']  # uint8 (1, T, H, W, 3)",
         "```",
         "",

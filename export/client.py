@@ -18,6 +18,7 @@ import sys
 import time
 import types
 import urllib.parse
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,8 @@ class Signature:
 
 class _Client:
     """What both clients do: a request is sent again when the server could not be reached or had no time."""
+
+    server: str
 
     def __init__(self, model: str, timeout_seconds: float, num_attempts: int, max_bytes: int):
         self.model, self.timeout_seconds, self.num_attempts, self.max_bytes = (
@@ -91,6 +94,11 @@ class _Client:
             )
         arrays = {name: _cast(name, value, signature.inputs[name].dtype) for name, value in inputs.items()}
         return self._predict(endpoint, arrays, signature)
+
+    def _too_late(self) -> ServerError:
+        return ServerError(
+            f"{self.server} did not answer within {self.timeout_seconds:g} s: raise --timeout_seconds or ask for less."
+        )
 
     def _wait(self, attempt: int) -> None:
         time.sleep(FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
@@ -164,9 +172,7 @@ class RestClient(_Client):
                 status, content = self._once(method, path, body)
             except TimeoutError:  # the server may be at it still: asking again would only add to its work
                 self.close()
-                raise ServerError(
-                    f"{self.server} did not answer within {self.timeout_seconds:g} s: raise --timeout_seconds or ask for less."
-                ) from None
+                raise self._too_late() from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if last:
@@ -268,9 +274,13 @@ class GrpcClient(_Client):
 
     def _ask(self, method: Any, request: Any) -> Any:
         for attempt in range(self.num_attempts):
+            begin = time.monotonic()
             try:
                 return method(request, timeout=self.timeout_seconds)
             except self._grpc.RpcError as error:
+                late = time.monotonic() - begin > 0.9 * self.timeout_seconds  # else it is the server's own limit
+                if late and error.code() is self._grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise self._too_late() from None
                 if error.code() is not self._grpc.StatusCode.UNAVAILABLE or attempt + 1 == self.num_attempts:
                     raise ServerError(f"{self.server} answered {error.code().name}: {error.details()}") from None
             self._wait(attempt)
@@ -401,28 +411,34 @@ def _numbers(text: str, flag: str) -> list[int]:
     return numbers
 
 
-def _request(config: _Videos) -> tuple[str, dict[str, Any]]:
-    """Endpoint and inputs of a command that gives videos."""
+def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
+    """Endpoint and inputs of a command that gives videos, and what to call each of them on a sheet."""
     if isinstance(config, Generate):
-        seeds = {"seed": _numbers(config.seeds, "seeds")}
-        return (
-            ("generate", {**seeds, "num_frames": config.num_frames})
-            if config.num_frames
-            else ("serving_default", seeds)
-        )
+        seeds = _numbers(config.seeds, "seeds")
+        labels = [f"seed {seed}" for seed in seeds]
+        if config.num_frames:
+            return "generate", {"seed": seeds, "num_frames": config.num_frames}, labels
+        return "serving_default", {"seed": seeds}, labels
     if isinstance(config, Lookup):
-        return "lookup", {"video_id": _numbers(config.ids, "ids")}
+        ids = _numbers(config.ids, "ids")
+        return "lookup", {"video_id": ids}, [f"video {i}" for i in ids]
     if isinstance(config, Exchange):
-        return "exchange", {
-            "identity": _numbers(config.identities, "identities"),
-            "action": _numbers(config.actions, "actions"),
-        }
+        identities, actions = _numbers(config.identities, "identities"), _numbers(config.actions, "actions")
+        if len(identities) != len(actions):
+            raise cli.UsageError(
+                f"--identities and --actions name one video each time. Received {len(identities)} and {len(actions)} numbers."
+            )
+        labels = [f"identity {i}, action {a}" for i, a in zip(identities, actions, strict=True)]
+        return "exchange", {"identity": identities, "action": actions}, labels
     if isinstance(config, Interpolate):
-        return "interpolate", {"a": config.start, "b": config.end, "num_steps": config.num_steps}
+        labels = [f"seed {config.start}", *[""] * (config.num_steps - 2), f"seed {config.end}"]
+        return "interpolate", {"a": config.start, "b": config.end, "num_steps": config.num_steps}, labels
     if not config.latents:
         raise cli.UsageError("--latents is missing: name an .npz with one array per latent.")
+    if pathlib.Path(config.latents).is_file() and not zipfile.is_zipfile(config.latents):
+        raise ValueError(f"{config.latents} is no .npz: write one array per latent with numpy.savez, as encode does.")
     with np.load(config.latents) as arrays:
-        return "decode", dict(arrays)
+        return "decode", dict(arrays), None
 
 
 def _encode(client: _Client, config: Encode) -> str:
@@ -441,8 +457,13 @@ def _encode(client: _Client, config: Encode) -> str:
     return ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in latents.items())
 
 
-def write_videos(path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 1) -> None:
-    """Writes uint8 (B, T, H, W, 3) in the form the name ends in; several videos play side by side."""
+def write_videos(
+    path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 1, labels: list[str] | None = None
+) -> None:
+    """Writes uint8 (B, T, H, W, 3) in the form the name ends in; several videos play side by side.
+
+    `labels` are the videos' names on a sheet.
+    """
     from tfvidgen import visualize
     from tfvidgen.data import video_io
 
@@ -452,7 +473,7 @@ def write_videos(path: str | pathlib.Path, videos: np.ndarray, fps: float, scale
     if suffix == ".npy":
         np.save(path, videos)
     elif suffix == ".png":
-        visualize.save_png(path, visualize.contact_sheet(list(videos), scale=scale))
+        visualize.save_png(path, visualize.contact_sheet(list(videos), row_labels=labels, scale=scale))
     else:
         if len(videos) > 1:
             played = visualize.grid_video(videos, scale=scale)
@@ -466,7 +487,7 @@ def _run(config: _Common, other: types.SimpleNamespace) -> int:
     if not isinstance(config, Encode):
         if pathlib.Path(config.out).suffix.lower() not in _SUFFIXES:
             raise cli.UsageError(f"--out must end in one of {', '.join(_SUFFIXES)}. Received {config.out!r}.")
-        endpoint, inputs = _request(config)
+        endpoint, inputs, labels = _request(config)
         endpoint += "_jpeg" * config.jpeg
     options = {name: getattr(config, name) for name in ("timeout_seconds", "num_attempts", "max_bytes")}
     client = connect(config.server, config.model, **options)
@@ -475,7 +496,7 @@ def _run(config: _Common, other: types.SimpleNamespace) -> int:
             text = _encode(client, config)
         else:
             videos = videos_of(client.predict(endpoint, inputs))
-            write_videos(config.out, videos, config.fps, config.scale)
+            write_videos(config.out, videos, config.fps, config.scale, labels)
             text = f"{len(videos)} video(s) of {videos.shape[1]} frames, {videos.shape[2]}x{videos.shape[3]}"
     finally:
         client.close()

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 JPEG_QUALITY = 95
-
-
 MAX_LENGTHS = 8  # a request may ask for that many times the length a model was trained at
 MAX_STEPS = 64
 
@@ -97,15 +95,13 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         inside = tf.reduce_all((values >= low) & (values <= high))
         return checked(values, [(inside, f"{name} must lie in {low}..{high}")])
 
+    label_bounds = {name: (0, num_labels(model, name) - 1) for name in spec if not spec[name].dtype.startswith("float")}
+
     def checked_latent(name: str, value: tf.Tensor) -> tf.Tensor:
-        entry = spec[name]
-        conditions = [(tf.shape(value)[0] >= 1, f"{name} needs at least one row")]
-        if value.dtype.is_floating:
-            conditions.append((tf.reduce_all(tf.math.is_finite(value)), f"{name} must be finite"))
-        elif bounds := label_range(entry):
-            inside = tf.reduce_all((value >= bounds[0]) & (value <= bounds[1]))
-            conditions.append((inside, f"{name} must lie in {bounds[0]}..{bounds[1]}"))
-        return checked(value, conditions)
+        value = checked(value, [(tf.shape(value)[0] >= 1, f"{name} needs at least one row")])
+        if name in label_bounds:
+            return in_range(name, value, *label_bounds[name])
+        return checked(value, [(tf.reduce_all(tf.math.is_finite(value)), f"{name} must be finite")])
 
     def all_equal(sizes: list[tf.Tensor]) -> tf.Tensor:
         return tf.reduce_all(tf.stack(sizes) == sizes[0])
@@ -173,7 +169,6 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
 
     seed_row, scalar = tf.TensorSpec((None,), tf.int64, "seed"), ()
     add("serving_default", sample, [seed_row])
-    label_bounds = {name: bounds for name, entry in spec.items() if (bounds := label_range(entry))}
     add("decode", lambda *values: dict(zip(spec, values, strict=True)), list(latent_signature.values()), **label_bounds)
 
     if free_length:
@@ -235,10 +230,19 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     return Endpoints(functions, ranges, (length, height, width, channels), free_length, max_num_frames, max_num_steps)
 
 
-def label_range(entry: Any) -> tuple[int, int] | None:
-    """Smallest and largest value of an int32 latent, where its `LatentSpec` says how many there are."""
-    count = getattr(entry, "num_values", None)
-    return None if count is None else (0, count - 1)
+def num_labels(model: VideoGenerator, name: str) -> int:
+    """How many values an int32 latent has.
+
+    Raises:
+        ValueError: If its `LatentSpec` does not say so. Without a bound, one-hot codes and lookups on a GPU would turn a
+            label that does not exist into zeros, and so into a wrong video.
+    """
+    count = model.latent_spec[name].num_values
+    if count is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say how many values its latent {name!r} has: give its `LatentSpec` `num_values`."
+        )
+    return count
 
 
 def num_videos(model: VideoGenerator) -> int:

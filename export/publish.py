@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -107,7 +108,7 @@ def build(
         shutil.copy(version / "sample.gif", temporary / "sample.gif")
         content = json.loads((version / "metadata.json").read_text())
         files = _FILES.format(repo=repo or "user/name")
-        (temporary / "README.md").write_text(card.model_card(content, license, files))
+        (temporary / "README.md").write_text(card.model_card(content, license, files, "saved_model/1"))
         sums = saved_model.digests(temporary)
         (temporary / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         temporary.chmod(0o755)  # mkdtemp's folders are its user's alone
@@ -174,6 +175,8 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     command = upload_command(config.to, config.out, config.repo) if config.to != "dir" else []
     if config.upload and config.to == "hf" and shutil.which("hf") is None:
         raise ValueError("`hf` is not installed: pip install huggingface_hub, then hf auth login.")
+    if config.upload and config.to == "kaggle" and importlib.util.find_spec("kagglehub") is None:
+        raise ValueError("`kagglehub` is not installed: pip install kagglehub, then kagglehub.login() in Python.")
     folder = build(config.run_dir, config.out, config.license, config.license_file, config.repo)
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {num_bytes / 1e6:.1f} MB")

@@ -156,7 +156,7 @@ class Version:
         self.signature_defs = {
             name: value for name, value in stored.meta_graphs[0].signature_def.items() if name in self.endpoints
         }
-        for name, inputs in serving.read_warmup(folder):
+        for name, inputs in serving.first_requests(folder):
             self.endpoint(name).run(inputs)
 
     def endpoint(self, name: str) -> Endpoint:
@@ -344,10 +344,14 @@ class Batcher:
             raise RequestError(DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
 
     def close(self) -> None:
-        """Answers what waits, then stops."""
+        """Answers what runs, refuses what waits, and stops."""
         with self._changed:
             self._closed = True
+            waiting = [pending for pending in self._queue if pending.future.set_running_or_notify_cancel()]
+            self._queue.clear()
             self._changed.notify()
+        for pending in waiting:
+            pending.future.set_exception(RequestError(UNAVAILABLE, "the server is stopping"))
         self._thread.join()
 
     def _take(self) -> list[_Pending]:

@@ -74,6 +74,7 @@ def export_model(
     module.variables_read = [v.value for v in model.variables if id(v.value.handle) in read]
 
     num_frames, height, width, _ = made.video_shape
+    labels = made.ranges.get("decode", {})
     content = {
         "name": name,
         "endpoints": made.describe(),
@@ -82,7 +83,7 @@ def export_model(
                 "shape": entry.shape,
                 "dtype": entry.dtype,
                 "prior": entry.prior,
-                **({"range": bounds} if (bounds := endpoints.label_range(entry)) else {}),
+                **({"range": labels[key]} if key in labels else {}),
             }
             for key, entry in model.latent_spec.items()
         },
@@ -168,8 +169,7 @@ def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
     description = runs.read(run_dir)
     keep = ("system", "config", "data", "versions")
     metadata = {"step": step, **{key: description[key] for key in keep}}
-    labels = {key: description["data"].get(key) for key in ("identity_names", "action_names")}
-    metadata["labels"] = {key: names for key, names in labels.items() if names}
+    metadata["labels"] = description.get("labels", {})
     evaluation = pathlib.Path(run_dir) / "evaluation.json"
     metadata["metrics"] = json.loads(evaluation.read_text()) if evaluation.is_file() else None
     return metadata

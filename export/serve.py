@@ -173,19 +173,20 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Takes no new connections, answers what is running within the time of grace, and ends."""
+        """Takes no new connections, answers what is running within the time of grace, refuses the rest, and ends."""
         from export import rest
 
         grace = self.app.config.grace_seconds
         self.app.stopping = True
         self._rest.shutdown()
+        self._rest.server_close()  # those that come now are refused at once, and do not wait for a server that ends
         stopped = self._grpc.stop(grace) if self._grpc else None
         rest.wait_until(lambda: self.app.num_working == 0, grace)
         if stopped:
             stopped.wait()
-        self.app.versions.close()
         self.app.batcher.close()
-        self._rest.server_close()
+        rest.wait_until(lambda: self.app.num_working == 0, rest.LINGER_SECONDS)  # until the refused know it
+        self.app.versions.close()
         self._thread.join()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -35,6 +36,9 @@ def example_inputs(endpoint: dict[str, Any], num_frames: int) -> dict[str, np.nd
 def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> int:
     """Writes one request per endpoint for TF Serving to replay when it loads the model.
 
+    Endpoints with scalar inputs are left out: with --enable_batching TF Serving refuses them, in the warm-up too, and a
+    warm-up request that is refused keeps it from loading the model at all.
+
     Returns:
         The number of requests; 0 without tensorflow-serving-api, whose classes they are written with.
     """
@@ -45,8 +49,13 @@ def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> i
 
     path = folder / WARMUP_PATH
     path.parent.mkdir(parents=True, exist_ok=True)
+    endpoints = {
+        signature: endpoint
+        for signature, endpoint in metadata["endpoints"].items()
+        if all(entry["shape"] for entry in endpoint["inputs"].values())
+    }
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, endpoint in metadata["endpoints"].items():
+        for signature, endpoint in endpoints.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name = name
             request.model_spec.signature_name = signature
@@ -54,7 +63,7 @@ def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> i
                 request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
-    return len(metadata["endpoints"])
+    return len(endpoints)
 
 
 def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
@@ -70,6 +79,18 @@ def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarr
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
+    return requests
+
+
+def first_requests(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """(endpoint, inputs) of the warm-up file, and of every endpoint beside them that `metadata.json` knows."""
+    requests = read_warmup(folder)
+    path = pathlib.Path(folder) / "metadata.json"
+    if path.is_file():
+        metadata, known = json.loads(path.read_text()), {name for name, _ in requests}
+        for name, endpoint in metadata["endpoints"].items():
+            if name not in known:
+                requests.append((name, example_inputs(endpoint, metadata["video"]["num_frames"])))
     return requests
 
 
@@ -138,7 +159,8 @@ model_config_list {{
 
 _BATCHING = """\
 # tensorflow_model_server --enable_batching --batching_parameters_file=batching.config
-# With batching on, TensorFlow Serving refuses endpoints with scalar inputs: generate and interpolate.
+# With batching on, TensorFlow Serving refuses endpoints with scalar inputs, generate and interpolate; a request that is
+# wrong fails with those it was joined with, and so do two of `decode` whose videos differ in length.
 max_batch_size {{ value: {max_batch_size} }}
 batch_timeout_micros {{ value: 2000 }}
 num_batch_threads {{ value: 2 }}

@@ -40,10 +40,10 @@ def dtype(config: AdversarialConfig) -> str:
 
 
 def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
-    """Adam with the config's decays."""
+    """Adam with the config's decays, and the epsilon of the official codes' libraries (Keras's is 1e-7)."""
     from tfvidgen.optimizers import Adam
 
-    return Adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2)
+    return Adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
 
 
 def compile_options(config: AdversarialConfig) -> dict[str, Any]:

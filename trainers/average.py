@@ -1,4 +1,4 @@
-"""A running average of network weights: what is drawn, measured and exported in place of the last step's weights."""
+"""A running average of what a model has learned: drawn, measured and exported in place of the last step's weights."""
 
 from __future__ import annotations
 
@@ -8,27 +8,50 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.models.base import VideoGenerator
 
-_PREFIX, _MASS = "average.", "average.mass"
+_PREFIX = "average."
+_MASS, _DECAY, _STEPS = (_PREFIX + name for name in ("mass", "decay", "steps"))
 
 
-def _averaged(model: VideoGenerator) -> dict[str, tf.Variable]:
-    """What is averaged, by its name in a checkpoint.
+def _name(variable) -> str:
+    """The name of a variable's average in a checkpoint."""
+    return _PREFIX + variable.path.partition("/")[2].replace("/", ".")
 
-    Network weights, and batch norm's statistics along with them: those of the last step belong to the last step's
-    weights. Learned codes are not, because a row moves only in the steps that use it.
-    """
+
+def _networks(model: VideoGenerator) -> dict[str, tf.Variable]:
+    """Network weights, and batch norm's statistics along with them: those of the last step belong to its weights."""
     variables = list(model.trainable_variables)
     variables += [v for v in model.non_trainable_variables if v.path.endswith(("/moving_mean", "/moving_variance"))]
-    return {_PREFIX + v.path.partition("/")[2].replace("/", "."): v.value for v in variables}
+    return {_name(v): v.value for v in variables}
+
+
+def _tables(model: VideoGenerator) -> dict[str, LatentTable]:
+    return {_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
+
+
+def _mean_rows(table: LatentTable, rows, sums, since, steps: float, decay: float) -> np.ndarray:
+    """The average of a table's rows, see `LatentTable.keep_average`; put back into what the table allows."""
+    taken, new = -np.expm1(np.log(decay) * steps), -np.expm1(np.log(decay) * (steps - since)).astype(np.float32)
+    new = new.reshape(-1, *[1] * (rows.ndim - 1))
+    return np.asarray(table.project(((1 - new) * sums + new * rows) / np.float32(taken)))
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights, corrected for its start.
+    """Exponential moving average of what a model has learned, corrected for its start.
 
     The average of t steps is sum_i (1 - d) d^(t - i) w_i / (1 - d^t): right from the first step, with no warm-up to tune.
-    It costs one more copy of the weights in memory, and a pass over them in each step.
+    Network weights, batch norm's statistics and learned codes are all averaged over the same steps. Averaging the networks
+    alone would join a generator from about 1 / (1 - d) steps ago with the codes of the last one, and codes and generator
+    move together: a rotation of the codes that the generator follows changes no video, unless they stem from different
+    steps. Averaged codes are projected as after every update, since the mean of points on a sphere lies within it.
+
+    Averaged statistics are those of the steps. Where weights move far within the average's reach, as under weight decay at a
+    high rate, averaged weights would have others: Izmailov et al., UAI 2018, compute them anew, which is not done here.
+
+    It costs a copy of weights and codes in memory, a pass over the weights in each step, and of the codes only the batch's
+    rows (`LatentTable.keep_average`).
 
     Args:
         model: Built, in the scope of the strategy in which this is made, too.
@@ -40,19 +63,24 @@ class WeightAverage:
             raise ValueError(f"`decay` must lie between 0 and 1, e.g. 0.999. Received {decay}.")
         self.decay = decay
         self._strategy = tf.distribute.get_strategy()
-        self._weights = _averaged(model)
+        self._weights, self._tables = _networks(model), _tables(model)
 
-        def zeros(name: str, shape) -> tf.Variable:
+        def variable(name: str, value) -> tf.Variable:
             first = tf.VariableAggregation.ONLY_FIRST_REPLICA
-            return tf.Variable(tf.zeros(shape), trainable=False, aggregation=first, name=name.replace(".", "_"))
+            return tf.Variable(value, trainable=False, aggregation=first, name=name.replace(".", "_"))
 
-        self._sums = {name: zeros(name, weight.shape) for name, weight in self._weights.items()}
-        self._mass = zeros(_MASS, ())
+        self._sums = {name: variable(name, tf.zeros(weight.shape)) for name, weight in self._weights.items()}
+        self._mass = variable(_MASS, 0.0)
+        self._counts, self._rows = {}, {}
+        if self._tables:
+            self._counts = {_DECAY: variable(_DECAY, tf.constant(decay, tf.float64)), _STEPS: variable(_STEPS, 0.0)}
+            self._rows = {name: table.keep_average(decay, self._counts[_STEPS]) for name, table in self._tables.items()}
 
     @property
     def state(self) -> dict[str, tf.Variable]:
         """Variables by name, for a checkpoint."""
-        return {**self._sums, _MASS: self._mass}
+        rows = {f"{name}.{part}": value for name, parts in self._rows.items() for part, value in parts.items()}
+        return {**self._sums, _MASS: self._mass, **self._counts, **rows}
 
     def update(self) -> None:
         """Takes in the weights as they are now. Call it once per step, in cross-replica context."""
@@ -64,32 +92,39 @@ class WeightAverage:
         for name, total in self._sums.items():
             self._strategy.extended.update(total, take_in, args=(self._weights[name],))
         self._strategy.extended.update(self._mass, take_in, args=(1.0,))
+        if self._tables:  # which have taken in their rows themselves
+            self._strategy.extended.update(self._counts[_STEPS], lambda steps: steps.assign_add(1.0))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Puts the average into the model, and the model's own weights back afterwards."""
+        """Puts the average into the model, and what the model had itself back afterwards."""
         mass = float(self._mass.numpy())
         if mass == 0.0:  # no step yet
             yield
             return
-        own = {name: weight.numpy() for name, weight in self._weights.items()}
+        variables = {**self._weights, **{name: table.rows.value for name, table in self._tables.items()}}
+        own = {name: variable.numpy() for name, variable in variables.items()}
         try:
-            self._assign({name: total.numpy() / mass for name, total in self._sums.items()})
+            self._assign(variables, {name: total.numpy() / mass for name, total in self._sums.items()})
+            for name, table in self._tables.items():
+                sums, since = (value.numpy() for value in self._rows[name].values())
+                mean = _mean_rows(table, own[name], sums, since, float(self._counts[_STEPS].numpy()), self.decay)
+                self._assign(variables, {name: mean})
             yield
         finally:
-            self._assign(own)
+            self._assign(variables, own)
 
-    def _assign(self, values: Mapping[str, np.ndarray]) -> None:
+    def _assign(self, variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray]) -> None:
         with self._strategy.scope():  # outside of it, only the first replica would be written
-            for name, weight in self._weights.items():
-                weight.assign(values[name])
+            for name, value in values.items():
+                variables[name].assign(value)
 
 
 def load(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool:
-    """Puts an average into a model's weights for good.
+    """Puts an average into a model for good.
 
     Args:
-        model: Built.
+        model: Built, with the weights and codes of the checkpoint's step.
         saved: What a checkpoint holds, by name.
 
     Returns:
@@ -98,6 +133,9 @@ def load(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool:
     mass = float(saved.get(_MASS, 0.0))
     if mass == 0.0:
         return False
-    for name, weight in _averaged(model).items():
+    for name, weight in _networks(model).items():
         weight.assign(saved[name] / mass)
+    for name, table in _tables(model).items():
+        parts = (saved[key] for key in (f"{name}.sums", f"{name}.since", _STEPS, _DECAY))
+        table.rows.assign(_mean_rows(table, table.rows.numpy(), *parts))
     return True

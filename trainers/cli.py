@@ -57,14 +57,14 @@ class RunConfig:
     seed: int = option(0, "Decides weights, order of the data and every random draw.")
     precision: str = option(
         "float32",
-        "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32.",
+        "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32. float16: GPUs only.",
         ("auto", "float32", "bfloat16", "float16"),
     )
     tensorboard: bool = option(True, "Write curves and playing clips for TensorBoard.")
     xla: bool = option(False, "Compile the step with XLA; one device only, and not for 3-D convolutions on a CPU.")
     ema_decay: float = option(
         0.0,
-        "Draw, measure and export a running average of the weights with this decay, e.g. 0.999; 0 for not.",
+        "Draw, measure and export a running average, with this decay, of weights and learned codes, e.g. 0.999; 0 for not.",
         minimum=0,
     )
     strategy: str = option(
@@ -85,6 +85,15 @@ class RunConfig:
     )
     deterministic: bool = option(False, "Bit-for-bit repeatable operations; slower.")
     evaluate: bool = option(True, "Evaluate when training ends.")
+    evaluate_metrics: str = option(
+        "",
+        "Measure these while training, e.g. judge_fvd64_16f,fcs64; the checkpoint that the first ranks best is kept in best/. "
+        "Names as of trainers.evaluate.",
+    )
+    evaluate_every_steps: int = option(
+        1000, "Steps between two such measurements, a multiple of --checkpoint_every_steps.", minimum=1
+    )
+    evaluate_weights: str = option("", "Files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.")
 
 
 class UsageError(ValueError):

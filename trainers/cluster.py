@@ -150,12 +150,21 @@ def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> An
 
     Every worker makes the same global batches and keeps its own rows, so that the batch of a step is the same for any
     number of workers. TensorFlow's automatic sharding would deal out elements or files instead.
+
+    Raises:
+        ValueError: If the replicas cannot share a batch.
     """
     import tensorflow as tf
 
     num_replicas = strategy.num_replicas_in_sync
     if num_replicas == 1:
         return iter(dataset)
+    for size in {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}:
+        if not size or size % num_replicas:
+            raise ValueError(
+                f"A global batch is shared by {num_replicas} replicas. Received batches that have {size or 'any number of'} "
+                f"examples: make batch_size a multiple of {num_replicas}, and drop the remainder."
+            )
 
     def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_local = num_replicas // context.num_input_pipelines

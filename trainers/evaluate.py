@@ -315,10 +315,14 @@ class RunMeasurer:
         self._networks = _networks(settings, self._real)
 
     def prepare(self, protocols: list) -> None:
-        """Makes the networks of the metrics, but no judge. Raises ValueError if weights are missing."""
+        """Makes the networks of the metrics, but no judge. Raises ValueError if weights are missing, or a judge's labels."""
+        from tfvidgen.features.judge import label_values
+
         for protocol in protocols:
             for name in protocol.networks:
-                if name != "judge":
+                if name == "judge":
+                    label_values(self._real.videos, self._settings.judge_labels)
+                else:
                     self._networks.get(name, protocol.frames or self._config.num_frames, protocol.stride)
 
     def measure(
@@ -408,18 +412,17 @@ def parse_weights(text: str) -> dict[str, str]:
 def _networks(settings: Config, real: VideoClips) -> Networks:
     from tfvidgen.metrics.families import Networks
 
-    def judge(num_frames: int, stride: int):
-        from tfvidgen.data.collection import VideoCollection
+    def judge(num_frames: int, stride: int, labels: np.ndarray | None):
         from tfvidgen.features.judge import train_judge
 
         cache_dir = _cache_dir(settings)
-        videos = real.videos if isinstance(real.videos, VideoCollection) else real.videos.collection()
         return train_judge(
-            videos,
-            settings.judge_labels,
+            real.videos,
+            settings.judge_labels if labels is None else labels,
             cache_dir=None if cache_dir is None else cache_dir / "judges",
             num_frames=num_frames,
             stride=stride * real.origin["stride"],
+            short_clip=real.origin["short_clip"],
             steps=settings.judge_steps,
         )
 
@@ -556,7 +559,8 @@ class EvaluateMetrics:
         uses_weights: True: measured are the averaged weights, where the run keeps them.
 
     Raises:
-        ValueError: If a name is unknown, models cannot be ranked by it, or the periods do not fit.
+        ValueError: If a name is unknown, models cannot be ranked by it, the periods do not fit, or weights of a network or
+            labels for a judge are missing.
     """
 
     uses_weights = True
@@ -574,7 +578,6 @@ class EvaluateMetrics:
         report: Callable[[str], None] | None = None,
     ):
         self._model, self._run_dir = model, pathlib.Path(run_dir)
-        self._run_data, self._config = run_data, config
         self._say = report or (lambda line: print(line, flush=True))
         self._settings = dataclasses.replace(settings or Config(), metrics=metrics)
         self.every_steps = every_steps
@@ -595,12 +598,11 @@ class EvaluateMetrics:
                 f"Models cannot be ranked by {names[self._position]}, so it cannot choose the best checkpoint: name another "
                 "metric first."
             )
-        self._measurer: RunMeasurer | None = None
+        self._measurer = RunMeasurer(run_dir, run_data, config, self._settings)
+        self._measurer.prepare(self._protocols)  # missing weights should be known before the training begins
 
     def run(self, step: int, logs: Mapping[str, float]) -> None:
         """Measures the model as it is. Called by the loop."""
-        if self._measurer is None:
-            self._measurer = RunMeasurer(self._run_dir, self._run_data, self._config, self._settings)
         _drop_records(pathlib.Path(self._settings.out or self._run_dir) / RECORDS, step)
         results = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
         self._keep_best(step, results[self._position])

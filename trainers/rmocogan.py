@@ -22,6 +22,7 @@ class Config(mocogan.Config):
 
 # The paper gives no numbers of its own: "we follow the notation and architecture of MoCoGAN" (Sec. 4.2), without categories.
 _PAPER = {**mocogan.PAPER, "residual_units": 128}
+# widths and settings of the two fast ones: see MoCoGAN's
 PRESETS = {
     "smoke": {**mocogan.SMOKE, "residual_units": 8},
     "weizmann": {**mocogan.FAST, "dataset": "weizmann", "mirror": "same_action"},

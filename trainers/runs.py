@@ -22,6 +22,7 @@ from trainers.images import loose_images
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
+LABELS = ("identity_names", "action_names")
 # Fields that may differ when a run goes on: they change neither its data nor, beyond rounding, its numbers.
 _FREE_FIELDS = (
     "run_dir",
@@ -32,12 +33,19 @@ _FREE_FIELDS = (
     "max_bad_steps",
     "tensorboard",
     "evaluate",
+    "evaluate_metrics",
+    "evaluate_every_steps",
+    "evaluate_weights",
     "steps_per_loop",
+    "checkpoint_every_steps",
     "cache_dir",
     "data_dir",
     "data_service",
     "sample_every_steps",
 )
+# Fields that may differ between the workers of one run. The others must not, periods among them: a worker that stopped to
+# save while the rest went on would wait for them for ever.
+_OWN_FIELDS = ("run_dir", "strategy", "devices", "cache_dir", "data_dir", "data_service")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +123,8 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
-    """A number below 2^31 that two processes share only if they train the same system with the same settings and data."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _FREE_FIELDS}
+    """A number below 2^31 that two workers share only if they train the same system with the same settings and data."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN_FIELDS}
     text = json.dumps([system, settings, run_data.trained.digest], sort_keys=True)
     return zlib.crc32(text.encode()) >> 1
 
@@ -144,6 +152,7 @@ def start(config: Any, system: str, model: VideoGenerator, run_data: RunData, wr
             "num_videos": len(run_data.trained),
             "fps": run_data.all.fps,
         },
+        "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
         "model": {"class": type(model).__name__, "config": _plain(model.get_config())},
         "versions": versions(),
     }

@@ -60,19 +60,23 @@ _PAPER = {
     "batch_size": 32,
     "total_steps": 100_000,
 }
-# Ours, for minutes on a CPU: half the width, and Adam, which needs fewer steps.
+# Ours, for a quarter of an hour on two cores: half the paper's widths, so that this time has 3,200 steps; Adam and the
+# cross-entropy game, which learn in thousands of steps what RMSprop and the Wasserstein game learn in a hundred thousand;
+# and what is drawn, measured and exported is a running average of the weights.
 _FAST = {
     "size": 64,
     "num_frames": 16,
     "width": 16,
     "discriminator_width": 32,
     "temporal_width": 256,
+    "adversarial_loss": "non_saturating",
     "optimizer": "adam",
     "generator_learning_rate": 2e-4,
     "discriminator_learning_rate": 2e-4,
     "batch_size": 8,
+    "ema_decay": 0.995,
     "precision": "auto",
-    "ema_decay": 0.998,
+    "total_steps": 3200,
 }
 PRESETS = {
     "smoke": {
@@ -92,8 +96,8 @@ PRESETS = {
         "checkpoint_every_steps": 2,
         "batch_size": 2,
     },
-    "weizmann": {**_FAST, "dataset": "weizmann", "stride": 2, "total_steps": 4000},
-    "shapes": {**_FAST, "dataset": "shapes", "stride": 2, "total_steps": 4000},
+    "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
+    "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
     "paper_ucf101": _PAPER,
     "paper_ucf101_conditional": {**_PAPER, "conditional": True},
     # official code: weights within 0.01 after every step
@@ -110,9 +114,7 @@ PRESETS = {
 
 def build_model(config: Config, run_data: RunData) -> TGAN:
     """The compiled model of a config and its data."""
-    import keras
-
-    from tfvidgen.models.tgan import TGAN
+    from tfvidgen.models.tgan import TGAN, rmsprop
 
     adversarial.require_clips(config, run_data)
     model = TGAN(
@@ -133,7 +135,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
     def optimizer(rate):
         if config.optimizer == "adam":
             return adversarial.adam(config, rate)
-        return keras.optimizers.RMSprop(rate, rho=0.99, epsilon=1e-8)  # the official code's library's defaults
+        return rmsprop(rate)
 
     model.compile(
         optimizer(config.generator_learning_rate),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import socket
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,7 @@ def _train(
     keras.utils.set_random_seed(config.seed)
     run_data = runs.load_data(config)
     check_batch(config, run_data, num_replicas)
+    check_service(config.data_service)
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
@@ -141,6 +143,7 @@ def _train(
             actions=[
                 loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps),
                 *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
+                *_measurements(model, run_data, config, run_dir, say),
             ],
             resume=config.resume,
             frames_per_step=frames_per_step(config),
@@ -156,6 +159,21 @@ def _train(
             with average.applied() if average else contextlib.nullcontext():
                 evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=config.total_steps, report=say)
     return model
+
+
+def _measurements(model, run_data, config, run_dir, say) -> list[Any]:
+    """The action that measures `--evaluate_metrics`; made before the first step, so that what is missing is said then."""
+    if not config.evaluate_metrics:
+        return []
+    from trainers import evaluate
+
+    settings = evaluate.Config(weights=config.evaluate_weights, data_dir=config.data_dir)
+    every_steps = config.evaluate_every_steps
+    return [
+        evaluate.EvaluateMetrics(
+            model, run_data, config, run_dir, config.evaluate_metrics, every_steps, settings, report=say
+        )
+    ]
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
@@ -194,6 +212,20 @@ def check_batch(config: Any, run_data: RunData, num_replicas: int = 1) -> None:
             f"--batch_size={config.batch_size} is more than the {len(run_data.trained)} videos that are trained, so a batch "
             "would hold some twice: lower it to at most that, or train on more videos."
         )
+
+
+def check_service(address: str) -> None:
+    """Raises ValueError if nobody listens at the address of a tf.data service: TensorFlow would wait there for ever."""
+    if not address:
+        return
+    host, _, port = address.removeprefix("grpc://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--data_service={address} cannot be reached ({error}): start the service, give its address as grpc://host:port, or "
+            "leave the flag out."
+        ) from None
 
 
 def describe_data(run_data: RunData) -> str:

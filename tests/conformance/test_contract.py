@@ -159,6 +159,7 @@ def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
         first, last = np.mean(losses[:5]), np.mean(losses[-5:])
         share = 0.1 if player else 0.3  # batch norm in a held discriminator leaves a generator little to win
         assert last < first - share * abs(first), f"{loss} went from {first:.3f} to {last:.3f}"
+    assert step.experimental_get_tracing_count() == 1
 
 
 def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path, straight_run):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from export import saved_model
 from tests.systems import SYSTEMS, vivid
 from tfvidgen.models.base import VideoGenerator
-from trainers import checkpoints, navsynth, runs
+from trainers import average, checkpoints, navsynth, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def free_length(tmp_path_factory) -> Exported:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder with a checkpoint at step 7, and the model that was saved."""
+    """A run folder with a checkpoint at step 7, and the model with the average of weights that the run kept."""
 
     config: navsynth.Config
     model: VideoGenerator
@@ -65,14 +65,28 @@ def run(tmp_path_factory) -> Run:
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     config = navsynth.Config(
         **{"num_identities": 2, "num_actions": 2, "size": 16, "num_frames": 3, "triplet_weight": 0.0, "width": 4},
-        **{"rnn_units": 5, "static_dim": 3, "transient_dim": 4, "motion_dim": 3, "run_dir": str(run_dir)},
+        **{
+            "rnn_units": 5,
+            "static_dim": 3,
+            "transient_dim": 4,
+            "motion_dim": 3,
+            "ema_decay": 0.5,
+            "run_dir": str(run_dir),
+        },
     )
     run_data = runs.load_data(config)
     model = navsynth.build_model(config, run_data)
     runs.start(config, "navsynth", model, run_data)
     vivid(model)
-    state = {"step": tf.Variable(7, dtype=tf.int64), **checkpoints.model_state(model)}
+    kept = average.WeightAverage(model, config.ema_decay)
+    kept.update()
+    averaged = [weight.numpy() for weight in model.trainable_variables]
+    for weight in model.trainable_variables:  # those of the last step, which nobody asks for
+        weight.assign(0.5 * weight)
+    state = {"step": tf.Variable(7, dtype=tf.int64), **checkpoints.model_state(model), **kept.state}
     checkpoints.Checkpoints(state, run_dir).save(7)
+    for weight, value in zip(model.trainable_variables, averaged, strict=True):
+        weight.assign(value)
     (run_dir / "evaluation.json").write_text(json.dumps({"step": 7, "trained_videos": {"psnr": 31.25}}))
     return Run(config, model)
 

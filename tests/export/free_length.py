@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfvidgen.models.base import VideoGenerator
+from tfvidgen.models.base import LatentSpec, VideoGenerator
 
 NUM_LABELS, LENGTH, SIZE = 3, 3, 8
 _DIM = 4
-
-
-class CountedSpec(NamedTuple):
-    """A `LatentSpec` that says how many values a label has."""
-
-    shape: tuple[int | None, ...]
-    dtype: str
-    prior: str
-    num_values: int | None = None
 
 
 class FreeLength(VideoGenerator):
@@ -44,9 +33,9 @@ class FreeLength(VideoGenerator):
     @property
     def latent_spec(self):
         return {
-            "content": CountedSpec((_DIM,), "float32", "standard normal"),
-            "motion": CountedSpec((None, _DIM), "float32", "standard normal"),
-            "label": CountedSpec((), "int32", "uniform", NUM_LABELS),
+            "content": LatentSpec((_DIM,), "float32", "standard normal"),
+            "motion": LatentSpec((None, _DIM), "float32", "standard normal"),
+            "label": LatentSpec((), "int32", "uniform", NUM_LABELS),
         }
 
     def sample_latents(self, num_videos, num_frames=None, seed=0):

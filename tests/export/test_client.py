@@ -17,6 +17,7 @@ from export import client
 from tests.export.conftest import assert_same_frames
 from tests.export.free_length import moving_square
 from tfvidgen.data.video_io import probe_video, read_video, write_mp4
+from tfvidgen.visualize import contact_sheet
 
 
 def addresses(server):
@@ -150,6 +151,7 @@ METADATA = json.dumps({"metadata": {"signature_def": {"signature_def": {"serving
 
 @pytest.fixture
 def quick(monkeypatch):
+    """Waits less between two attempts."""
     monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
 
 
@@ -189,6 +191,19 @@ def test_a_server_that_hangs_is_left_after_the_timeout(quick):
         asking.predict("serving_default", {"seed": [1]})
     assert time.monotonic() - begin < 5
     server.close()
+
+
+def test_a_late_answer_is_told_alike_by_grpc(server, monkeypatch):
+    if not server.grpc_port:
+        pytest.skip("needs tensorflow-serving-api (extra: serving)")
+    endpoint = server.app.versions.get().endpoint("serving_default")
+    run = endpoint.run
+    monkeypatch.setattr(endpoint, "run", lambda inputs: (time.sleep(0.5), run(inputs))[1])
+    asking = client.connect(f"grpc://127.0.0.1:{server.grpc_port}", "m", timeout_seconds=0.2)
+    asking.signatures()
+    with pytest.raises(client.ServerError, match=r"within 0\.2 s: raise --timeout_seconds"):
+        asking.predict("serving_default", {"seed": [1]})
+    asking.close()
 
 
 def test_answers_of_another_form_or_too_large_are_errors(quick):
@@ -250,8 +265,12 @@ def test_every_command_and_kind_of_file(url, server, exported, tmp_path, capsys)
     for name in ("lookup.gif", "exchange.webp"):
         with Image.open(tmp_path / name) as image:
             assert image.n_frames == 4
+    asking = client.connect(url, "m")
+    line = asking.predict("interpolate", {"a": 1, "b": 9, "num_steps": 3})["video"]
+    asking.close()
     with Image.open(tmp_path / "interpolate.png") as image:
-        assert image.height > 3 * 16
+        sheet = contact_sheet(list(line), row_labels=["seed 1", "", "seed 9"])
+        np.testing.assert_array_equal(np.asarray(image), sheet)
     live = exported.model.decode(exported.model.sample_latents(2, seed=4))
     assert_same_frames(np.load(tmp_path / "decode.npy"), live)
     if server.grpc_port:
@@ -278,6 +297,8 @@ def test_encoding_and_decoding_a_file(free_server, free_length, tmp_path):
 
 def test_wrong_commands_are_one_message(url, tmp_path, capsys):
     out = f"--out={tmp_path / 'x.mp4'}"
+    no_npz = tmp_path.with_name("codes.npz")
+    no_npz.write_bytes(b"latents")
     for arguments, status, reason in (
         ([], 2, "A command is missing"),
         (["generat"], 2, "Did you mean 'generate'?"),
@@ -286,7 +307,10 @@ def test_wrong_commands_are_one_message(url, tmp_path, capsys):
         (["generate", out, "--seeds=a"], 2, "--seeds takes whole numbers"),
         (["lookup", out, f"--server={url}", "--model=m", "--ids=99"], 1, "video_id must lie in 0..5"),
         (["generate", out, f"--server={url}", "--model=m", "--num_frames=9"], 1, "no endpoint 'generate'"),
+        (["exchange", out, "--identities=0,1", "--actions=0"], 2, "Received 2 and 1 numbers"),
         (["decode", out], 2, "--latents is missing"),
+        (["decode", out, f"--latents={no_npz}"], 1, "is no .npz"),
+        (["decode", out, f"--latents={tmp_path / 'none.npz'}"], 1, "No such file"),
         (["encode", out], 2, "encode needs --video=FILE and --out=FILE.npz"),
         (["generate", out, f"--server={url}", "--model=other"], 1, "answered 404: no model 'other'"),
     ):

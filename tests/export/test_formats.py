@@ -23,13 +23,10 @@ def systems() -> list:
 
 
 @pytest.mark.parametrize("system", systems())
-def test_every_system_agrees_or_says_why_not(system, suffix, tmp_path):
+def test_every_system_agrees(system, suffix, tmp_path):
     model = system.build()
     vivid(model)
-    try:
-        path, difference = formats.convert(model, tmp_path / f"decode{suffix}", batch_size=2)
-    except ValueError as error:
-        pytest.skip(f"not in this format: {error}"[:300])
+    path, difference = formats.convert(model, tmp_path / f"decode{suffix}", batch_size=2)
     assert difference <= formats.TOLERANCE
     assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.stat().st_size > 1000
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from export import publish
+from tests.export.conftest import assert_same_frames
 from trainers import runs
 
 
@@ -45,6 +46,16 @@ def test_the_card_has_front_matter_and_numbers(published):
     assert "license: apache-2.0" in front and "- navsynth" in front
     assert "| trained_videos.psnr | 31.25 |" in card
     assert 'snapshot_download("me/mine")' in card
+
+
+def test_the_cards_example_runs_where_the_card_is(published, run, monkeypatch):
+    (code,) = (
+        part for part in (published / "README.md").read_text().split("```python\n") if "saved_model.load" in part
+    )
+    monkeypatch.chdir(published)
+    names: dict = {}
+    exec(code.partition("```")[0], names)
+    assert_same_frames(names["video"].numpy(), runs.load_model(run.config.run_dir)[0].generate(1, seed=7))
 
 
 def test_the_weights_go_on_with_tfvidgen(published, run):

@@ -17,8 +17,8 @@ from PIL import Image
 from export import endpoints, saved_model
 from tests.export import free_length as small
 from tests.export.conftest import assert_same_frames
-from tests.systems import SYSTEMS, vivid
-from tfvidgen.models.base import VideoGenerator
+from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
+from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.visualize import to_uint8
 from trainers import runs
 
@@ -41,7 +41,7 @@ for system, calls in json.loads((root / "calls.json").read_text()).items():
     answers[system] = {}
     for name, (endpoint, inputs) in calls.items():
         try:
-            tensors = {key: tf.constant(value, dtype) for key, (dtype, value) in inputs.items()}
+            tensors = {key: tf.constant(np.array(value, dtype).reshape(shape)) for key, (dtype, value, shape) in inputs.items()}
             result = {key: value.numpy() for key, value in signatures[endpoint](**tensors).items()}
             answers[system][name] = sorted(result)
             for key, value in result.items():
@@ -114,7 +114,6 @@ def calls_of(model: VideoGenerator, metadata: dict) -> dict[str, tuple[str, dict
     calls = {
         "seeds": ("serving_default", seeds(*SEEDS, 9)),
         **{f"seed {seed}": ("serving_default", seeds(seed)) for seed in SEEDS},
-        "jpeg": ("serving_default_jpeg", seeds(9)),
         "error: no seeds": ("serving_default", seeds()),
         "error: unnamed seed": ("serving_default", {}),
         "decode": ("decode", given),
@@ -166,10 +165,25 @@ def calls_of(model: VideoGenerator, metadata: dict) -> dict[str, tuple[str, dict
         }.items():
             calls[name] = ("generate", {**seeds(9, -3), "num_frames": ("int32", length)})
     if "encode" in served:
-        video = small.moving_square()
+        video = clip_for(metadata)
         calls["encode"] = ("encode", {"video": ("uint8", video.tolist())})
-        calls["error: encode nothing"] = ("encode", {"video": ("uint8", video[:, :0].tolist())})
-    return calls
+        calls["error: encode nothing"] = ("encode", {"video": ("uint8", video[:0])})
+        if metadata["video"]["free_length"]:
+            calls["error: encode no frames"] = ("encode", {"video": ("uint8", video[:, :0])})
+    for call in TWINS & calls.keys():
+        endpoint, inputs = calls[call]
+        calls[f"jpeg {call}"] = (f"{endpoint}_jpeg", inputs)
+    return {name: (endpoint, {k: (d, np.asarray(v).tolist(), np.shape(v)) for k, (d, v) in inputs.items()})
+            for name, (endpoint, inputs) in calls.items()}  # fmt: skip
+
+
+TWINS = {"seed 9", "decode", "interpolate", "lookup", "exchange", "short"}  # calls that are also asked for as JPEG
+
+
+def clip_for(metadata: dict) -> np.ndarray:
+    """A uint8 video that fits the model's encoder, (1, T, H, W, 3)."""
+    shape = (metadata["video"]["num_frames"], *metadata["video"]["shape"][2:])
+    return np.random.default_rng(3).integers(0, 256, (1, *shape), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +268,7 @@ def test_generate_gives_the_live_frames(served):
 def test_encode_gives_the_live_latents(served):
     if "encode" not in served.endpoints:
         pytest.skip("this system has no encoder")
-    live = served.model.encode(small.moving_square().astype(np.float32) / 127.5 - 1.0)
+    live = served.model.encode(clip_for(served.metadata).astype(np.float32) / 127.5 - 1.0)
     assert served.answers["encode"] == sorted(live)
     for name, value in live.items():
         np.testing.assert_allclose(served.outputs[f"encode/{name}"], value, atol=1e-5)
@@ -273,13 +287,16 @@ def test_interpolation_runs_from_one_seed_to_the_other(served):
 
 
 def test_jpeg_frames_are_those_frames(served):
-    assert served.answers["jpeg"] == ["frames_bytes"]
-    (files,) = served.outputs["jpeg/frames_bytes"]
-    shown = np.array([np.asarray(Image.open(io.BytesIO(file.tobytes()))) for file in files])
-    exact = served.video("seed 9")[0]
-    assert shown.shape == exact.shape
-    # blocks of 8x8 of noise are the worst case for JPEG; no frame comes near its neighbour's
-    assert np.abs(shown.astype(int) - exact).mean() < 12
+    twins = {name: answer for name, answer in served.answers.items() if name.startswith("jpeg ")}
+    assert {name.removeprefix("jpeg ") for name in twins} == TWINS & served.answers.keys()
+    for name, answer in twins.items():
+        assert answer == ["frames_bytes"], answer
+        exact = served.video(name.removeprefix("jpeg "))
+        files = served.outputs[f"{name}/frames_bytes"]
+        shown = np.array([[np.asarray(Image.open(io.BytesIO(file.tobytes()))) for file in row] for row in files])
+        assert shown.shape == exact.shape
+        # blocks of 8x8 of noise are the worst case for JPEG; no frame comes near its neighbour's
+        assert np.abs(shown.astype(int) - exact).mean() < 12
 
 
 def test_a_seed_gives_the_live_video(served):
@@ -291,13 +308,37 @@ def test_every_system_makes_its_videos_from_seeds_and_latents_alone(system):
     """Without a detour over a file: what the contract gives is enough for the endpoints."""
     model = system.build()
     vivid(model)
-    functions = endpoints.make(model).functions
+    made = endpoints.make(model)
+    functions = made.functions
     assert_same_frames(
         functions["serving_default"](np.array([9], np.int64))["video"].numpy(), model.generate(1, seed=9)
     )
     if "generate" in functions:
         video = functions["generate"](np.array([9], np.int64), np.int32(7))["video"].numpy()
         assert_same_frames(video, model.generate(1, 7, seed=9))
+    # a one-hot code of a label that does not exist is all zeros: a wrong video, and no error
+    labels = {name for name, entry in model.latent_spec.items() if entry.dtype == "int32"}
+    assert set(made.ranges.get("decode", {})) == labels
+    latents = {name: np.asarray(value) for name, value in model.sample_latents(2, seed=5).items()}
+    for name in labels:
+        low, high = made.ranges["decode"][name]
+        assert (low, high) == (0, NUM_ACTIONS - 1)
+        for value in (low - 1, high + 1):
+            given = {**latents, name: np.array([low, value], np.int32)}
+            with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{name} must lie in 0\.\.{high}"):
+                functions["decode"](*(given[key] for key in model.latent_spec))
+
+
+def test_a_label_without_a_bound_is_refused():
+    class Uncounted(small.FreeLength):
+        @property
+        def latent_spec(self):
+            return {name: LatentSpec(*entry[:3]) for name, entry in super().latent_spec.items()}
+
+    model = Uncounted()
+    model.build()
+    with pytest.raises(ValueError, match="Uncounted does not say how many values its latent 'label' has"):
+        endpoints.make(model)
 
 
 # ---------------------------------------------------------------- seeds
@@ -539,6 +580,12 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     assert metadata["name"] == metadata["system"] == "navsynth"
     assert metadata["config"] == description["config"]
     assert metadata["data"] == description["data"] and metadata["versions"] == description["versions"]
+    assert metadata["labels"] == description["labels"]
+    assert {name: len(labels) for name, labels in metadata["labels"].items()} == {
+        "identity_names": 2,
+        "action_names": 2,
+    }
+    assert "Identity names: 0 " in (folder / "README.md").read_text()
     assert metadata["metrics"]["trained_videos"]["psnr"] == 31.25
     assert "| trained_videos.psnr | 31.25 |" in (folder / "README.md").read_text()
     lookup = tf.saved_model.load(str(folder)).signatures["lookup"]

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import gc
 import http.client
 import io
 import json
@@ -16,14 +17,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import serve
-from tests.export.conftest import assert_same_frames, start_server
+from export import client, serve
+from tests.export.conftest import assert_same_frames, start_server, uint8
 
 
 def ask(url: str, content=None, timeout: float = 30.0) -> tuple[int, dict]:
@@ -296,6 +298,40 @@ def test_requests_that_wait_run_together_and_get_their_own_rows(signatures):
     assert rows == [1, 4, 1]
 
 
+def test_only_requests_of_one_length_run_together_and_outlive_their_version(free_length):
+    from export import runtime
+
+    version = runtime.Version(free_length.version)
+    decode, generate = version.endpoint("decode"), version.endpoint("generate")
+    gone = weakref.ref(version)
+    del version  # as when it was replaced while they wait
+    gc.collect()
+    assert gone() is None
+    latents = [
+        {name: np.asarray(value) for name, value in free_length.model.sample_latents(1, length, seed=length).items()}
+        for length in (2, 3, 2, 3)
+    ]
+    latents[2]["content"] = latents[2]["content"] + 1.0
+    lengths = [{"seed": np.array([5]), "num_frames": np.int32(length)} for length in (2, 3, 3)]
+    asked = [*((decode, inputs) for inputs in latents), *((generate, inputs) for inputs in lengths)]
+    alone = [endpoint.run(inputs)["video"] for endpoint, inputs in asked]
+    rows, held = [], threading.Event()
+    batcher = runtime.Batcher(max_rows=8, on_batch=lambda count: (rows.append(count), held.wait(30)))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        first = pool.submit(batcher.run, *asked[0], 60.0)
+        wait_for(lambda: rows)
+        answers = []
+        for endpoint, inputs in asked:
+            answers.append(pool.submit(batcher.run, endpoint, inputs, 60.0))
+            wait_for(lambda: batcher.num_waiting == len(answers))  # noqa: B023
+        held.set()
+        for answer, expected in zip([first, *answers], [alone[0], *alone], strict=True):
+            np.testing.assert_array_equal(answer.result(60)["video"], expected)
+    batcher.close()
+    # the held one, both of two frames, both of three, and what has a scalar input on its own
+    assert rows == [1, 2, 2, 1, 1, 1]
+
+
 def test_one_wrong_request_does_not_fail_its_batch(signatures):
     from export import runtime
 
@@ -371,19 +407,29 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 def test_a_new_version_takes_over_without_a_failed_request(free_length, tmp_path):
     copied(free_length.version, tmp_path / "1")
-    server = start_server(tmp_path, poll_seconds=0.05, grpc_port=-1)
+    server = start_server(tmp_path, poll_seconds=0.05)
     url = f"http://127.0.0.1:{server.rest_port}"
-    statuses, stop = [], threading.Event()
+    addresses = [url, *([f"grpc://127.0.0.1:{server.grpc_port}"] if server.grpc_port else [])] * 2
+    expected = uint8(free_length.model.generate(1, seed=7))
+    answers: list[list] = [[] for _ in addresses]
+    stop = threading.Event()
 
-    def keep_asking():
+    def keep_asking(address, found):
+        asking = client.connect(address, "m", num_attempts=1)
         while not stop.is_set():
-            statuses.append(predict(url, inputs=[len(statuses)])[0])
-            time.sleep(0.02)
+            try:
+                video = asking.predict("serving_default", {"seed": [7]})["video"]
+                found.append(int(np.abs(video.astype(int) - expected).max()))
+            except Exception as error:
+                found.append(error)
+            time.sleep(0.01)
+        asking.close()
 
-    asking = threading.Thread(target=keep_asking)
+    threads = [threading.Thread(target=keep_asking, args=pair) for pair in zip(addresses, answers, strict=True)]
     try:
-        asking.start()
-        wait_for(lambda: len(statuses) > 3)
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: min(map(len, answers)) > 3)
         copied(free_length.version, tmp_path / "2")
         wait_for(lambda: served_versions(url) == {"2": "AVAILABLE", "1": "END"})
         (tmp_path / "3").mkdir()
@@ -395,13 +441,14 @@ def test_a_new_version_takes_over_without_a_failed_request(free_length, tmp_path
         wait_for(lambda: "3" not in served_versions(url))
         shutil.rmtree(tmp_path / "2")
         shutil.rmtree(tmp_path / "1")
-        time.sleep(0.2)
-        assert predict(url, inputs=[1])[0] == 200  # better an old model than none
+        counts = [len(found) for found in answers]  # better an old model than none
+        wait_for(lambda: all(len(found) > count + 3 for found, count in zip(answers, counts, strict=True)))
     finally:
         stop.set()
-        asking.join()
+        for thread in threads:
+            thread.join()
         server.stop()
-    assert len(statuses) > 10 and set(statuses) == {200}
+    assert {answer for found in answers for answer in found} <= {0, 1}, answers
 
 
 def test_a_folder_without_a_version_is_refused(tmp_path):
@@ -414,8 +461,9 @@ def test_a_folder_without_a_version_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- the end
-def test_a_stopping_server_finishes_what_it_has_begun(free_length):
-    server = start_server(free_length.base)
+@pytest.mark.parametrize("grace", [20.0, 0.1])
+def test_a_stopping_server_finishes_what_it_has_begun(free_length, grace):
+    server = start_server(free_length.base, grace_seconds=grace, max_batch_size=1)
     url = f"http://127.0.0.1:{server.rest_port}"
     assert ask(f"{url}/healthz") == (200, {"status": "ok"})
     endpoint = server.app.versions.get().endpoint("serving_default")
@@ -423,15 +471,19 @@ def test_a_stopping_server_finishes_what_it_has_begun(free_length):
 
     def slow(inputs):
         begun.set()
-        time.sleep(0.5)
+        time.sleep(0.3)
         return run(inputs)
 
     endpoint.run = slow
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(predict, url, inputs=[1])
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(predict, url, inputs=[1])]
         assert begun.wait(30)
+        answers += [pool.submit(predict, url, inputs=[seed]) for seed in (2, 3)]
+        wait_for(lambda: server.app.batcher.num_waiting == 2)
         server.stop()
-        assert answer.result(30)[0] == 200
+        statuses = [answer.result(30)[0] for answer in answers]
+    # with time enough all that waited are answered; else the running one is, and the others are told
+    assert statuses == ([200, 200, 200] if grace > 1 else [200, 503, 503])
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.rest_port), timeout=2).close()
 
@@ -478,8 +530,6 @@ def test_tensorflow_serving_itself(exported, tmp_path):
     program = os.environ.get("TFVIDGEN_MODEL_SERVER")
     if not program:
         pytest.skip("set TFVIDGEN_MODEL_SERVER to a tensorflow_model_server program")
-    from export import client
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

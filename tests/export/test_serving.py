@@ -41,17 +41,29 @@ def test_the_warm_up_file_is_replayed_through_the_loader(free_length, stubs):
             told = free_length.metadata["endpoints"][request.model_spec.signature_name]["outputs"]
             assert all(value.ndim == len(told[name]["shape"]) for name, value in outputs.items())
             replayed.add(request.model_spec.signature_name)
-    assert replayed == set(free_length.metadata["endpoints"])
+    # those with scalar inputs would keep TensorFlow Serving from loading the model when it batches
+    scalar = {"generate", "generate_jpeg", "interpolate", "interpolate_jpeg"}
+    assert replayed == set(free_length.metadata["endpoints"]) - scalar
     assert free_length.metadata["warmup_requests"] == len(replayed) <= 1000
 
 
 def test_warm_up_requests_come_back_as_arrays(model, stubs):
     requests = dict(serving.read_warmup(model.version))
     np.testing.assert_array_equal(requests["serving_default"]["seed"], np.zeros(1, np.int64))
-    assert requests["interpolate"]["num_steps"] == 2
+    assert all(value.ndim for inputs in requests.values() for value in inputs.values())
     for name, entry in model.metadata["latents"].items():
         value = requests["decode"][name]
         assert value.dtype == entry["dtype"] and value.ndim == 1 + len(entry["shape"])
+
+
+def test_the_development_server_calls_every_endpoint_before_it_serves(free_length, monkeypatch):
+    from export import runtime
+
+    called, run = [], runtime.Endpoint.run
+    monkeypatch.setattr(runtime.Endpoint, "run", lambda self, inputs: called.append(self.name) or run(self, inputs))
+    version = runtime.Version(free_length.version)
+    assert sorted(called) == sorted(version.endpoints) == sorted(free_length.metadata["endpoints"])
+    assert dict(serving.first_requests(free_length.version))["interpolate"]["num_steps"] == 2
 
 
 def test_without_stubs_an_export_says_what_is_missing(exported, tmp_path):

@@ -85,6 +85,20 @@ def test_two_replicas_give_the_same_features(two_replicas):
     assert seen == [2, 2]
 
 
+def test_float32_keeps_its_digits_while_features_are_computed():
+    extractor, allowed = MeanColour(), tf.config.experimental.tensor_float_32_execution_enabled
+    seen, outputs = [], extractor.outputs
+
+    def watched(part):
+        tf.py_function(lambda: seen.append(allowed()), [], [])
+        return outputs(part)
+
+    extractor.outputs = watched
+    before = allowed()
+    extractor(videos(5))
+    assert seen == [False, False] and allowed() == before
+
+
 def test_record_names_network_and_weights():
     extractor = MeanColour()
     before = extractor.record()

@@ -7,15 +7,18 @@ import pytest
 
 from tfvidgen.data.actors import actors
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.shards import prepare_shards
 from tfvidgen.features.judge import (
     NETWORKS,
     ClassifierConfig,
     VideoClassifier,
     _held_out,
-    _labels,
     judge_path,
+    label_values,
     train_judge,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 TINY = ClassifierConfig(num_frames=4, size=16, width=4, steps=2, batch_size=4, dropout=0.0)
 
@@ -123,6 +126,22 @@ def test_judge_is_found_by_data_labels_and_config(tmp_path):
     assert len({first, *others}) == 5
 
 
+def test_prepared_videos_give_the_same_judge(tmp_path):
+    """Of videos on disk, which may be shorter than a clip."""
+    videos, labels = moving_bars(20)
+    for label, name in enumerate(("down", "right")):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        np.save(tmp_path / "videos" / name / "all.npy", videos[labels == label])
+    prepared = prepare_shards(tmp_path / "videos", tmp_path / "prepared", size=16, num_workers=1)
+    judges = [
+        train_judge(source, "action", TINY, num_frames=8, short_clip="loop", held_out_share=0.1)
+        for source in (prepared, prepared.collection())
+    ]
+    assert judges[0].digest == judges[1].digest
+    assert judges[0].training == {**judges[1].training, "seconds": judges[0].training["seconds"]}
+    assert judges[0].training["held_out_accuracy"] is not None and judges[0].training["videos"] == 18
+
+
 def test_the_last_video_of_a_class_is_not_held_out():
     labels = np.repeat([0, 1, 2], [20, 9, 1])
     for seed in range(20):
@@ -134,10 +153,10 @@ def test_the_last_video_of_a_class_is_not_held_out():
 
 def test_labels_of_a_collection():
     collection = actors(3, 2, 4, 16)
-    cells, kind = _labels(collection, "cell")
+    cells, kind = label_values(collection, "cell")
     assert kind == "cell" and sorted(cells) == list(range(6))
-    np.testing.assert_array_equal(_labels(collection, "identity")[0], collection.identity)
-    own, kind = _labels(collection, collection.action[::-1])
+    np.testing.assert_array_equal(label_values(collection, "identity")[0], collection.identity)
+    own, kind = label_values(collection, collection.action[::-1])
     assert kind == "own" and own.tolist() == collection.action[::-1].tolist()
 
 
@@ -193,6 +212,7 @@ def test_wrong_options_are_refused():
         ({"network": "vgg"}, "`network` must be one of judge, tsn"),
         ({"steps": 0}, "`steps` must be at least 1"),
         ({"size": 8}, "`size` must be at least 16"),
+        ({"short_clip": "drop"}, "`short_clip` must be one of .*'drop'"),
         ({"dropout": 1.0}, r"`dropout` must lie in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):

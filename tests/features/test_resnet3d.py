@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfvidgen.features.resnet3d import GroupedConv3D, ResNet3D, ResNet3DFeatures
+from tfvidgen.features.resnet3d import PREPROCESSING, GroupedConv3D, ResNet3D, ResNet3DFeatures
 
 NARROW = {
     "r18": ("resnet18", "out", {"width": 8}),
@@ -120,6 +120,15 @@ def test_features_of_a_file(narrow_file):
     assert other.digest == extractor.digest and other.name != extractor.name
     scaled = (np.stack(frames)[None] / 255 - [0.4345, 0.4051, 0.3775]) / [0.2768, 0.2713, 0.2737]
     np.testing.assert_allclose(other(videos), other._model(scaled.astype(np.float32))[1], rtol=1e-4, atol=1e-4)
+
+
+def test_files_of_2020_are_told_by_their_classes(narrow_file, tmp_path):
+    arrays = dict(np.load(narrow_file))
+    for classes, expected in ((400, "activitynet"), (700, "kinetics"), (1039, "kinetics")):
+        head = {"fc.weight": np.zeros((classes, 32), np.float32), "fc.bias": np.zeros(classes, np.float32)}
+        np.savez(tmp_path / "file.npz", **{**arrays, **head})
+        extractor = ResNet3DFeatures(tmp_path / "file.npz", "resnet18")
+        assert expected in extractor.name and extractor.record()["mean"][0] == PREPROCESSING[expected][0][0]
 
 
 def test_sixteen_frames_and_no_others(narrow_file):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 
 import h5py
 import keras
@@ -30,12 +31,33 @@ def small_trunk(seed=7):
     }
 
 
-def write_torch_npz(path, weights):
-    arrays = {}
+def torch_arrays(weights):
+    arrays = {"classifier.0.weight": np.zeros((2, 2), np.float32)}
     for name, (kernel, bias) in weights.items():
-        arrays[f"features.{_TORCH_INDEX[name]}.weight"] = kernel.transpose(3, 2, 0, 1)
+        arrays[f"features.{_TORCH_INDEX[name]}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
         arrays[f"features.{_TORCH_INDEX[name]}.bias"] = bias
-    np.savez(path, **arrays, **{"classifier.0.weight": np.zeros((2, 2), np.float32)})
+    return arrays
+
+
+def write_torch_npz(path, weights):
+    np.savez(path, **torch_arrays(weights))
+    return path
+
+
+def write_torch_pth(path, weights):
+    """A state dict as `torch.save` writes it: a pickle that names tensors, and their numbers beside it."""
+
+    def numbers(values):
+        return b"(" + b"".join(b"I%d\n" % value for value in values) + b"t"
+
+    pickled = b"}("
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, (name, array) in enumerate(torch_arrays(weights).items()):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+            storage = b"(Vstorage\nctorch\nFloatStorage\nV%d\nVcpu\nI%d\ntQ" % (key, array.size)
+            place = b"I0\n" + numbers(array.shape) + numbers(stride // 4 for stride in array.strides)
+            pickled += b"V%s\nctorch._utils\n_rebuild_tensor_v2\n(%s%sI00\nNtR" % (name.encode(), storage, place)
+        archive.writestr("archive/data.pkl", pickled + b"u.")
     return path
 
 
@@ -70,9 +92,10 @@ def assert_maps_equal(maps, expected):
         np.testing.assert_allclose(maps[name], values, rtol=1e-4, atol=1e-4 * np.abs(values).max())
 
 
-def test_torch_npz_gives_the_features_of_plain_numpy(tmp_path):
+@pytest.mark.parametrize("write", [write_torch_npz, write_torch_pth])
+def test_torch_files_give_the_features_of_plain_numpy(tmp_path, write):
     weights, frames = small_trunk(), random_frames(2, 8, 6, 3)
-    network = VGG16Features(LAYERS, weights=write_torch_npz(tmp_path / "vgg16.npz", weights))
+    network = VGG16Features(LAYERS, weights=write(tmp_path / "vgg16.npz", weights))  # told apart by content
     assert network.preprocessing == "torch"
     assert_maps_equal(network(frames), numpy_features(frames, weights, torch_range))
 
@@ -150,22 +173,29 @@ def test_float32_under_a_global_low_precision_policy():
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no `weights`.*torchvision.*'random'"):
+    with pytest.raises(ValueError, match="no `weights`.*vgg16-397923af.pth.*torchvision.*BSD-3-Clause.*'random'"):
         VGG16Features(LAYERS)
-    with pytest.raises(ValueError, match="no file.*nowhere.h5"):
+    with pytest.raises(ValueError, match="there is no file.*nowhere.h5"):
         VGG16Features(LAYERS, weights=tmp_path / "nowhere.h5")
     weights = small_trunk()
     weights.pop("block2_conv1")
     path = write_torch_npz(tmp_path / "vgg16.npz", weights)
-    with pytest.raises(ValueError, match=r"lack kernel and bias of block2_conv1 \(features.5\)"):
+    with pytest.raises(ValueError, match=r"lacks kernel and bias of block2_conv1 \(features.5\)"):
         VGG16Features(LAYERS, weights=path)
     VGG16Features(("block1_conv2",), weights=path)
     weights["block1_conv1"][0] = weights["block1_conv1"][0][:, :, :, :32]
     with pytest.raises(ValueError, match=r"block1_conv1/kernel.*\(3, 3, 3, 32\).*expected \(3, 3, 3, 64\)"):
         VGG16Features(("block1_conv2",), weights=write_torch_npz(tmp_path / "vgg16.npz", weights))
     (tmp_path / "vgg16.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match="cannot read 'vgg16.pth'"):
+    with pytest.raises(ValueError, match="'vgg16.pth' is no .npz, PyTorch, HDF5"):
         VGG16Features(LAYERS, weights=tmp_path / "vgg16.pth")
+
+
+def test_other_networks_that_would_fit_are_refused(tmp_path):
+    arrays = torch_arrays(small_trunk())
+    np.savez(tmp_path / "vgg19.npz", **arrays, **{"features.16.weight": np.zeros((256, 256, 3, 3), np.float32)})
+    with pytest.raises(ValueError, match="vgg19.npz' is of another network: features.16.weight"):
+        VGG16Features(LAYERS, weights=tmp_path / "vgg19.npz")
 
 
 @pytest.mark.slow

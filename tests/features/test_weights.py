@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_torchscript_and_other_files_are_refused(tmp_path):
         archive.writestr("script/constants.pkl", b"")
     with pytest.raises(ValueError, match="'script.pt' is a TorchScript program.*state_dict"):
         read_arrays(tmp_path / "script.pt", INFO)
-    with pytest.raises(ValueError, match="'notes.txt' is no .npz, PyTorch or TensorFlow checkpoint"):
+    with pytest.raises(ValueError, match="'notes.txt' is no .npz, PyTorch, HDF5 or TensorFlow checkpoint"):
         read_arrays(write(tmp_path / "notes.txt", b"weights"), INFO)
     with pytest.raises(ValueError, match="cannot be read.*allow_pickle"):
         np.savez(tmp_path / "objects.npz", a=np.array([{}], object))
@@ -126,7 +127,7 @@ def test_checkpoint_without_tensors_is_refused(tmp_path):
         read_arrays(tmp_path / "empty.pt", INFO)
 
 
-def test_numpy_and_tensorflow_files_hold_the_same(tmp_path):
+def test_numpy_hdf5_and_tensorflow_files_hold_the_same(tmp_path):
     arrays = {"a/w": np.arange(6, dtype=np.float32).reshape(2, 3), "a/b": np.ones(3, np.float32)}
     np.savez(tmp_path / "net.npz", **arrays)
     (tmp_path / "model" / "variables").mkdir(parents=True)
@@ -134,11 +135,18 @@ def test_numpy_and_tensorflow_files_hold_the_same(tmp_path):
         tf.raw_ops.SaveV2(
             prefix=str(prefix), tensor_names=list(arrays), shape_and_slices=[""] * 2, tensors=list(arrays.values())
         )
-    for name in ("net.npz", "net.ckpt", "net.ckpt.index", "model"):
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file["a/text"] = "no number"
+    for name in ("net.npz", "net.h5", "net.ckpt", "net.ckpt.index", "model"):
         found = read_arrays(tmp_path / name, INFO)
         assert sorted(found) == sorted(arrays)
         for key, array in arrays.items():
             np.testing.assert_array_equal(found[key], array)
+    write(tmp_path / "cut.h5", (tmp_path / "net.h5").read_bytes()[:100])
+    with pytest.raises(ValueError, match="'cut.h5' cannot be read"):
+        read_arrays(tmp_path / "cut.h5", INFO)
     write(tmp_path / "net.ckpt.index", b"broken")
     with pytest.raises(ValueError, match="net.ckpt' cannot be read"):
         read_arrays(tmp_path / "net.ckpt", INFO)

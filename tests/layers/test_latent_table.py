@@ -124,6 +124,37 @@ def test_an_update_that_is_not_kept_leaves_rows_and_slots(rule):
         np.testing.assert_array_equal(kept.numpy(), expected.numpy(), err_msg=kept.path)
 
 
+# ---------------------------------------------------------------- the average of rows
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("host_memory", [False, True])
+def test_rows_that_are_taken_in_late_have_the_average_over_all_steps(replicas, host_memory, two_replicas):
+    """Against the definition, in float64, over every row after every step; also a step that was not kept."""
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    decay, used = 0.8, [[0, 1], [0, 0], [0, 1], [1, 1], [0, 1], [0, 3], [0, 1], [1, 0]]  # by the first replica
+    with strategy.scope():
+        layer = table(6, (2, 3), update_rule="adam", learning_rate=0.3, host_memory=host_memory)
+        count = tf.Variable(0.0, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+        parts = layer.keep_average(decay, count)
+
+    @tf.function
+    def step(ids, keep):
+        def replica_step():
+            mine = ids + tf.distribute.get_replica_context().replica_id_in_sync_group
+            layer.update(mine, tf.sin(9.0 * layer(mine)), 0, keep=keep)
+
+        strategy.run(replica_step)
+        count.assign_add(1.0)
+
+    expected = np.zeros((6, 2, 3))
+    for i, ids in enumerate(used):
+        step(tf.constant(ids), tf.constant(i != 4))
+        expected = decay * expected + (1 - decay) * layer.rows.numpy()
+    sums, since = parts["sums"].numpy(), parts["since"].numpy()
+    kept = (decay ** (len(used) - since)).reshape(-1, 1, 1)
+    np.testing.assert_allclose(kept * sums + (1 - kept) * layer.rows.numpy(), expected, atol=1e-6)
+    assert since[5] == 0 and since[3] == 5 and since[1] == 7
+
+
 # ---------------------------------------------------------------- rows in host memory
 RULES = ["adam", "momentum", "sgd"]
 

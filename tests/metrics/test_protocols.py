@@ -228,6 +228,20 @@ def test_a_models_clips_do_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal([clip[:, 0, 0, 0] for clip in taken], values[[3, 37]])
 
 
+def test_a_model_that_is_measured_again_is_not_traced_again():
+    class Counted(Drift):
+        traced = 0
+
+        def decode(self, latents, training=False):
+            self.traced += 1
+            return super().decode(latents)
+
+    model = Counted()
+    for seed in range(3):
+        list(ModelClips(model, seed).batches(2, NUM_FRAMES))
+    assert model.traced == 1
+
+
 def test_a_model_of_free_length_is_asked_for_longer_clips():
     clips = ModelClips(Drift())
     longer = first_values(clips, 20, 4, 3)
@@ -326,6 +340,19 @@ def test_kernel_coverage_and_score_are_those_of_the_library():
     )
 
 
+def test_two_replicas_give_the_same_results(two_replicas):
+    """Odd numbers of clips, so that the replicas' shares are filled up."""
+    names = "pixels_prdc21_4f,fvd21_4f"
+    made, real = noise(21), noise(35, 1)
+    expected = evaluate(names, made, real, own())
+    with two_replicas.scope():
+        extractor = MeanColour()
+    found = evaluate(names, made, real, Networks(extractors={"i3d": extractor}, scope=two_replicas.scope))
+    for one_device, two in zip(expected, found, strict=True):
+        assert two.values == pytest.approx(one_device.values, rel=1e-5)
+        assert two.interval == pytest.approx(one_device.interval, rel=1e-4)
+
+
 def test_inception_score_counts_the_runs_of_its_variant():
     made = plain(colours(65), 4)
     result = one("is_c3d_tganv2_20_4f", made, plain(colours(30, 1)))
@@ -344,6 +371,7 @@ def test_motion_consistency_is_that_of_all_clips_at_once():
     assert result.values["signed_mcs1"] == pytest.approx(expected.signed.mcs1, rel=1e-9)
     assert result.interval[0] < result.value < result.interval[1]
     assert result.protocol["network"]["weights_sha256"] == maps.record()["weights_sha256"]
+    assert any("random weights: an untrained network" in note for note in result.notes)
     frozen = plain(colours(4), 3)
     assert one("mcs4_3f", frozen, frozen, networks).value == -math.inf
 
@@ -409,6 +437,87 @@ def test_a_judge_matches_classes_by_name():
         one("judge_accuracy8_4f", dataclasses.replace(made, action_names=("blue", "red")), real)
     with pytest.raises(ValueError, match="class of every clip, and the generated ones have none"):
         one("judge_accuracy8_4f", plain([red] * 8), real)
+
+
+class Codes(VideoGenerator):
+    """Two identities, red and green, that its static code holds, and two actions, blue or not, in its transient code.
+
+    Args:
+        mixed: Whether the transient code holds the identity as well, and the static code is not looked at.
+    """
+
+    def __init__(self, identity, action, mixed=False):
+        super().__init__()
+        self.of_video, self.mixed = np.stack([identity, action]), mixed
+
+    @property
+    def latent_spec(self):
+        return {"static": LatentSpec((2,), "float32", "uniform"), "transient": LatentSpec((4,), "float32", "uniform")}
+
+    def codes(self, identity, action):
+        return {"static": tf.one_hot(identity, 2), "transient": tf.one_hot(2 * identity + action, 4)}
+
+    def lookup(self, video_id):
+        return self.codes(*self.of_video[:, np.asarray(video_id)])
+
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        draw = tf.random.stateless_uniform((2, num_videos), [seed, 0], 0, 2, tf.int32)
+        return self.codes(draw[0], draw[1])
+
+    def decode(self, latents, training=False):
+        cell = tf.argmax(latents["transient"], -1, tf.int32)
+        identity = cell // 2 if self.mixed else tf.argmax(latents["static"], -1, tf.int32)
+        colour = tf.stack([identity == 0, identity == 1, cell % 2 == 1], -1)
+        return tf.tile(2.0 * tf.cast(colour, tf.float32)[:, None, None, None] - 1.0, (1, NUM_FRAMES, SIZE, SIZE, 1))
+
+
+def test_swapped_codes_show_what_each_holds():
+    class Blue(MeanColour):
+        def outputs(self, videos):
+            blue = super().outputs(videos)["features"][:, 2]
+            return {"features": blue[:, None], "logits": 30.0 * tf.stack([0.5 - blue, blue - 0.5], 1)}
+
+    identity, action = np.arange(40) % 2, np.arange(40) // 2 % 2
+    videos = VideoCollection.from_videos(
+        list(plain(np.zeros((40, 3)))),
+        identity=identity,
+        action=action,
+        identity_names=("a", "b"),
+        action_names=("c", "d"),
+    )
+    real = VideoClips(videos, seed=1, origin={"split": "trained"})
+    networks = own(judge_identity=MeanColour(), judge_action=Blue())
+    result = one("judge_swap40_4f", ModelClips(Codes(identity, action)), real, networks)
+    values = result.values
+    assert result.value == values["action_accuracy_motion_kept"] == values["identity_accuracy_content_kept"] == 1.0
+    for swapped in ("identity_accuracy_motion_kept", "action_accuracy_content_kept"):
+        assert 0.25 < values[swapped] < 0.75, swapped
+    assert values["inception_score"] == pytest.approx(2, rel=1e-5) and "chance 0.500" in result.beside
+    assert set(result.protocol["judges"]) == {"identity", "action"} and result.protocol["source_videos"] == 40
+    entangled = one("judge_swap40_4f", ModelClips(Codes(identity, action, mixed=True)), real, networks).values
+    assert entangled["identity_accuracy_motion_kept"] == 1.0 and entangled["identity_accuracy_content_kept"] < 0.75
+
+    with pytest.raises(ValueError, match="Drift learns none per video.*navsynth"):
+        one("judge_swap8_4f", ModelClips(Drift()), real, networks)
+    with pytest.raises(ValueError, match="measure a run, against the videos it was trained on"):
+        one("judge_swap8_4f", ModelClips(Codes(identity, action)), VideoClips(videos), networks)
+    with pytest.raises(ValueError, match="makes clips of 4 frames, and 3 frames at stride 2 need 5"):
+        one("judge_swap8_3f_stride2", ModelClips(Codes(identity, action), short_clip="hold"), real, networks)
+
+
+def test_attributes_of_composed_identities():
+    names = tuple(f"body{b}_bottom0_hair{h}" for b in (2, 5) for h in (0, 1, 3))
+    videos = VideoCollection.from_videos(
+        list(noise(6)), identity=np.arange(6), action=np.arange(6) % 2, identity_names=names, action_names=("a", "b")
+    )
+    found = families._attributes(videos)
+    assert {name: labels.tolist() for name, labels in found.items()} == {
+        "action": [0, 1, 0, 1, 0, 1],
+        "body": [0, 0, 0, 1, 1, 1],
+        "hair": [0, 1, 2, 0, 1, 2],
+    }
+    found = families._attributes(dataclasses.replace(videos, identity_names=tuple(f"person{i}" for i in range(6))))
+    assert list(found) == ["action", "identity"]
 
 
 def test_two_clips_have_values_without_intervals():
@@ -480,6 +589,8 @@ def test_a_table_shows_values_intervals_and_each_note_once():
     lines = table(results)
     assert lines[0].split() == ["metric", "value", "95", "%", "interval", "beside"]
     assert lines[3].startswith("acd3_4f ") and "[" in lines[3] and "a frozen video has 0" in lines[3]
+    wide = dataclasses.replace(results[2], interval=(-1.234e-05, 5.678e-05))
+    assert "[-1.234e-05, 5.678e-05]  real clips" in table([wide])[1]
     notes = [line for line in lines if line.startswith("note (")]
     assert len(notes) == len(set(notes)) == 2
     assert all("fvd3_4f, judge_fvd3_4f" in note for note in notes)

@@ -10,6 +10,8 @@ from tfvidgen import data
 from tfvidgen.models.base import VideoGenerator
 from trainers import checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 BATCH = 4
 
 
@@ -81,6 +83,8 @@ def test_mirrored_fit_equals_one_device(on_one_device, two_replicas):
     expected = state(on_one_device[0])
     for name, value in state(model).items():
         np.testing.assert_allclose(value, expected[name], atol=2e-6, rtol=0, err_msg=name)
+    with pytest.raises(ValueError, match="A batch of 3 examples cannot be divided by 2 replicas: make it a multiple"):
+        model.fit(dataset(3), steps_per_epoch=1, verbose=0)
 
 
 def test_evaluate_is_the_mean_over_all_examples_and_changes_nothing():

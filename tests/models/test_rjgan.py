@@ -175,6 +175,38 @@ def test_loose_images_are_seen_by_the_image_discriminator_alone():
     np.testing.assert_allclose(model.video_discriminator.shown[0], batch()["video"].numpy() / 127.5 - 1.0, atol=1e-6)
 
 
+def test_stability_tools_reach_every_network():
+    model = built()
+    start = values(model.trainable_variables)
+    networks = {"generator": model._generator_variables()}
+    for name in ("image_discriminator", "video_discriminator"):
+        networks[name] = getattr(model, name).trainable_variables
+
+    def updates(**options) -> dict[str, np.ndarray]:
+        for variable, value in zip(model.trainable_variables, start, strict=True):
+            variable.assign(value)
+        before = {name: values(variables) for name, variables in networks.items()}
+        compiled(model, **options).train_step(batch())
+        return {
+            name: np.concatenate([(v.numpy() - b).ravel() for v, b in zip(variables, before[name], strict=True)])
+            for name, variables in networks.items()
+        }
+
+    plain = updates()
+    judges = ("image_discriminator", "video_discriminator")
+    for options in ({"r1_weight": 10.0}, {"augmentation": ("translation",)}):
+        changed = updates(**options)
+        assert min(np.abs(changed[name] - plain[name]).max() for name in judges) > 1e-4, options
+    decayed, clipped = updates(l2_weight=0.1), updates(gradient_clip_norm=1e-3)
+    for variable, value in zip(model.trainable_variables, start, strict=True):
+        variable.assign(value)
+    for name in judges:
+        weights = np.concatenate([v.numpy().ravel() for v in networks[name]])
+        np.testing.assert_allclose(decayed[name] - plain[name], -0.1 * weights, atol=1e-5)
+    for name in networks:
+        assert np.linalg.norm(clipped[name]) == pytest.approx(1e-3, rel=1e-2)
+
+
 # ---------------------------------------------------------------- images only
 def test_image_only_baseline_has_generator_and_image_discriminator():
     model = compiled(recorded(num_frames=1))

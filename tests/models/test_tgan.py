@@ -9,6 +9,8 @@ from tests.systems import NUM_FRAMES, SIZE, collection
 from tfvidgen import data, editing
 from tfvidgen.layers.replicas import step_key
 from tfvidgen.losses.adversarial import discriminator_loss, generated_loss, generator_loss, real_loss
+from tfvidgen.models import tgan as tgan_module
+from tfvidgen.models import vgan as vgan_module
 from tfvidgen.models.tgan import (
     TGAN,
     ImageGenerator,
@@ -16,6 +18,7 @@ from tfvidgen.models.tgan import (
     VideoDiscriminator,
     clip_gain,
     clip_singular_values,
+    rmsprop,
 )
 
 TINY = {
@@ -232,6 +235,50 @@ def test_inverted_labels_only_turn_the_logit_round():
     assert float(generator_loss(logits)) == pytest.approx(cross_entropy(-logits, 0.0), rel=1e-5)
 
 
+def test_rmsprop_takes_whole_steps_of_small_gradients():
+    """Chainer's rule by hand: v = 0.01 g^2 at first, and the step is rate g / (sqrt(v) + 1e-8)."""
+    gradient = np.array([1.0, -1e-3, 1e-5], np.float32)
+    weight = keras.Variable(np.zeros(3, np.float32))
+    rmsprop(0.5).apply([tf.constant(gradient)], [weight])
+    np.testing.assert_allclose(weight, -0.5 * gradient / (0.1 * np.abs(gradient) + 1e-8), rtol=0.02)
+
+
+def test_augmentation_and_clipping_reach_both_networks():
+    """Weight penalty and R1: see the test above."""
+    updates = {}
+    for name, options in {
+        "plain": {},
+        "augmented": {"augmentation": ("translation",)},
+        "clipped": {"gradient_clip_norm": 1e-3},
+    }.items():
+        model = tgan(rates=(1.0, 1.0), compile_with={**options, "constraint": "none", "adversarial_loss": "hinge"})
+        networks = (model._generator_variables, model.discriminator.trainable_variables)
+        before = [[v.numpy() for v in variables] for variables in networks]
+        model.train_step(batch())
+        updates[name] = [
+            np.concatenate([(v.numpy() - b).ravel() for v, b in zip(variables, old, strict=True)])
+            for variables, old in zip(networks, before, strict=True)
+        ]
+    for plain, augmented, clipped in zip(*updates.values(), strict=True):
+        assert np.abs(augmented - plain).max() > 0.01 * np.abs(plain).max()
+        assert np.linalg.norm(clipped) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("module", [tgan_module, vgan_module])
+def test_spectral_norm_divides_the_last_layer_too(module):
+    sizes = {"size": SIZE, "num_frames": NUM_FRAMES, "width": 4, "seed": 1}
+    normed, plain = (module.VideoDiscriminator(spectral_norm=on, **sizes) for on in (True, False))
+    for network in (normed, plain):
+        network.build()
+    norms = [*(down.spectral_norm for down in normed.downs), normed.head_norm]
+    for norm, layer, own in zip(norms, [*plain.downs, plain.head], [*normed.downs, normed.head], strict=True):
+        for _ in range(50):  # power iterations
+            norm(own.kernel, training=True)
+        layer.kernel.assign(own.kernel / singular_values(own.kernel)[0])
+    video = tf.cast(batch()["video"], tf.float32) / 127.5 - 1
+    np.testing.assert_allclose(normed(video, training=True), plain(video, training=True), rtol=0.02, atol=1e-3)
+
+
 def test_noise_reaches_the_discriminator_and_changes_with_the_step():
     options = {"adversarial_loss": "non_saturating", "constraint": "none"}
     losses = []
@@ -354,6 +401,10 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 def test_other_bad_input_is_refused():
     model = tgan()
+    for num_frames in (1, 2 * NUM_FRAMES):  # these would pass the critic as twice as many clips
+        video = tf.zeros((4, num_frames, SIZE, SIZE, 3), tf.uint8)
+        with pytest.raises(ValueError, match=rf"clips of {NUM_FRAMES} frames.*Received \(4, {num_frames}, "):
+            model.train_step({**batch(), "video": video})
     assert model.generate(1, num_frames=NUM_FRAMES).shape[1] == NUM_FRAMES
     with pytest.raises(ValueError, match=r"4 frames it was built for. Received num_frames=8"):
         model.generate(1, num_frames=8)

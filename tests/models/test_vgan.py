@@ -18,6 +18,8 @@ from tfvidgen.models.vgan import (
     compose,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 TINY = {"num_frames": NUM_FRAMES, "size": SIZE, "width": 4, "seed": 3}
 
 
@@ -347,6 +349,19 @@ def test_a_classifier_refuses_what_it_cannot_learn():
 def test_networks_that_do_not_exist_are_refused(model_class, changes, message):
     with pytest.raises(ValueError, match=message):
         model_class(**{**TINY, **changes})
+
+
+@pytest.mark.parametrize("num_frames", [1, 2 * NUM_FRAMES])
+def test_clips_of_another_length_are_refused(num_frames):
+    """Twice as many frames would pass the networks as twice as many clips."""
+    video = np.zeros((4, num_frames, SIZE, SIZE, 3), np.uint8)
+    classifier = ActionClassifier(vgan().discriminator, num_actions=2)
+    classifier.build()
+    classifier.compile()
+    message = rf"clips of {NUM_FRAMES} frames.*Received \(4, {num_frames}, {SIZE}, {SIZE}, 3\)"
+    for step in (vgan().train_step, classifier.train_step, classifier.test_step):
+        with pytest.raises(ValueError, match=message):
+            step({**batch(), "video": tf.constant(video)})
 
 
 def test_other_bad_input_is_refused():

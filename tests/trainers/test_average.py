@@ -1,4 +1,4 @@
-"""The running average of weights: its arithmetic, its way through checkpoints, and who gets to see it."""
+"""The running average of weights and codes: its arithmetic, its way through checkpoints, and who gets to see it."""
 
 import json
 
@@ -26,10 +26,10 @@ def compiled(strategy=None):
         return model, WeightAverage(model, DECAY)
 
 
-def network(model) -> dict[str, np.ndarray]:
-    """Weights and batch norm statistics by name, without codes and their slots."""
+def learned(model) -> dict[str, np.ndarray]:
+    """Weights, batch norm statistics and codes by name, without the codes' slots."""
     state = {variable.path.partition("/")[2].replace("/", "."): variable.numpy() for variable in model.weights}
-    return {name: value for name, value in state.items() if not name.startswith("codes.")}
+    return {name: value for name, value in state.items() if name != "codes.velocity"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("averaged")
     model, average = compiled()
     after = []
-    record = loop.Action(lambda step, logs: after.append(network(model)), 1, uses_weights=False)
+    record = loop.Action(lambda step, logs: after.append(learned(model)), 1, uses_weights=False)
     train(model, run_dir, STEPS, average=average, steps_per_loop=1, actions=[record])
     return run_dir, model, average, after
 
@@ -58,52 +58,64 @@ def expected_average(after) -> dict[str, np.ndarray]:
 def test_the_average_is_what_its_formula_says(trained):
     _, model, average, after = trained
     assert len(after) == STEPS
-    expected, own = expected_average(after), network(model)
+    expected, own = expected_average(after), learned(model)
     with average.applied():
-        for name, value in network(model).items():
+        for name, value in learned(model).items():
             np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
     moved = [name for name in own if np.abs(own[name] - expected[name]).max() > 1e-4]
-    assert any(name.endswith("kernel") for name in moved) and any(name.endswith("moving_mean") for name in moved)
+    assert {"to_colour.kernel", "norm.moving_mean", "codes.rows"} <= set(moved)
 
 
 def test_the_weights_come_back_bit_for_bit(trained):
     _, model, average, after = trained
     with average.applied():
         pass
-    assert_equal(network(model), after[-1])
+    assert_equal(learned(model), after[-1])
     with pytest.raises(ZeroDivisionError), average.applied():
         raise ZeroDivisionError
-    assert_equal(network(model), after[-1])
+    assert_equal(learned(model), after[-1])
 
 
-def test_all_network_weights_of_a_system_are_averaged():
-    model = SYSTEMS[1].build()
-    averaged = {name.removeprefix("average.") for name in WeightAverage(model, DECAY).state} - {"mass"}
+@pytest.mark.parametrize("system", [SYSTEMS[1], SYSTEMS[3]], ids=lambda system: system.name)
+def test_all_that_a_system_learns_is_averaged(system):
+    model = system.build()
+    own = {"average.mass", *(["average.decay", "average.steps"] if system.codes else [])}
     names = {variable.path.partition("/")[2].replace("/", ".") for variable in model.weights}
-    assert averaged == {name for name in names if not name.startswith(("static.", "transient."))}
+    rows = {f"{codes}.rows" for codes in system.codes}
+    parts = {f"average.{name}.{part}" for name in rows for part in ("sums", "since")}
+    assert set(WeightAverage(model, DECAY).state) == {f"average.{name}" for name in names - rows} | parts | own
 
 
-def test_codes_are_not_averaged(trained):
-    _, model, average, _ = trained
-    before = model.codes.rows.numpy()
+def test_averaged_codes_are_what_their_table_allows(tmp_path):
+    """The mean of points on a sphere lies within it."""
+    model = NormedColour()
+    model.codes.projection, model.codes.learning_rate = "unit_sphere", 100.0
+    model.build()
+    model.compile(keras.optimizers.SGD(0.05))
+    average = WeightAverage(model, DECAY)
+    after = []
+    record = loop.Action(lambda step, logs: after.append(learned(model)), 1, uses_weights=False)
+    train(model, tmp_path, STEPS, average=average, steps_per_loop=1, actions=[record])
+    mean = expected_average(after)["codes.rows"]
+    norms = np.linalg.norm(mean, axis=-1, keepdims=True)
+    assert norms.min() < 0.95
     with average.applied():
-        np.testing.assert_array_equal(model.codes.rows.numpy(), before)
-    assert not [name for name in average.state if "rows" in name]
+        np.testing.assert_allclose(model.codes.rows.numpy(), mean / norms, atol=1e-5)
 
 
 def test_an_average_of_no_steps_changes_nothing():
     model, average = compiled()
-    before = network(model)
+    before = learned(model)
     with average.applied():
-        assert_equal(network(model), before)
+        assert_equal(learned(model), before)
 
 
 def test_the_first_step_is_its_own_average(tmp_path):
     model, average = compiled()
     train(model, tmp_path, 1, average=average)
     with average.applied():
-        inside = network(model)
-    for name, value in network(model).items():
+        inside = learned(model)
+    for name, value in learned(model).items():
         np.testing.assert_allclose(inside[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
@@ -111,14 +123,14 @@ def test_two_replicas_average_as_one_device(trained, tmp_path, two_replicas):
     _, _, _, after = trained
     model, average = compiled(two_replicas)
     train(model, tmp_path, STEPS, average=average, strategy=two_replicas)
-    expected, own = expected_average(after), network(model)
+    expected, own = expected_average(after), learned(model)
+    variables = {"codes.rows": model.codes.rows}
+    variables |= {v.path.partition("/")[2].replace("/", "."): v for v in model.trainable_variables}
     with average.applied():
-        for variable in model.trainable_variables:
-            name = variable.path.partition("/")[2].replace("/", ".")
+        for name, variable in variables.items():
             for copy in two_replicas.experimental_local_results(variable.value):
                 np.testing.assert_allclose(copy.numpy(), expected[name], atol=3e-6, rtol=0, err_msg=name)
-    for variable in model.trainable_variables:
-        name = variable.path.partition("/")[2].replace("/", ".")
+    for name, variable in variables.items():
         for copy in two_replicas.experimental_local_results(variable.value):
             np.testing.assert_array_equal(copy.numpy(), own[name])
 
@@ -147,11 +159,10 @@ def test_a_loaded_model_has_the_average_unless_raw_weights_are_asked_for(trained
     loaded = NormedColour()
     loaded.build()
     assert checkpoints.restore(loaded, run_dir, raw_weights=True) == STEPS
-    assert_equal(network(loaded), after[-1])
+    assert_equal(learned(loaded), after[-1])
     assert checkpoints.restore(loaded, run_dir) == STEPS
     with average.applied():
-        assert_equal(network(loaded), network(model))
-    np.testing.assert_array_equal(loaded.codes.rows.numpy(), model.codes.rows.numpy())
+        assert_equal(learned(loaded), learned(model))
 
 
 # ---------------------------------------------------------------- who sees it
@@ -160,7 +171,7 @@ def test_actions_find_the_average_unless_they_do_without(trained, tmp_path):
     model, average = compiled()
     seen = {True: [], False: []}
     actions = [
-        loop.Action(lambda step, logs, uses=uses: seen[uses].append(network(model)), 2, uses_weights=uses)
+        loop.Action(lambda step, logs, uses=uses: seen[uses].append(learned(model)), 2, uses_weights=uses)
         for uses in seen
     ]
     train(model, tmp_path, 2, average=average, actions=actions[:1])

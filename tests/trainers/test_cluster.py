@@ -146,6 +146,15 @@ def test_replicas_get_the_rows_of_one_batch_in_order(two_replicas):
             np.testing.assert_array_equal(np.concatenate(halves), expected[name])
 
 
+@pytest.mark.parametrize(
+    ("size", "remainder", "message"), [(3, True, "have 3 examples"), (4, False, "have any number of examples")]
+)
+def test_a_batch_that_replicas_cannot_share_is_refused(two_replicas, size, remainder, message):
+    batches = data.make_dataset(collection(), 1, NUM_FRAMES, seed=7).unbatch().batch(size, drop_remainder=remainder)
+    with pytest.raises(ValueError, match=f"shared by 2 replicas.*{message}: make batch_size a multiple of 2"):
+        cluster.distribute(two_replicas, batches)
+
+
 def test_one_process_agrees_with_itself(two_replicas):
     for strategy in (tf.distribute.get_strategy(), two_replicas):
         assert cluster.of_all_workers(strategy, 7) == [7]

@@ -12,8 +12,13 @@ import pytest
 import tensorflow as tf
 
 from tests.systems import vivid
+from tfvidgen import data
 from tfvidgen.data.video_io import write_mp4
 from trainers import checkpoints, cli, evaluate, loop, mocogan, navsynth, runs
+
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 TINY = "--size=16 --num_frames=8 --dataset=actors --num_identities=3 --num_actions=2 --num_held_out_cells=1".split()
 CODES = "--width=4 --rnn_units=5 --static_dim=3 --transient_dim=4 --motion_dim=3 --update=joint".split()
@@ -163,18 +168,25 @@ def test_a_judge_is_trained_once_and_named(gan, tmp_path):
     assert "judge_fvd6_8f" in out and "real-real floor" in out and "biased upwards" in out
 
 
+def measured(run: Run, metrics: str, out, **settings) -> list:
+    """Results of `--metrics` without the reconstruction and the board of a run."""
+    settings = evaluate.Config(out=str(out), cache_dir="none", metrics=metrics, **settings)
+    measurer = evaluate.RunMeasurer(run.run_dir, run.run_data, run.config, settings)
+    return measurer.measure(evaluate._protocols(settings), run.model, 4)
+
+
+def test_codes_are_swapped_and_judged(codes, tmp_path):
+    (result,) = measured(codes, "judge_swap5", tmp_path, judge_steps=1)
+    (record,) = records(tmp_path)
+    assert record["metric"] == result.name == "judge_swap5_8f" and record["protocol"]["source_videos"] == 5
+    assert record["protocol"]["chance"] == {"action": 1 / 2, "identity": 1 / 3}
+    with pytest.raises(ValueError, match="--split=trained"):
+        measured(codes, "judge_swap5", tmp_path, split="all")
+
+
 def test_seeds_and_splits_choose_clips(codes, tmp_path):
     for seed, split in ((0, "trained"), (1, "trained"), (0, "all")):
-        assert (
-            call(
-                f"--run_dir={codes.run_dir}",
-                "--metrics=acd5_4f",
-                f"--seed={seed}",
-                f"--split={split}",
-                f"--out={tmp_path}",
-            )[0]
-            == 0
-        )
+        measured(codes, "acd5_4f", tmp_path, seed=seed, split=split)
     first, other, everything = records(tmp_path)
     assert first["protocol"]["seed"] == 0 and other["protocol"]["generated"]["seed"] == 1
     assert first["value"] != other["value"]
@@ -238,7 +250,40 @@ def test_copied_videos_are_refused_unless_told(tmp_path, folders):
     assert records(tmp_path / "generated-evaluation")[0]["value"] == pytest.approx(1 / 12)
 
 
+def test_prepared_videos_are_measured_as_their_files(tmp_path):
+    """Also by a judge, which is trained on what lies on disk; it is the same, so it is trained once."""
+    moving = videos(12) // 2
+    for label, name in enumerate(("down", "right")):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        np.save(tmp_path / "real" / name / "all.npy", moving[label::2] + np.uint8(100 * label))
+    np.save(tmp_path / "generated.npy", videos(8, 1))
+    data.prepare_shards(tmp_path / "real", tmp_path / "prepared", size=16, num_workers=1)
+    found = []
+    for real in ("real", "prepared"):
+        status, _, error = call(
+            f"--generated={tmp_path / 'generated.npy'}",
+            f"--real={tmp_path / real}",
+            "--metrics=judge_fvd8_8f,pixels_prdc8_8f,acd8_8f",
+            "--judge_steps=2",
+            f"--out={tmp_path / 'out' / real}",
+            f"--cache_dir={tmp_path / 'cache'}",
+        )
+        assert (status, error) == (0, "")
+        found.append(records(tmp_path / "out" / real))
+    assert [record["values"] for record in found[0]] == [record["values"] for record in found[1]]
+    assert found[1][0]["protocol"]["real"]["codec"] == "unknown (prepared)"
+    assert len(list((tmp_path / "cache" / "judges").iterdir())) == 1
+
+
 # ---------------------------------------------------------------- what is refused
+def test_frames_of_several_sizes_say_how_to_mend_it(tmp_path, folders):
+    np.save(tmp_path / "generated" / "more.npy", videos(2, 5, size=20))
+    status, _, error = call(*folders, "--metrics=acd")
+    assert status == 1 and "16x16" in error and "20x20" in error and "--size" in error
+    status, _, error = call(*folders, "--metrics=acd", "--size=16")
+    assert (status, error) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "words"),
     [
@@ -354,12 +399,16 @@ def test_bad_periods_and_metrics_are_refused_before_training(codes):
         watcher(codes, "acdc8")
     with pytest.raises(cli.UsageError, match="evaluate_metrics is empty"):
         watcher(codes, " , ")
+    with pytest.raises(ValueError, match="no weights are given.*i3d-kinetics-400.*--weights=i3d=PATH"):
+        watcher(codes, "fvd8_16f")
+    unlabelled = dataclasses.replace(codes.run_data.trained, action=None, action_names=None)
+    run_data = runs.RunData(codes.run_data.all, codes.run_data.is_trained, unlabelled)
+    with pytest.raises(ValueError, match="needs action labels"):
+        watcher(dataclasses.replace(codes, run_data=run_data), "judge_fvd8_8f")
 
 
 @pytest.mark.slow
 def test_the_loop_measures_while_it_trains(tmp_path):
-    from tfvidgen import data
-
     config, _ = cli.parse(
         navsynth.Config, navsynth.PRESETS, [*TINY, *STEPS, *CODES, *EXCHANGE, f"--run_dir={tmp_path / 'run'}"]
     )

@@ -18,6 +18,8 @@ from trainers import checkpoints, cli, health, loop, navsynth, runs
 from trainers import train as course
 from trainers.steps import Taken
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 NAMES = collection().names
 
 

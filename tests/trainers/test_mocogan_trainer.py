@@ -10,6 +10,8 @@ import pytest
 from tfvidgen import data
 from trainers import cli, generate, images, loop, mocogan, rjgan, rmocogan, runs
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 TRAINERS = {"mocogan": mocogan, "rmocogan": rmocogan, "rjgan": rjgan}
 QUIET = ["--notensorboard", "--noevaluate"]
 
@@ -118,14 +120,29 @@ def test_a_share_that_leaves_nothing_is_refused(share):
 
 
 # ---------------------------------------------------------------- presets
+TOOLS = ["--generator_learning_rate=0.03", "--discriminator_learning_rate=0.02", "--gradient_clip_norm=2"]
+TOOLS += ["--adversarial_loss=hinge", "--l2_weight=0.1", "--r1_weight=3", "--augmentation=cutout, colour"]
+
+
+def check_tools(model):
+    """That a model was compiled as `TOOLS` says."""
+    optimizers = {name: value for name, value in vars(model).items() if name.endswith("_optimizer")}
+    rates = {name: round(float(optimizer.learning_rate), 6) for name, optimizer in optimizers.items()}
+    assert rates.pop("generator_optimizer") == 0.03
+    assert set(rates.values()) == {0.02}
+    assert (model.adversarial_loss, model.l2_weight, model.r1_weight) == ("hinge", 0.1, 3.0)
+    assert (model.gradient_clip_norm, model.augmentation) == (2.0, ("cutout", "colour"))
+
+
 @pytest.mark.parametrize(("name", "preset"), [(n, p) for n, t in TRAINERS.items() for p in t.PRESETS if p != "smoke"])
 def test_presets_build_their_model_at_another_width(name, preset):
     """Everything of a preset but its data and widths."""
     trainer = TRAINERS[name]
     flags = ["--dataset=actors", "--num_identities=2", "--num_actions=2", "--size=16", "--width=2", "--stride=1"]
-    config = parsed(trainer, f"--preset={preset}", *flags, "--discriminator_width=2", "--precision=float32")
+    config = parsed(trainer, f"--preset={preset}", *flags, *TOOLS, "--discriminator_width=2", "--precision=float32")
     model = trainer.build_model(config, runs.load_data(config))
     assert model.generate(1).shape == (1, config.num_frames, 16, 16, 3)
+    check_tools(model)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -93,7 +93,7 @@ def finish(workers) -> list[tuple[int, str, str]]:
     """(exit status, standard output, standard error) of each."""
     results = []
     for worker in workers:
-        out, error = worker.communicate(timeout=300)
+        out, error = worker.communicate(timeout=600)
         results.append((worker.returncode, out, error))
     return results
 
@@ -129,10 +129,12 @@ def test_two_processes_equal_one_by_weights(tmp_path):
 
 # ---------------------------------------------------------------- the trainer itself
 TRAINER = ("-m", "trainers.navsynth", "--preset=smoke", "--deterministic", "--noevaluate", "--update=joint")
+SEVERAL = 300  # steps, of which the first 20 are over when the first checkpoint is seen
 
 
 def start_trainers(folder: pathlib.Path, steps: int, flags=((), ())) -> list[subprocess.Popen]:
     command = (*TRAINER, f"--run_dir={folder / 'run'}", f"--total_steps={steps}", "--sample_every_steps=100000")
+    command = (*command, "--checkpoint_every_steps=20", "--steps_per_loop=10")
     return start_two(*command, folder=folder, flags=flags)
 
 
@@ -154,7 +156,7 @@ def saved(run_dir) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    results = finish(start_trainers(folder, 400))
+    results = finish(start_trainers(folder, SEVERAL))
     assert [code for code, _, _ in results] == [0, 0], results
     return saved(folder / "run")
 
@@ -162,7 +164,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_workers_go_on_after_one_was_killed(tmp_path, undisturbed, victim):
-    workers = start_trainers(tmp_path, 400)
+    workers = start_trainers(tmp_path, SEVERAL)
     wait_for_checkpoint(workers, tmp_path / "run")
     workers[victim].kill()
     begin = time.monotonic()
@@ -172,9 +174,9 @@ def test_workers_go_on_after_one_was_killed(tmp_path, undisturbed, victim):
         assert code == 1
         assert "Another worker has stopped" in error and "Start all workers again" in error and "ckpt-" in error
     step = int(pathlib.Path(checkpoints.latest(tmp_path / "run" / "checkpoints")).name[5:])
-    assert 0 < step < 400
+    assert 0 < step < SEVERAL
 
-    results = finish(start_trainers(tmp_path, 400))
+    results = finish(start_trainers(tmp_path, SEVERAL))
     assert [code for code, _, _ in results] == [0, 0], results
     again = saved(tmp_path / "run")
     assert set(again) == set(undisturbed)

@@ -18,7 +18,9 @@ from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
-from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, train
+from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, samples, train
+
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 TINY = [
     "--size=16",
@@ -38,6 +40,7 @@ RUN = [
     "--total_steps=4",
     "--steps_per_loop=2",
     "--checkpoint_every_steps=2",
+    "--sample_every_steps=2",
     "--batch_size=2",
 ]
 
@@ -130,6 +133,18 @@ def test_pictures_move_and_have_the_data_s_frames(finished):
     with Image.open(finished.run_dir / "samples" / "step_0000004.png") as sheet:
         assert sheet.height > 12 * 16  # four trained clips, their reconstructions and eight new ones, 16 pixels each
     assert len(read_video(finished.run_dir / "board.mp4")[0]) == 4 * 8
+
+
+def test_sheets_come_at_their_period_and_always_with_the_same_noise(finished, tmp_path):
+    sheets = sorted(path.name for path in (finished.run_dir / "samples").glob("*.png"))
+    assert sheets == ["step_0000002.png", "step_0000004.png"]
+    config = runs.read_config(finished.run_dir)
+    model, _ = runs.load_model(finished.run_dir)
+    vivid(model)
+    for step in (2, 4):
+        samples.SampleSheet(model, runs.load_data(config), config, tmp_path)(step, {})
+    first, second = ((tmp_path / "samples" / name).read_bytes() for name in sheets)
+    assert first == second
 
 
 def test_the_same_command_finds_its_run_done(finished):

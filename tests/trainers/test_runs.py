@@ -150,6 +150,7 @@ def test_the_same_run_may_go_on(begun, run_data):
     [
         {"evaluate": False},
         {"steps_per_loop": 7},
+        {"checkpoint_every_steps": 9},
         {"sample_every_steps": 3},
         {"cache_dir": "c"},
         {"data_dir": "d"},
@@ -216,15 +217,17 @@ def test_workers_that_do_not_write_still_refuse(begun, run_data, tmp_path):
 def test_a_fingerprint_tells_settings_systems_and_data_apart(begun, run_data):
     begun_config, _ = begun
     own = runs.fingerprint(begun_config, "navsynth", run_data)
-    assert own == runs.fingerprint(dataclasses.replace(begun_config, run_dir="x", resume="must"), "navsynth", run_data)
+    assert own == runs.fingerprint(dataclasses.replace(begun_config, run_dir="x", cache_dir="c"), "navsynth", run_data)
     frames = 255 - run_data.all.frames
     inverted = dataclasses.replace(run_data.all, frames=frames)
     others = {
         runs.fingerprint(dataclasses.replace(begun_config, seed=1), "navsynth", run_data),
+        # may change when a run goes on, and not from worker to worker
+        runs.fingerprint(dataclasses.replace(begun_config, steps_per_loop=7), "navsynth", run_data),
         runs.fingerprint(begun_config, "mocogan", run_data),
         runs.fingerprint(begun_config, "navsynth", runs.RunData(inverted, run_data.is_trained, inverted)),
     }
-    assert len({own, *others}) == 4 and 0 <= own < 2**31
+    assert len({own, *others}) == 5 and 0 <= own < 2**31
 
 
 def test_what_a_killed_process_left_is_removed(begun, run_data):

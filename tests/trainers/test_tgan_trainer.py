@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.trainers.test_vgan_trainer import call
+from tests.trainers.test_mocogan_trainer import TOOLS, call, check_tools
 from tfvidgen.models.tgan import TGAN
 from trainers import cli, runs, tgan
+
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 ACTORS = ["--dataset=actors", "--num_identities=2", "--num_actions=2"]
 
@@ -27,12 +29,18 @@ def test_presets_build_their_model_at_another_size(preset):
     flags = [f"--{name}=4" for name in ("temporal_width", "width", "discriminator_width", "slow_dim", "fast_dim")]
     flags += ["--size=16", "--num_frames=8", "--stride=1", "--precision=float32", *ACTORS]
     config, _ = cli.parse(tgan.Config, tgan.PRESETS, [f"--preset={preset}", *flags])
-    model = tgan.build_model(config, runs.load_data(config))
-    assert model.num_categories == (2 if preset.endswith("conditional") else 0)
-    assert (model.adversarial_loss, model.constraint) == {
+    fast = ("non_saturating", "singular_values")
+    assert (config.adversarial_loss, config.constraint) == {
         "paper_ucf101_weight_clipping": ("wgan", "weights"),
         "paper_ucf101_vanilla": ("non_saturating", "none"),
+        "weizmann": fast,
+        "shapes": fast,
     }.get(preset, ("wgan", "singular_values"))
+    config, _ = cli.parse(tgan.Config, tgan.PRESETS, [f"--preset={preset}", *flags, *TOOLS])
+    model = tgan.build_model(config, runs.load_data(config))
+    check_tools(model)
+    assert model.constraint == config.constraint
+    assert model.num_categories == (2 if preset.endswith("conditional") else 0)
     assert type(model.generator_optimizer).__name__ == ("RMSprop" if preset.startswith("paper") else "Adam")
 
 

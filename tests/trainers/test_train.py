@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_a_data_service_makes_the_same_batches(folder, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_data_service_that_is_not_there_is_refused(folder, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        for address in (f"grpc://127.0.0.1:{taken.getsockname()[1]}", "grpc://localhost"):
+            settings = config(folder, tmp_path / "run", data_service=address)
+            with pytest.raises(ValueError, match=f"--data_service={address} cannot be reached .*start the service"):
+                train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_prepared_folder_of_another_size_is_refused(folder, tmp_path):
     data.prepare_shards(folder, tmp_path / "prepared", size=systems.SIZE, num_workers=1)
     with pytest.raises(ValueError, match="16.*32|32.*16"):
@@ -78,6 +89,18 @@ def test_precision_auto_becomes_one_that_exists():
     assert train.resolve_precision("float32") == "float32"
     assert train.resolve_precision("bfloat16") == "bfloat16"
     assert train.resolve_precision("auto") in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="only refused without a GPU")
+@pytest.mark.parametrize("dry", [False, True])
+def test_float16_on_a_cpu_is_refused_with_the_reason(folder, tmp_path, dry):
+    settings = config(folder, tmp_path / "run", precision="float16")
+    with pytest.raises(ValueError, match="precision=float16 is for GPUs.* 13 times slower .*precision=auto"):
+        if dry:
+            train.dry_run(settings, navsynth.build_model)
+        else:
+            train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path):
@@ -148,3 +171,16 @@ def test_a_folder_that_cannot_be_written_is_one_message(folder, tmp_path, capsys
     ]
     assert navsynth.main(flags) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder, tmp_path):
+    settings = config(folder, tmp_path / "run", evaluate_metrics="acd4", evaluate_every_steps=2)
+    trained_weights(settings)
+    records = [json.loads(line) for line in (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()]
+    assert [record["protocol"]["generated"]["step"] for record in records] == [2, 4]
+    assert {record["metric"] for record in records} == {"acd4_4f"}
+    best = min(records, key=lambda record: record["loss"])["protocol"]["generated"]["step"]
+    assert (tmp_path / "run" / "best" / "checkpoints" / f"ckpt-{best}.index").exists()
+    with pytest.raises(ValueError, match="multiple"):
+        trained_weights(config(folder, tmp_path / "other", evaluate_metrics="acd4", evaluate_every_steps=3))
+    assert not (tmp_path / "other" / "checkpoints").exists()

@@ -1,21 +1,14 @@
 """VGAN from the command line: a whole run, its conditional variant, the presets, and data that it cannot learn from."""
 
-import contextlib
-import io
 import json
 
 import numpy as np
 import pytest
 
+from tests.trainers.test_mocogan_trainer import TOOLS, call, check_tools
 from trainers import cli, generate, runs, vgan
 
-
-def call(main, *argv) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error) of a program."""
-    out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        status = main(list(argv))
-    return status, out.getvalue(), error.getvalue()
+pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
 def test_a_run_trains_measures_and_generates(tmp_path):
@@ -49,9 +42,10 @@ def test_presets_build_their_model_at_another_size(preset):
     """Everything of a preset but its data and its size."""
     flags = ["--dataset=actors", "--num_identities=2", "--num_actions=2", "--size=16", "--num_frames=8", "--width=2"]
     config, _ = cli.parse(
-        vgan.Config, vgan.PRESETS, [f"--preset={preset}", *flags, "--stride=1", "--precision=float32"]
+        vgan.Config, vgan.PRESETS, [f"--preset={preset}", *flags, *TOOLS, "--stride=1", "--precision=float32"]
     )
     model = vgan.build_model(config, runs.load_data(config))
+    check_tools(model)
     assert model.conditional == preset.endswith("first_frame")
     assert model.generate(1).shape == (1, 8, 16, 16, 3)
 

@@ -11,6 +11,7 @@ them and the rest of the input contract into one dict.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -154,8 +155,9 @@ class FeatureExtractor:
         if count % replicas:
             # the last clip again, so that every replica has as many; what comes of it is cut off
             videos = np.concatenate([videos, np.repeat(videos[-1:], -count % replicas, axis=0)])
-        results = self._function(videos.shape[1:])(tf.constant(videos))
-        return {name: value.numpy()[:count] for name, value in results.items()}
+        with exact_float32():
+            results = self._function(videos.shape[1:])(tf.constant(videos))
+            return {name: value.numpy()[:count] for name, value in results.items()}
 
     def _function(self, shape: tuple[int, ...]):
         """The traced network for videos of one shape, any number of them."""
@@ -179,6 +181,17 @@ class FeatureExtractor:
         # traced by hand: TensorFlow takes the same code for other videos for a retracing that went wrong, and warns
         self._functions[shape] = tf.function(run, autograph=False).get_concrete_function(signature)
         return self._functions[shape]
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Switches TensorFloat-32 off: on a GPU it leaves float32 products 10 bits, and features would depend on the machine."""
+    allowed = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(allowed)
 
 
 def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: str) -> None:

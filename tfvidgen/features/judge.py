@@ -26,8 +26,9 @@ import numpy as np
 from keras import layers, ops
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.data.clips import make_dataset
+from tfvidgen.data.clips import SHORT_CLIP_POLICIES, make_dataset
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.shards import ShardedVideos, make_sharded_dataset
 from tfvidgen.features.base import FeatureExtractor, check_videos, digest_arrays, resize_videos
 from tfvidgen.features.resnet3d import ResNet3D
 
@@ -46,6 +47,7 @@ class ClassifierConfig:
             trunk on 8 frames, then 3-D residual blocks over them (Zolfaghari et al., ECCV 2018).
         num_frames: Length of a clip.
         stride: Distance of its frames in a longer video.
+        short_clip: What becomes of a video shorter than a clip: "error", "loop" or "hold".
         size: Height and width that frames are resized to.
         width: Channels of the first stage.
         steps: Training steps.
@@ -60,6 +62,7 @@ class ClassifierConfig:
     network: str = "judge"
     num_frames: int = 16
     stride: int = 1
+    short_clip: str = "error"
     size: int = 64
     width: int = 32
     steps: int = 300
@@ -73,6 +76,8 @@ class ClassifierConfig:
     def __post_init__(self):
         if self.network not in NETWORKS:
             raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}. Received {self.network!r}.")
+        if self.short_clip not in SHORT_CLIP_POLICIES[:3]:
+            raise ValueError(f"`short_clip` must be one of {SHORT_CLIP_POLICIES[:3]}. Received {self.short_clip!r}.")
         for name in ("num_frames", "stride", "width", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received {getattr(self, name)}.")
@@ -275,11 +280,12 @@ class VideoClassifier(FeatureExtractor):
     def _prepare(self, videos):
         return resize_videos(videos, self.config.size, self.config.size, "half-pixel") / 127.5 - 1.0
 
-    def fit(self, videos: np.ndarray | VideoCollection, labels) -> VideoClassifier:
+    def fit(self, videos: np.ndarray | VideoCollection | ShardedVideos, labels) -> VideoClassifier:
         """Train on labelled videos from the state that the classifier is in.
 
         Args:
-            videos: uint8 (N, T, H, W, 3), or a collection. Of longer videos, each step takes a clip at a random place.
+            videos: uint8 (N, T, H, W, 3), a collection, or prepared videos, which are read as they are needed. Of longer
+                videos, each step takes a clip at a random place.
             labels: int (N,) in 0..num_classes-1.
 
         Returns:
@@ -295,11 +301,9 @@ class VideoClassifier(FeatureExtractor):
             )
         config = self.config
         collection, labels = self._check(videos, labels)
-        batches = iter(
-            make_dataset(
-                collection, config.batch_size, config.num_frames, config.stride, "random", "error", seed=config.seed
-            )
-        )
+        make = make_sharded_dataset if isinstance(collection, ShardedVideos) else make_dataset
+        clips = (config.num_frames, config.stride, "random", config.short_clip)
+        batches = iter(make(collection, config.batch_size, *clips, seed=config.seed))
         weights = self._model.trainable_variables
         optimizer = keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps), weight_decay=config.weight_decay
@@ -353,8 +357,8 @@ class VideoClassifier(FeatureExtractor):
             raise ValueError(f"There must be one label per video. Received {labels.shape} for {len(predicted)} videos.")
         return float(np.mean(predicted == labels))
 
-    def _check(self, videos, labels) -> tuple[VideoCollection, np.ndarray]:
-        if not isinstance(videos, VideoCollection):
+    def _check(self, videos, labels) -> tuple[VideoCollection | ShardedVideos, np.ndarray]:
+        if isinstance(videos, np.ndarray):
             check_videos(videos, self.config.num_frames, None, self.name)
             videos = VideoCollection.from_videos(list(videos))
         labels = np.asarray(labels)
@@ -413,7 +417,7 @@ class VideoClassifier(FeatureExtractor):
 
 
 def train_judge(
-    collection: VideoCollection,
+    collection: VideoCollection | ShardedVideos,
     labels: str | np.ndarray = "action",
     config: ClassifierConfig | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -442,7 +446,7 @@ def train_judge(
     config = dataclasses.replace(config or ClassifierConfig(), **changes)
     if not 0.0 <= held_out_share < 1.0:
         raise ValueError(f"`held_out_share` must lie in [0, 1). Received {held_out_share}.")
-    values, kind = _labels(collection, labels)
+    values, kind = label_values(collection, labels)
     path = None if cache_dir is None else judge_path(cache_dir, collection, values, config, held_out_share)
     if path is not None and path.is_file():
         try:
@@ -456,7 +460,7 @@ def train_judge(
     judge.training["labels"] = kind
     judge.training["held_out_accuracy"] = None
     if is_held_out.any():
-        clips = collection.subset(is_held_out).clips(config.num_frames, config.stride, "centre")
+        clips = collection.subset(is_held_out).clips(config.num_frames, config.stride, "centre", config.short_clip)
         judge.training["held_out_accuracy"] = judge.accuracy(clips, values[is_held_out])
     if path is not None:
         judge.save(path)
@@ -465,7 +469,7 @@ def train_judge(
 
 def judge_path(
     cache_dir: str | os.PathLike,
-    collection: VideoCollection,
+    collection: VideoCollection | ShardedVideos,
     labels: np.ndarray,
     config: ClassifierConfig,
     held_out_share: float = 0.1,
@@ -493,7 +497,14 @@ def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return is_held_out
 
 
-def _labels(collection: VideoCollection, labels) -> tuple[np.ndarray, str]:
+def label_values(
+    collection: VideoCollection | ShardedVideos, labels: str | np.ndarray = "action"
+) -> tuple[np.ndarray, str]:
+    """Return the classes that a judge of these labels learns, int (N,), and what they are called.
+
+    Raises:
+        ValueError: If the collection has no such labels, or they are not integers, one per video.
+    """
     if not isinstance(labels, str):
         values = np.asarray(labels)
         if values.shape != (len(collection),) or not np.issubdtype(values.dtype, np.integer):

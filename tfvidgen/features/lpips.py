@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.features.base import digest_arrays
+from tfvidgen.features.base import digest_arrays, exact_float32
 from tfvidgen.features.vgg16 import VGG16Features
 from tfvidgen.features.weights import WeightsInfo, read_arrays
 
@@ -22,8 +22,8 @@ LPIPS_WEIGHTS = WeightsInfo(
     files="weights/v0.1/vgg.pth (five linear layers, in the wheel of the package lpips) and torchvision's VGG16",
     source="pypi.org/project/lpips, github.com/richzhang/PerceptualSimilarity; torchvision.models.vgg16",
     licence="BSD-2-Clause (LPIPS), BSD-3-Clause (torchvision)",
-    how="Pass the file of the linear layers as `linear` and an .npz of torchvision's state dict as `trunk` (VGG16Features "
-    "says how to write it); linear='none' for the plain sum over channels, which is no LPIPS",
+    how="Pass the file of the linear layers as `linear` and vgg16-397923af.pth of torchvision, or an .npz of its state dict, as "
+    "`trunk`; linear='none' for the plain sum over channels, which is no LPIPS",
 )
 _LAYERS = ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3")
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -70,7 +70,12 @@ class LPIPS:
 
     def record(self) -> dict[str, Any]:
         """Everything of the network that could change a number, ready for JSON."""
-        return {"name": self.name, "weights_sha256": self.digest, "layers": list(_LAYERS)}
+        return {
+            "name": self.name,
+            "weights_sha256": self.digest,
+            "weights": self._trunk.weights_source,
+            "layers": list(_LAYERS),
+        }
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the distance of each pair of frames.
@@ -101,10 +106,11 @@ class LPIPS:
                 f"{self.name} takes two arrays of one shape, of frames of at least 16 x 16. Received {a.shape}, {b.shape}."
             )
         pairs = [array.reshape(-1, *array.shape[-3:]) for array in (a, b)]
-        parts = [
-            self._function(*(tf.constant(array[start : start + self.batch_size]) for array in pairs)).numpy()
-            for start in range(0, len(pairs[0]), self.batch_size)
-        ]
+        with exact_float32():
+            parts = [
+                self._function(*(tf.constant(array[start : start + self.batch_size]) for array in pairs)).numpy()
+                for start in range(0, len(pairs[0]), self.batch_size)
+            ]
         return np.concatenate(parts).reshape(a.shape[:-3])
 
     def _distance(self, a, b):

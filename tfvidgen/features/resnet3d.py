@@ -52,6 +52,10 @@ PREPROCESSING = {
 }
 
 
+# Kinetics-700, Moments in Time, STAIR-Actions and sets of them, on which only the files of 2020 were trained
+_CLASSES_OF_2020 = (339, 439, 700, 800, 1039, 1139)
+
+
 class GroupedConv3D(layers.Layer):
     """3x3x3 convolution in channel groups, padding 1, without bias.
 
@@ -261,7 +265,8 @@ class ResNet3DFeatures(FeatureExtractor):
         weights: A published .pth file or an .npz with its state dict; "random" for an untrained network. Shortcut, widths
             and number of classes follow from the file.
         architecture: As for `ResNet3D`. "resnext101" is the network of video FID.
-        preprocessing: "activitynet" for files of 2017 and 2018, "kinetics" for those of 2020.
+        preprocessing: "activitynet" for files of 2017 and 2018, "kinetics" for those of 2020. None: told by the number of
+            classes, 400 in the one and 700 or others in the other.
         resize: How frames become 112 x 112, without keeping their aspect ratio: "pil-bilinear" as G3AN, or another mode of
             `resize_matrix`.
         batch_size: Videos in the network at a time.
@@ -278,7 +283,7 @@ class ResNet3DFeatures(FeatureExtractor):
         self,
         weights: str | pathlib.Path | None = None,
         architecture: str = "resnext101",
-        preprocessing: str = "activitynet",
+        preprocessing: str | None = None,
         resize: str = "pil-bilinear",
         batch_size: int = 4,
         seed: int = 0,
@@ -286,13 +291,14 @@ class ResNet3DFeatures(FeatureExtractor):
         super().__init__()
         if weights is None:
             raise RESNET3D_WEIGHTS.error("no `weights` are given")
-        if preprocessing not in PREPROCESSING:
-            raise ValueError(f"`preprocessing` must be one of {', '.join(PREPROCESSING)}. Received {preprocessing!r}.")
+        if preprocessing not in (None, *PREPROCESSING):
+            raise ValueError(
+                f"`preprocessing` must be one of {', '.join(PREPROCESSING)}, or None. Received {preprocessing!r}."
+            )
         if resize not in RESIZE_MODES:
             raise ValueError(f"`resize` must be one of {', '.join(RESIZE_MODES)}. Received {resize!r}.")
         self.weights_source, self.architecture, self.resize = str(weights), architecture, resize
-        self.preprocessing, self.batch_size = preprocessing, batch_size
-        self.name = f"{architecture}_pool_{preprocessing}_{resize}"
+        self.batch_size = batch_size
         if weights == "random":
             self._model = ResNet3D(architecture, seed=seed)
             used = {name: variable.numpy() for name, variable in self._model.torch_variables.items()}
@@ -308,6 +314,9 @@ class ResNet3DFeatures(FeatureExtractor):
         self._digest = digest_arrays(used)
         self.dim = self._model.dim
         self.num_classes = self._model.classifier.units
+        told = "kinetics" if self.num_classes in _CLASSES_OF_2020 else "activitynet"
+        self.preprocessing = preprocessing or told
+        self.name = f"{architecture}_pool_{self.preprocessing}_{resize}"
 
     @property
     def digest(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 from keras import ops
+
+from tfvidgen.features.weights import WeightsInfo, read_arrays, shorten
 
 _NUM_CONVS = (2, 2, 3, 3, 3)
 _NUM_FILTERS = (64, 128, 256, 512, 512)
@@ -21,33 +23,36 @@ _TORCH_INDEX = dict(zip(VGG16_LAYERS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 2
 _TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
-_HOW_TO_GET_WEIGHTS = (
-    "pass the path of a keras.applications VGG16 file (.h5 or .weights.h5), the path of an .npz with the torchvision "
-    "state dict (keys features.N.weight, features.N.bias), 'imagenet' to download the Keras weights, or 'random' for "
-    "an untrained network in tests"
+VGG16_WEIGHTS = WeightsInfo(
+    network="VGG16 on ImageNet",
+    files="vgg16-397923af.pth (torchvision), or vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 (keras.applications), which "
+    "hold different weights",
+    source="torchvision.models.vgg16, https://download.pytorch.org/models/vgg16-397923af.pth; keras.applications.VGG16",
+    licence="BSD-3-Clause (torchvision), CC BY (Keras, from Oxford's VGG)",
+    how="Pass as `weights` the path of the file, of an .npz with torchvision's state dict, 'imagenet' to download the Keras "
+    "weights, or 'random' for an untrained network in tests",
 )
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
-    with np.load(path) as arrays:
-        weights = {}
-        for name, index in _TORCH_INDEX.items():
-            keys = [f"features.{index}.weight", f"features.{index}.bias"]
-            if all(key in arrays for key in keys):
-                # Kernels (out, in, H, W) -> (H, W, in, out).
-                weights[name] = [np.transpose(arrays[keys[0]], (2, 3, 1, 0)), arrays[keys[1]]]
+def _torch_weights(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, list[np.ndarray]]:
+    """Kernel and bias of each layer from torchvision's state dict."""
+    known = {f"features.{index}.weight" for index in _TORCH_INDEX.values()}
+    others = [name for name, array in arrays.items() if array.ndim == 4 and name not in known]
+    if others:  # VGG19 would fit as far as block 3
+        raise VGG16_WEIGHTS.error(f"{source!r} is of another network: {shorten(others)}")
+    weights = {}
+    for name, index in _TORCH_INDEX.items():
+        keys = [f"features.{index}.weight", f"features.{index}.bias"]
+        if all(key in arrays for key in keys):
+            # Kernels (out, in, H, W) -> (H, W, in, out).
+            weights[name] = [np.transpose(arrays[keys[0]], (2, 3, 1, 0)), arrays[keys[1]]]
     return weights
 
 
-def _read_h5(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
-    """Read whole-model, weights-only and Keras 3 `.weights.h5` files; dense layers in them are passed over."""
-    import h5py
-
+def _keras_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """The same of whole-model, weights-only and Keras 3 `.weights.h5` files; dense layers in them are passed over."""
     found: dict[str, dict[int, np.ndarray]] = {}
-
-    def visit(key, item):
-        if not isinstance(item, h5py.Dataset) or "optimizer" in key:
-            return
+    for key, array in arrays.items():
         named = re.search(r"block\d_conv\d", key)
         # Keras 3 numbers the convolutions instead of naming them: conv2d, conv2d_1 ...
         numbered = re.search(r"layers/conv2d(?:_(\d+))?/vars", key)
@@ -56,11 +61,9 @@ def _read_h5(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
         elif numbered and int(numbered.group(1) or 0) < len(VGG16_LAYERS):
             name = VGG16_LAYERS[int(numbered.group(1) or 0)]
         else:
-            return
-        found.setdefault(name, {})[item.ndim] = np.asarray(item)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
+            continue
+        if "optimizer" not in key:
+            found.setdefault(name, {})[array.ndim] = array
     return {name: [arrays[4], arrays[1]] for name, arrays in found.items() if set(arrays) == {1, 4}}
 
 
@@ -76,17 +79,14 @@ def _download_imagenet() -> dict[str, list[np.ndarray]]:
     return {name: network.get_layer(name).get_weights() for name in VGG16_LAYERS}
 
 
-def _read_weights(weights: str) -> dict[str, list[np.ndarray]]:
+def _read_weights(weights: str) -> tuple[dict[str, list[np.ndarray]], str]:
+    """-> (kernel and bias of each layer, the range that they were trained with)."""
     if weights == "imagenet":
-        return _download_imagenet()
-    path = pathlib.Path(weights)
-    if not path.is_file():
-        raise ValueError(f"VGG16 weights: no file {str(path)!r}. To give weights, {_HOW_TO_GET_WEIGHTS}.")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix == ".h5":
-        return _read_h5(path)
-    raise ValueError(f"VGG16 weights: cannot read {path.name!r}. To give weights, {_HOW_TO_GET_WEIGHTS}.")
+        return _download_imagenet(), "caffe"
+    arrays = read_arrays(weights, VGG16_WEIGHTS)
+    if any(name.startswith("features.") for name in arrays):
+        return _torch_weights(arrays, weights), "torch"
+    return _keras_weights(arrays), "caffe"
 
 
 class VGG16Features(keras.layers.Layer):
@@ -97,11 +97,10 @@ class VGG16Features(keras.layers.Layer):
 
     Args:
         layers: Names among block1_conv1 ... block5_conv3 (`VGG16_LAYERS`).
-        weights: Path of a keras.applications VGG16 file (.h5, .weights.h5) or of an .npz with the torchvision state
-            dict; "imagenet" to download the Keras weights; "random" for an untrained network. To write the .npz:
-            `numpy.savez("vgg16.npz", **{k: v.numpy() for k, v in network.state_dict().items()})`.
+        weights: Path of torchvision's file (.pth) or of an .npz with its state dict, or of a keras.applications VGG16 file
+            (.h5, .weights.h5); "imagenet" to download the Keras weights; "random" for an untrained network.
         preprocessing: "torch" or "caffe": the range that the weights were trained with. None: "caffe" for Keras
-            weights, "torch" for an .npz and for random weights.
+            weights, "torch" for those of torchvision and for random ones.
         seed: Seed of the random weights.
 
     Call arguments:
@@ -137,12 +136,12 @@ class VGG16Features(keras.layers.Layer):
         if unknown or not self.layers:
             raise ValueError(f"`layers` must name some of {', '.join(VGG16_LAYERS)}. Received {self.layers}.")
         if weights is None:
-            raise ValueError(f"VGG16Features has no `weights`: {_HOW_TO_GET_WEIGHTS}.")
+            raise VGG16_WEIGHTS.error("no `weights` are given")
         if preprocessing not in (None, "torch", "caffe"):
             raise ValueError(f"`preprocessing` must be 'torch', 'caffe' or None. Received {preprocessing!r}.")
         self.weights_source = str(weights)
-        is_torch = weights == "random" or self.weights_source.endswith(".npz")
-        self.preprocessing = preprocessing or ("torch" if is_torch else "caffe")
+        arrays, trained_with = ({}, "torch") if weights == "random" else _read_weights(self.weights_source)
+        self.preprocessing = preprocessing or trained_with
         self.seed = seed
 
         depth = 1 + max(VGG16_LAYERS.index(name) for name in self.layers)
@@ -168,19 +167,19 @@ class VGG16Features(keras.layers.Layer):
             num_inputs = filters
         self.trainable = False
         if weights != "random":
-            self._set_weights(_read_weights(self.weights_source))
+            self._set_weights(arrays)
 
     def _set_weights(self, arrays: dict[str, list[np.ndarray]]) -> None:
         missing = [conv.name for conv in self._convs if conv.name not in arrays]
         if missing:
             keys = ", ".join(f"{name} (features.{_TORCH_INDEX[name]})" for name in missing)
-            raise ValueError(f"VGG16 weights {self.weights_source!r} lack kernel and bias of {keys}.")
+            raise VGG16_WEIGHTS.error(f"{self.weights_source!r} lacks kernel and bias of {keys}")
         for conv in self._convs:
             for variable, value in zip((conv.kernel, conv.bias), arrays[conv.name], strict=True):
                 if tuple(variable.shape) != value.shape:
-                    raise ValueError(
-                        f"VGG16 weights {self.weights_source!r}: {conv.name}/{variable.name} has shape {value.shape} "
-                        f"(in Keras layout), expected {tuple(variable.shape)}."
+                    raise VGG16_WEIGHTS.error(
+                        f"{self.weights_source!r}: {conv.name}/{variable.name} has shape {value.shape} (in Keras layout), "
+                        f"expected {tuple(variable.shape)}"
                     )
                 variable.assign(value.astype(np.float32))
 

@@ -1,8 +1,8 @@
 """Weight files of published networks, read into named arrays without the library that wrote them.
 
-Read are NumPy `.npz`, PyTorch checkpoints of either format (`.pt`, `.pth`, `.pth.tar`), TensorFlow checkpoints by their
-prefix, and the variables of a SavedModel folder. A PyTorch file is a pickle; only the few names that make up a state dict
-are let through, so no code of such a file can run.
+Read are NumPy `.npz`, PyTorch checkpoints of either format (`.pt`, `.pth`, `.pth.tar`), HDF5 files of Keras (`.h5`),
+TensorFlow checkpoints by their prefix, and the variables of a SavedModel folder. A PyTorch file is a pickle; only the few
+names that make up a state dict are let through, so no code of such a file can run.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ def read_arrays(path: str | pathlib.Path, info: WeightsInfo) -> dict[str, np.nda
     """Read every array of a weight file, told apart by content.
 
     Args:
-        path: A `.npz`, a PyTorch checkpoint, the prefix of a TensorFlow checkpoint (the name without `.index`), or a
-            SavedModel or TF-Hub folder.
+        path: A `.npz`, a PyTorch checkpoint, an HDF5 file, the prefix of a TensorFlow checkpoint (the name without
+            `.index`), or a SavedModel or TF-Hub folder.
         info: Of the network, for messages.
 
     Returns:
-        Name to array. PyTorch: the state dict, without the `module.` that a parallel model puts before each key.
+        Name to array. PyTorch: the state dict, without the `module.` that a parallel model puts before each key. HDF5: the
+        datasets by their path in the file.
 
     Raises:
         ValueError: If there is no such file, or it is of another kind, damaged, or holds more than arrays.
@@ -88,9 +89,11 @@ def read_arrays(path: str | pathlib.Path, info: WeightsInfo) -> dict[str, np.nda
             return _read_npz(path, info)
         if start == _LEGACY_START:
             return _state_dict(_read_torch_legacy(path), path, info)
+        if start.startswith(_HDF5_START):
+            return _read_hdf5(path)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, KeyError, IndexError, TypeError) as error:
         raise info.error(f"{path.name!r} cannot be read ({error})") from error
-    raise info.error(f"{path.name!r} is no .npz, PyTorch or TensorFlow checkpoint")
+    raise info.error(f"{path.name!r} is no .npz, PyTorch, HDF5 or TensorFlow checkpoint")
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str, info: WeightsInfo) -> None:
@@ -132,6 +135,23 @@ def _read_npz(path: pathlib.Path, info: WeightsInfo) -> dict[str, np.ndarray]:
             return dict(arrays)
     except ValueError as error:  # objects instead of numbers
         raise info.error(f"{path.name!r} cannot be read ({error})") from error
+
+
+_HDF5_START = b"\x89HDF"
+
+
+def _read_hdf5(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    arrays = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu":
+            arrays[name] = np.asarray(item)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return arrays
 
 
 def _read_tensorflow(prefix: pathlib.Path, info: WeightsInfo) -> dict[str, np.ndarray]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -26,6 +28,15 @@ def _create_on_host(next_creator, **arguments):
 
     with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:  # the scope of a strategy belongs to its thread
         return outside_scope.submit(create).result()
+
+
+class _Average(NamedTuple):
+    """A running average of a table's rows, see `LatentTable.keep_average`."""
+
+    decay: float
+    num_steps: tf.Variable
+    sums: tf.Variable
+    since: tf.Variable
 
 
 class LatentTable(keras.layers.Layer):
@@ -105,6 +116,7 @@ class LatentTable(keras.layers.Layer):
         self.learning_rate, self.update_rule, self.projection, self.rank = learning_rate, update_rule, projection, rank
         self.initial_stddev, self.beta_1, self.beta_2, self.seed = float(initial_stddev), beta_1, beta_2, seed
         self.host_memory = host_memory
+        self._average: _Average | None = None
         if host_memory and keras.config.backend() != "tensorflow":
             raise ValueError(
                 f"`host_memory` places variables, which needs the TensorFlow backend. The backend is {keras.config.backend()}: "
@@ -112,9 +124,12 @@ class LatentTable(keras.layers.Layer):
             )
 
     def build(self, input_shape=None):
-        with tf.variable_creator_scope(_create_on_host) if self.host_memory else contextlib.nullcontext():
+        with self._placed():
             self._add_weights()
         self.built = True
+
+    def _placed(self):
+        return tf.variable_creator_scope(_create_on_host) if self.host_memory else contextlib.nullcontext()
 
     def _add_weights(self):
         full = (self.num_rows, *self.row_shape)
@@ -155,6 +170,31 @@ class LatentTable(keras.layers.Layer):
             return rows / ops.maximum(norm, 1.0)
         return rows / ops.maximum(norm, _EPSILON)
 
+    def keep_average(self, decay: float, num_steps: tf.Variable) -> dict[str, tf.Variable]:
+        """Keeps, from now on, what the exponential moving average of all rows over all steps is made of.
+
+        A row stands still between the steps that use it, so those steps are taken in at once when the next one is about to
+        move it: the average is that of every row after every step, at the cost of the batch's rows. With `kept` =
+        `decay` ** (`num_steps` - `since`) the weighted sum of a row z is `kept` * `sums` + (1 - `kept`) * z, and its weights
+        add up to 1 - `decay` ** `num_steps`.
+
+        Args:
+            decay: In (0, 1).
+            num_steps: float32 scalar, the steps before this one; whoever made it counts it up. Made, as this is called, in
+                the scope of the strategy.
+
+        Returns:
+            `sums`, float32 (num_rows, *shape), and `since`, float32 (num_rows,): the steps that a row's sum has taken in.
+        """
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        with self._placed():
+            sums, since = (
+                tf.Variable(tf.zeros(shape), trainable=False, dtype=tf.float32, aggregation=first)
+                for shape in (self.rows.shape, (self.num_rows,))
+            )
+        self._average = _Average(decay, num_steps, sums, since)
+        return {"sums": sums, "since": since}
+
     def update(self, row_ids, gradients, step, keep=None):
         """Moves this replica's rows along their gradients, once, on every replica. Call it in replica context.
 
@@ -174,22 +214,33 @@ class LatentTable(keras.layers.Layer):
     def _update_everywhere(self, strategy, row_ids, gradients, step, keep):
         slots = [slot.value for slot in self.slots]
         counts = [self.num_updates.value] if self.update_rule == "adam" else []
+        averages = list(self._average[1:]) if self._average else []
         if self.host_memory:  # one table for all replicas, which agree on rows and gradients
-            first = [strategy.experimental_local_results(value)[0] for value in (row_ids, gradients, step)]
-            keep = None if keep is None else strategy.experimental_local_results(keep)[0]
+            arguments = (slots, counts, averages, row_ids, gradients, step, keep)
+            first = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], arguments)
             with tf.device(_HOST):
-                self._move(self.rows.value, slots, counts, *first, keep)
+                self._move(self.rows.value, *first)
             return
         # one variable leads `extended.update`; its siblings live on the same devices
-        arguments = (slots, counts, row_ids, gradients, step, keep)
+        arguments = (slots, counts, averages, row_ids, gradients, step, keep)
         strategy.extended.update(self.rows.value, self._move, args=arguments, group=True)
 
-    def _move(self, rows, slots, counts, row_ids, gradients, step, keep):
+    def _move(self, rows, slots, counts, averages, row_ids, gradients, step, keep):
         """Applies the rule to one copy of the table."""
         rate = self.learning_rate(step) if isinstance(self.learning_rate, Callable) else self.learning_rate
         ids, position = tf.unique(row_ids)
         gradient = tf.math.unsorted_segment_sum(gradients, position, tf.size(ids))
         row, old_slots = tf.gather(rows, ids), [tf.gather(slot, ids) for slot in slots]
+
+        def column(values):
+            return tf.reshape(values, [-1] + [1] * len(self.row_shape))
+
+        if averages:
+            num_steps, sums, since = averages
+            new = -tf.math.expm1(math.log(self._average.decay) * (num_steps - tf.gather(since, ids)))  # 1 - kept
+            old_sums = tf.gather(sums, ids)
+            sums.scatter_update(tf.IndexedSlices(old_sums + column(new) * (row - old_sums), ids))
+            since.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(ids), tf.convert_to_tensor(num_steps)), ids))
 
         def write(variable, new, old):
             value = new if keep is None else tf.where(keep, new, old)
@@ -198,7 +249,7 @@ class LatentTable(keras.layers.Layer):
         if self.update_rule == "adam":
             old_count = tf.gather(counts[0], ids)
             write(counts[0], old_count + 1.0, old_count)
-            t = tf.reshape(old_count + 1.0, [-1] + [1] * len(self.row_shape))
+            t = column(old_count + 1.0)
             first = self.beta_1 * old_slots[0] + (1 - self.beta_1) * gradient
             second = self.beta_2 * old_slots[1] + (1 - self.beta_2) * tf.square(gradient)
             new_slots = [first, second]

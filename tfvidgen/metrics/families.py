@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from tfvidgen.metrics import consistency, disentanglement, distances, diversity, inception, s3
-from tfvidgen.metrics.sampling import Clips
+from tfvidgen.metrics.sampling import Clips, ModelClips, VideoClips
 from tfvidgen.metrics.statistics import (
     FeatureStatistics,
     SampleSizeWarning,
@@ -51,7 +52,8 @@ class Networks:
     Args:
         weights: Where weights lie, by name: `i3d`, `resnext101`, `r3d18`, `r3d50`, `c3d`, `c3d_mean`, `vgg16`, `lpips`. And
             `i3d_network`: "saved_model" runs the published graph itself.
-        judge: Called with frames and stride of a clip; returns the judge of these clips. None where there is none.
+        judge: Called with frames and stride of a clip, and labels int (N,) of the real videos or None for the usual ones;
+            returns the judge of these clips. None where there is none.
         extractors: Networks of one's own by the names that families use (`i3d`, `judge` ...), in place of those made here.
         classifier: Settings of the classifiers that S3 trains, fields of `features.judge.ClassifierConfig`.
         scope: Called for a context in which networks are made, such as `strategy.scope`, to spread batches over replicas.
@@ -61,7 +63,7 @@ class Networks:
     def __init__(
         self,
         weights: Mapping[str, str] | None = None,
-        judge: Callable[[int, int], FeatureExtractor] | None = None,
+        judge: Callable[[int, int, np.ndarray | None], FeatureExtractor] | None = None,
         extractors: Mapping[str, Any] | None = None,
         classifier: Mapping[str, Any] | None = None,
         scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
@@ -86,14 +88,26 @@ class Networks:
             self._made[key] = self._make(name, num_frames, stride)
         return self._made[key]
 
+    def judge_of(self, attribute: str, labels: np.ndarray, num_frames: int, stride: int) -> Any:
+        """A judge of other labels than the usual ones, int (N,) of the real videos."""
+        name = f"judge_{attribute}"
+        key = next((known for known in (name, (name, num_frames, stride)) if known in self._made), None)
+        if key is None:
+            key = name, num_frames, stride
+            self._made[key] = self._trained_judge(num_frames, stride, labels)
+        return self._made[key]
+
+    def _trained_judge(self, num_frames: int, stride: int, labels: np.ndarray | None) -> Any:
+        if self._judge is None:
+            raise ValueError(
+                "This metric needs a judge, a small classifier trained on the real labelled clips: ask for one "
+                "(--features=judge)."
+            )
+        return self._judge(num_frames, stride, labels)
+
     def _make(self, name: str, num_frames: int, stride: int) -> Any:
         if name == "judge":
-            if self._judge is None:
-                raise ValueError(
-                    "This metric needs a judge, a small classifier trained on the real labelled clips: ask for one "
-                    "(--features=judge)."
-                )
-            return self._judge(num_frames, stride)
+            return self._trained_judge(num_frames, stride, None)
         if name == "pixels":
             return pixel_features(num_frames)
         if name.startswith("i3d"):
@@ -108,7 +122,9 @@ class Networks:
             weights = self._weights("c3d", C3D_WEIGHTS)
             return C3DFeatures(weights, self.weights.get("c3d_mean"), preprocessing=name.removeprefix("c3d_"))
         if name == "vgg16":
-            return VGG16Maps(self._weights("vgg16", _vgg16_info()))
+            from tfvidgen.features.vgg16 import VGG16_WEIGHTS
+
+            return VGG16Maps(self._weights("vgg16", VGG16_WEIGHTS))
         if name == "lpips":
             from tfvidgen.features.lpips import LPIPS, LPIPS_WEIGHTS
 
@@ -123,18 +139,6 @@ class Networks:
             return self.weights[name]
         error = info.error(f"no weights are given ({name})")
         raise ValueError(f"{error} {self._hint.format(name=name)}".rstrip())
-
-
-def _vgg16_info():
-    from tfvidgen.features.weights import WeightsInfo
-
-    return WeightsInfo(
-        network="VGG16 on ImageNet",
-        files="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5 (Keras), or an .npz of torchvision's state dict",
-        source="keras.applications.VGG16 or torchvision.models.vgg16",
-        licence="CC BY 4.0 (Keras, from Oxford VGG), BSD-3-Clause (torchvision)",
-        how="Pass the path of the file, 'imagenet' to download the Keras weights, or 'random' for an untrained network in tests",
-    )
 
 
 class VGG16Maps:
@@ -161,8 +165,11 @@ class VGG16Maps:
 
     def __call__(self, video: np.ndarray) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, H / 4, W / 4, 256)."""
+        from tfvidgen.features.base import exact_float32
+
         parts = [video[i : i + _VGG_FRAMES] for i in range(0, len(video), _VGG_FRAMES)]
-        return np.concatenate([self._function(self._tf.constant(part)).numpy() for part in parts])
+        with exact_float32():
+            return np.concatenate([self._function(self._tf.constant(part)).numpy() for part in parts])
 
 
 def pixel_features(num_frames: int):
@@ -860,6 +867,58 @@ def _judge_accuracy(measured: Measured) -> Outcome:
     )
 
 
+def _attributes(videos: Any) -> dict[str, np.ndarray]:
+    """Labels of each attribute, int (N,): the action and the identity, or what an identity is made of where its name says."""
+    parts = [re.findall(r"([a-z]+)(\d+)(?:_|$)", name) for name in videos.identity_names]
+    names = [name for name, _ in parts[0]]  # of Sprites: body, bottom, top, hair
+    if len(names) < 2 or any([name for name, _ in part] != names for part in parts):
+        return {"action": videos.action, "identity": videos.identity}
+    choices = np.array([[int(choice) for _, choice in part] for part in parts])[videos.identity]
+    composed = {name: np.unique(column, return_inverse=True)[1] for name, column in zip(names, choices.T, strict=True)}
+    return {"action": videos.action, **{name: labels for name, labels in composed.items() if labels.any()}}
+
+
+def _swap(measured: Measured) -> Outcome:
+    real, made, frames = measured.real_clips, measured.generated_clips, (measured.num_frames, measured.stride)
+    is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
+    if not isinstance(made, ModelClips) or not is_trained:
+        raise ValueError(
+            "This metric keeps one code of a training video and draws the others anew: measure a run, against the videos it was "
+            "trained on (--run_dir, --split=trained)."
+        )
+    if real.videos.action is None or real.videos.identity is None:
+        raise ValueError("This metric needs the identity and the action of every training video, and they have none.")
+    ids = real.video_ids(min(measured.clips, len(real.videos)))
+    attributes = _attributes(real.videos)
+    judges = {name: measured.networks.judge_of(name, labels, *frames) for name, labels in attributes.items()}
+    truth = {name: labels[ids] for name, labels in attributes.items()}
+    values, action, swapped = {}, None, {}
+    for keeps_content, kept in ((False, ("action",)), (True, tuple(name for name in attributes if name != "action"))):
+        clips = made.redrawn(ids, keeps_content, *frames)
+        probabilities = {name: judge.probabilities(clips) for name, judge in judges.items()}
+        found = disentanglement.attribute_accuracies(probabilities, truth, kept)
+        word = "content" if keeps_content else "motion"
+        values |= {f"{name}_accuracy_{word}_kept": each.accuracy for name, each in found.items()}
+        if not keeps_content:
+            action = found["action"]
+            scores = dataclasses.asdict(disentanglement.judge_scores(probabilities["action"], truth["action"]))
+            values |= {name: scores[name] for name in ("inception_score", "marginal_entropy", "conditional_entropy")}
+            swapped = {name: each for name, each in found.items() if name != "action"}
+    beside = ", ".join(f"{name} {each.accuracy:.3f} (chance {each.chance:.3f})" for name, each in swapped.items())
+    return Outcome(
+        action.accuracy,
+        values,
+        tuple(action.interval),
+        "95 %, Wilson's, of the action with its code kept",
+        f"swapped: {beside}",
+        {
+            "judges": {name: judge.record() for name, judge in judges.items()},
+            "chance": {name: 1 / judge.num_classes for name, judge in judges.items()},
+            "source_videos": len(ids),
+        },
+    )
+
+
 def _s3(network: str, measured: Measured) -> Outcome:
     from tfvidgen.features.judge import VideoClassifier
 
@@ -958,6 +1017,12 @@ FAMILIES: dict[str, Family] = {
         _judge_accuracy,
         ("judge",),
         ("logits",),
+    ),
+    "judge_swap": Family(
+        "do codes hold what they should: judges' accuracies with motion kept and content drawn anew, and the reverse",
+        _swap,
+        outputs=(),
+        ranks=False,
     ),
     "prdc": Family("precision, recall, density and coverage", _coverage, ("i3d", "judge", "pixels"), variants=_RESIZES),
     "nearest": Family(

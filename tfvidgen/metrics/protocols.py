@@ -477,6 +477,11 @@ class _Sides:
         with _noted() as own:
             outcome = protocol.rules.measure(measured)
         records = [self.networks.get(each, protocol.frames, protocol.stride).record() for each in protocol.networks]
+        untrained = [
+            f"{record['name']} has random weights: an untrained network, whose numbers compare with no others."
+            for record in records
+            if record.get("weights") == "random"
+        ]
         return Result(
             name=protocol.name,
             value=float(outcome.value),
@@ -501,7 +506,7 @@ class _Sides:
                 "generated": self.generated.origin,
                 "real": self.real.origin,
             },
-            notes=tuple(dict.fromkeys([*notes, *own])),
+            notes=tuple(dict.fromkeys([*notes, *own, *untrained])),
             seconds=round(time.monotonic() - begin, 2),
             pass_seconds=round(pass_seconds, 2),
         )
@@ -534,11 +539,15 @@ def _noted():
 
 def table(results: Sequence[Result]) -> list[str]:
     """Results as lines for a terminal: name, value, interval, and what to read it beside; then the notes, each once."""
+    intervals = [
+        "" if result.interval is None else f"[{_number(result.interval[0])}, {_number(result.interval[1])}]"
+        for result in results
+    ]
     width = max([len(result.name) for result in results] + [6]) + 2
-    lines = [f"{'metric':{width}}{'value':>10}  {'95 % interval':22}beside"]
-    for result in results:
-        interval = "" if result.interval is None else f"[{_number(result.interval[0])}, {_number(result.interval[1])}]"
-        lines.append(f"{result.name:{width}}{_number(result.value):>10}  {interval:22}{result.beside}".rstrip())
+    room = max([len(interval) for interval in intervals] + [20]) + 2
+    lines = [f"{'metric':{width}}{'value':>10}  {'95 % interval':{room}}beside"]
+    for result, interval in zip(results, intervals, strict=True):
+        lines.append(f"{result.name:{width}}{_number(result.value):>10}  {interval:{room}}{result.beside}".rstrip())
     notes: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:

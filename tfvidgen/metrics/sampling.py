@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BATCH = 16  # clips in a batch; a model draws so many from one seed, so it is part of the protocol
 LABEL_CODES = ("label", "category")  # names of latents that are the action of a clip
+CONTENT_CODES = ("static", "content", "appearance")  # names of latents that are what moves, not how
 NO_CODEC = "none"  # frames that were never compressed with a loss: a model's own, drawn ones, arrays
 
 _LOSSY_STILLS = ("JPEG", "WEBP")
@@ -145,6 +146,10 @@ class VideoClips(Clips):
                 "record then says so."
             )
 
+    def video_ids(self, num_clips: int) -> np.ndarray:
+        """int (num_clips,): which video each clip is cut from."""
+        return self._order[:num_clips]
+
     def labels(self, num_clips: int) -> np.ndarray | None:
         return None if self.videos.action is None else self.videos.action[self._order[:num_clips]]
 
@@ -172,7 +177,9 @@ class ModelClips(Clips):
 
         self._model, self._seed, self._short_clip = model, seed, short_clip
         self._is_longer = False  # whether the model was found to make longer clips than its own when asked to
-        self._decode = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
+        if not hasattr(model, "_decode_clips"):  # traced once for a model that is measured again and again
+            model._decode_clips = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
+        self._decode = model._decode_clips
         self.origin = {
             "source": type(model).__name__,
             "codec": NO_CODEC,
@@ -205,6 +212,46 @@ class ModelClips(Clips):
         return to_bytes(
             videos[:, np.minimum(position, videos.shape[1] - 1)], f"the frames of {type(self._model).__name__}"
         )
+
+    def redrawn(self, video_ids: np.ndarray, keeps_content: bool, num_frames: int, stride: int = 1) -> np.ndarray:
+        """Clips of training videos whose content code or whose other codes are kept, and the rest drawn anew.
+
+        Args:
+            video_ids: int (N,), of training videos.
+            keeps_content: Keep the code of `CONTENT_CODES`, otherwise all but that.
+            num_frames, stride: Of a clip.
+
+        Returns:
+            uint8 (N, num_frames, H, W, 3).
+
+        Raises:
+            ValueError: If the system learns no code per video, has no code of content, or makes shorter clips.
+        """
+        from tfvidgen.models.base import VideoGenerator
+
+        name = type(self._model).__name__
+        content = [code for code in self._model.latent_spec if code in CONTENT_CODES]
+        if type(self._model).lookup is VideoGenerator.lookup or not content:
+            raise ValueError(
+                f"This metric keeps one code of a training video and draws the others anew, and {name} learns none per video: "
+                "measure a system that does, such as navsynth with a static code."
+            )
+        position, clips = stride * np.arange(num_frames), []
+        for batch, first in enumerate(range(0, len(video_ids), BATCH)):
+            learned = self._model.lookup(np.asarray(video_ids[first : first + BATCH], np.int32))
+            drawn = self._latents(batch, None)
+            latents = {
+                code: values if (code in content) == keeps_content else drawn[code][: len(values)]
+                for code, values in learned.items()
+            }
+            videos = np.asarray(self._decode(latents))
+            if videos.shape[1] <= position[-1]:
+                raise ValueError(
+                    f"{name} makes clips of {videos.shape[1]} frames, and {num_frames} frames at stride {stride} need "
+                    f"{position[-1] + 1}: ask for fewer frames."
+                )
+            clips.append(to_bytes(videos[:, position], f"the frames of {name}"))
+        return np.concatenate(clips)
 
     def _videos(self, batch: int, num_frames: int | None) -> np.ndarray:
         return np.asarray(self._decode(self._latents(batch, num_frames)))

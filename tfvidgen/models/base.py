@@ -18,11 +18,13 @@ class LatentSpec(NamedTuple):
         shape: Shape of one video's entry; None where the length is free.
         dtype: `float32` for codes, `int32` for labels.
         prior: Where `sample_latents` takes it from, in words.
+        num_values: Of a label: it lies in 0..num_values - 1. None for codes.
     """
 
     shape: tuple[int | None, ...]
     dtype: str
     prior: str
+    num_values: int | None = None
 
 
 class VideoGenerator(keras.Model):
@@ -63,9 +65,11 @@ class VideoGenerator(keras.Model):
         `steps_per_epoch` and `validation_steps`.
 
         Raises:
-            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.loop.run` trains there.
+            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.loop.run` trains there; and
+                for batches that replicas cannot share evenly, where their losses would count for more or less.
         """
         self._refuse_many_workers("fit")
+        self._refuse_uneven_batches(kwargs.get("x", args[0] if args else None))
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
@@ -82,6 +86,16 @@ class VideoGenerator(keras.Model):
                 f"MultiWorkerMirroredStrategy: use `trainers.loop.run(model, dataset_fn, run_dir, total_steps, strategy)` or "
                 f"`python -m trainers.{system}`, which train with the same `train_step` on any number of workers."
             )
+
+    def _refuse_uneven_batches(self, dataset: Any) -> None:
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if num_replicas == 1 or not isinstance(dataset, tf.data.Dataset):
+            return
+        for size in {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}:
+            if size and size % num_replicas:
+                raise ValueError(
+                    f"A batch of {size} examples cannot be divided by {num_replicas} replicas: make it a multiple of that."
+                )
 
     @property
     def latent_spec(self) -> dict[str, LatentSpec]:

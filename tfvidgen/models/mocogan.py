@@ -225,7 +225,7 @@ class MoCoGAN(VideoGenerator):
             "motion": LatentSpec((None, self.motion_dim), "float32", "a GRU over noise"),
         }
         if self.num_categories:
-            spec["category"] = LatentSpec((), "int32", f"uniform in 0..{self.num_categories - 1}")
+            spec["category"] = LatentSpec((), "int32", "uniform", self.num_categories)
         return spec
 
     def sample_latents(self, num_videos, num_frames=None, seed=0):

@@ -442,7 +442,8 @@ class NAVSynth(VideoGenerator):
         if self.use_static:
             spec = {"static": LatentSpec(self.static.row_shape, "float32", learned), **spec}
         if self.conditional:
-            spec["label"] = LatentSpec((), "int32", "the label of the sampled transient code")
+            num_labels = max(self.label_of_video) + 1
+            spec["label"] = LatentSpec((), "int32", "the label of the sampled transient code", num_labels)
         return spec
 
     def lookup(self, video_id):

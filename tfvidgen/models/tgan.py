@@ -32,6 +32,7 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
+from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import add_noise, replica_uniform, split_key
 from tfvidgen.layers.gradients import clip_to_norm
 from tfvidgen.layers.replicas import num_replicas, step_key
@@ -45,6 +46,7 @@ from tfvidgen.optimizers import StepGuard
 LATENT_DIM = 100  # of slow and fast codes alike
 CONSTRAINTS = ("singular_values", "weights", "none")
 CLIP_EVERY_STEPS = 5
+LEARNING_RATE = 5e-5  # of RMSprop
 MAX_WEIGHT = 0.01  # of weight clipping (official code, after Arjovsky et al. 2017)
 _SMALLEST_GAIN = 0.01  # of a batch norm in the discriminator, in standard deviations
 _ZERO_SUM = ("wgan", "minimax")  # the generator's loss is minus the discriminator's, as far as both depend on it
@@ -461,8 +463,8 @@ class TGAN(VideoGenerator):
             )
         if adversarial_loss not in KINDS:
             raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
-        generator_optimizer = generator_optimizer or _rmsprop()
-        discriminator_optimizer = discriminator_optimizer or _rmsprop()
+        generator_optimizer = generator_optimizer or rmsprop()
+        discriminator_optimizer = discriminator_optimizer or rmsprop()
         super().compile(optimizer=generator_optimizer)
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         generator_optimizer.build(self._generator_variables)
@@ -485,7 +487,7 @@ class TGAN(VideoGenerator):
             ),
         }
         if self.num_categories:
-            spec["category"] = LatentSpec((), "int32", "uniform")
+            spec["category"] = LatentSpec((), "int32", "uniform", self.num_categories)
         return spec
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, category=None):
@@ -537,7 +539,7 @@ class TGAN(VideoGenerator):
 
     # ------------------------------------------------------------ training
     def train_step(self, batch):
-        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        real = real_clips(batch["video"], self.num_frames, self.size)
         num_local, step = tf.shape(real)[0], batch["step"][0]
         slow_key, *keys = split_key(step_key(self.seed, step), 5)
         latents = {"slow": replica_uniform(slow_key, (num_local, self.slow_dim), -1.0, 1.0)}
@@ -624,5 +626,9 @@ class TGAN(VideoGenerator):
         tf.cond(strategy.experimental_local_results(due)[0], clip, lambda: None)
 
 
-def _rmsprop() -> keras.optimizers.Optimizer:
-    return keras.optimizers.RMSprop(5e-5, rho=0.99, epsilon=1e-8)  # rate of the paper; Chainer's defaults
+def rmsprop(learning_rate: float = LEARNING_RATE) -> keras.optimizers.Optimizer:
+    """The official code's optimizer: Chainer's RMSprop, which divides by sqrt(v) + 1e-8.
+
+    Keras divides by sqrt(v + epsilon): 1e-8 there would shorten the steps of all gradients below 1e-4.
+    """
+    return keras.optimizers.RMSprop(learning_rate, rho=0.99, epsilon=1e-16)

@@ -29,6 +29,7 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
+from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key
 from tfvidgen.layers.gradients import clip_to_norm
 from tfvidgen.layers.replicas import num_replicas, step_key
@@ -459,7 +460,7 @@ class VGAN(VideoGenerator):
 
     # ------------------------------------------------------------ training
     def train_step(self, batch):
-        real = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        real = real_clips(batch["video"], self.num_frames, self.size)
         step = batch["step"][0]
         latent_key, *augmentation_keys = split_key(step_key(self.seed, step), 4)
         latents = self._latents_of_step(real, latent_key)
@@ -671,7 +672,7 @@ class ActionClassifier(keras.Model):
 
     def train_step(self, batch):
         """One step on a batch: the cross-entropy of its actions moves all but the discriminator's own last layer."""
-        video = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        video = real_clips(batch["video"], *self.discriminator.clip_shape[1:3])
         weights = [variable.value for variable in self._moved]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
@@ -685,7 +686,7 @@ class ActionClassifier(keras.Model):
 
     def test_step(self, batch):
         """Mean loss and accuracy over the batches so far."""
-        video = tf.cast(batch["video"], tf.float32) / 127.5 - 1.0
+        video = real_clips(batch["video"], *self.discriminator.clip_shape[1:3])
         loss, accuracy = self._loss_and_accuracy(batch, self.discriminator.features(video))
         count = tf.shape(video)[0]
         self._mean_loss.update_state(loss, sample_weight=count)
