@@ -62,6 +62,14 @@ class NormedColour(MeanColour):
         self.norm(tf.reshape(video, (-1, *video.shape[2:])), training=True)
         return super().train_step(batch)
 
+    def sample_latents(self, num_videos, num_frames=None, seed=0):
+        return {"codes": tf.random.stateless_normal((num_videos, *self.codes.row_shape), [seed, 0])}
+
+    def decode(self, latents, training=False):
+        """Videos of a single pixel."""
+        colour = self.to_colour(latents["codes"])[:, None, None]
+        return self.norm(colour, training=training)[:, None]
+
 
 def mean_colour(width: int = 3) -> MeanColour:
     model = MeanColour(width)
