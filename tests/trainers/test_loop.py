@@ -316,7 +316,8 @@ def wait_for_checkpoint(process: subprocess.Popen, run_dir) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_process_goes_on_and_equals_a_straight_run_bit_for_bit(tmp_path, number):
     """The same command twice, stopped and to the end; beside one that nobody disturbs."""
     steps, stopped, undisturbed = 240, tmp_path / "stopped", tmp_path / "undisturbed"
