@@ -71,6 +71,7 @@ def run(tmp_path_factory) -> Run:
             "transient_dim": 4,
             "motion_dim": 3,
             "ema_decay": 0.5,
+            "norm": "none",  # statistics would be computed anew for the average
             "run_dir": str(run_dir),
         },
     )
