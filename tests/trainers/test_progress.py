@@ -11,12 +11,14 @@ from trainers.progress import Progress
 def terminal():
     """A pseudo-terminal in place of standard output; gives a function that tells what it has shown."""
     ours, theirs = os.openpty()
-    os.set_blocking(ours, False)
     with os.fdopen(theirs, "w") as stdout, contextlib.redirect_stdout(stdout):
 
         def shown() -> str:
-            stdout.flush()
-            return os.read(ours, 10_000).decode()
+            print(end="\0", flush=True)  # the kernel hands over what was written in pieces: read as far as this mark
+            text = ""
+            while not text.endswith("\0"):
+                text += os.read(ours, 10_000).decode()
+            return text.removesuffix("\0")
 
         yield shown
     os.close(ours)
