@@ -34,9 +34,17 @@ class AdversarialConfig(cli.RunConfig):
     gradient_clip_norm: float = option(0.0, "Clips each network's gradient to this global norm; 0 for not.", minimum=0)
 
 
-def dtype(config: AdversarialConfig) -> str:
-    """The Keras dtype policy of a config's precision."""
-    return "float32" if config.precision == "float32" else f"mixed_{config.precision}"
+@dataclasses.dataclass(frozen=True)
+class ImageAndVideoConfig(AdversarialConfig):
+    """Settings of MoCoGAN and its descendants: a frame generator, an image and a video discriminator."""
+
+    width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
+    discriminator_width: int = option(64, "Channels of the discriminators' first stage.", minimum=1)
+    image_head: str = option("plain", "One logit per frame, or a patch of them.", ("plain", "patch"))
+    video_head: str = option("plain", "One logit per clip, or a patch of them.", ("plain", "patch"))
+    temporal_taps: int = option(4, "Taps in time of the video discriminator; fewer judge shorter clips.", minimum=1)
+    noise_stddev: float = option(0.0, "Noise before the discriminators' convolutions.", minimum=0)
+    frames_per_clip: int = option(1, "Frames of each clip that the image discriminator sees.", minimum=1)
 
 
 def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
@@ -54,6 +62,23 @@ def compile_options(config: AdversarialConfig) -> dict[str, Any]:
         "r1_weight": config.r1_weight,
         "augmentation": tuple(name.strip() for name in config.augmentation.split(",") if name.strip()),
         "gradient_clip_norm": config.gradient_clip_norm,
+    }
+
+
+def network_options(config: ImageAndVideoConfig) -> dict[str, Any]:
+    """Constructor arguments that MoCoGAN and its descendants share."""
+    return {
+        "num_frames": config.num_frames,
+        "size": config.size,
+        "width": config.width,
+        "discriminator_width": config.discriminator_width,
+        "image_head": config.image_head,
+        "video_head": config.video_head,
+        "temporal_taps": config.temporal_taps,
+        "noise_stddev": config.noise_stddev,
+        "spectral_norm": config.spectral_norm,
+        "seed": config.seed,
+        "dtype": config.dtype_policy,
     }
 
 

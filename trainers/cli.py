@@ -95,6 +95,11 @@ class RunConfig:
     )
     evaluate_weights: str = option("", "Files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.")
 
+    @property
+    def dtype_policy(self) -> str:
+        """The Keras dtype policy of `precision`, once `auto` is resolved."""
+        return "float32" if self.precision == "float32" else f"mixed_{self.precision}"
+
 
 class UsageError(ValueError):
     """A wrong command line. Its text says what was given, what is expected and how to fix it."""

@@ -85,31 +85,60 @@ def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strate
     """
     import tensorflow as tf
 
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received {name!r}.")
-    cluster = read_cluster() if name in ("auto", "multiworker") else None
-    if name == "multiworker" and cluster is None:
-        raise ValueError(f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}.")
-    if name == "multiworker" or (cluster and len(cluster.workers) > 1):
-        if devices:
-            raise ValueError(
-                f"`devices` chooses among those of one machine, and a worker takes all of its own. Received {devices!r}: "
-                "leave it out, and hide GPUs with the environment variable CUDA_VISIBLE_DEVICES."
-            )
+    if _workers(name, devices):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except RuntimeError as error:
             raise ValueError(
                 f"Several workers must be joined before TensorFlow runs anything: start a fresh process. ({error})"
             ) from None
+    chosen, in_step = _of_this_machine(name, devices)
+    if not in_step:
+        return tf.distribute.OneDeviceStrategy(chosen[0]) if devices else tf.distribute.get_strategy()
+    return _mirrored(tuple(chosen))
+
+
+def num_replicas(name: str = "auto", devices: str = "") -> int:
+    """How many replicas `make_strategy` would give. Joins no workers: each is taken to have as many GPUs as this one.
+
+    Raises:
+        ValueError: As `make_strategy`.
+    """
+    import tensorflow as tf
+
+    if workers := _workers(name, devices):
+        return len(workers) * max(1, len(tf.config.list_logical_devices("GPU")))
+    chosen, in_step = _of_this_machine(name, devices)
+    return len(chosen) if in_step else 1
+
+
+def _workers(name: str, devices: str) -> tuple[str, ...]:
+    """Addresses of the workers that a strategy joins; none for a strategy of this machine alone."""
+    if name not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received {name!r}.")
+    cluster = read_cluster() if name in ("auto", "multiworker") else None
+    if name == "multiworker" and cluster is None:
+        raise ValueError(f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}.")
+    if cluster is None or (name == "auto" and len(cluster.workers) < 2):
+        return ()
+    if devices:
+        raise ValueError(
+            f"`devices` chooses among those of one machine, and a worker takes all of its own. Received {devices!r}: "
+            "leave it out, and hide GPUs with the environment variable CUDA_VISIBLE_DEVICES."
+        )
+    return cluster.workers
+
+
+def _of_this_machine(name: str, devices: str) -> tuple[list[str], bool]:
+    """Full names of the devices that `name` and `devices` choose, and whether they train in step: else the first one does."""
+    import tensorflow as tf
+
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
     chosen = _named(devices, [*gpus, *cpus]) if devices else (gpus or cpus)
     if name == "none" and devices and len(chosen) > 1:
         raise ValueError(f"strategy=none takes one device. Received {devices!r}: use strategy=mirrored, or name one.")
-    if name == "none" or (name == "auto" and (len(chosen) < 2 or not (devices or gpus))):
-        return tf.distribute.OneDeviceStrategy(chosen[0]) if devices else tf.distribute.get_strategy()
-    return _mirrored(tuple(chosen))
+    return chosen, name == "mirrored" or (name == "auto" and len(chosen) > 1 and bool(devices or gpus))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(adversarial.AdversarialConfig):
+class Config(adversarial.ImageAndVideoConfig):
     """Settings of one MoCoGAN run."""
 
     content_dim: int = option(50, "Width d_C of a content code.", minimum=1)
@@ -22,13 +22,6 @@ class Config(adversarial.AdversarialConfig):
     categorical: bool = option(False, "Learn the action as a category; the data must have action labels.")
     num_categories: int = option(0, "Categories, at least as many as actions; 0 for as many.", minimum=0)
     category_weight: float = option(1.0, "Weight of the categories' cross-entropy.", minimum=0)
-    width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
-    discriminator_width: int = option(64, "Channels of the discriminators' first stage.", minimum=1)
-    image_head: str = option("plain", "One logit per frame, or a patch of them.", ("plain", "patch"))
-    video_head: str = option("plain", "One logit per clip, or a patch of them.", ("plain", "patch"))
-    temporal_taps: int = option(4, "Taps in time of the video discriminator; fewer judge shorter clips.", minimum=1)
-    noise_stddev: float = option(0.0, "Noise before the discriminators' convolutions.", minimum=0)
-    frames_per_clip: int = option(1, "Frames of each clip that the image discriminator sees.", minimum=1)
 
 
 # Official code (sergeytulyakov/mocogan@937a99d): d_C 50, d_M 10, widths 64, clips of 16 frames of 64x64, Adam at 2e-4 with
@@ -104,6 +97,9 @@ PRESETS = {
     "paper_shapes": {**PAPER, "dataset": "shapes", "stride": 1, "categorical": True},
     # facial expressions: --dataset=<folder per expression>
     "paper_mug": {**PAPER, "categorical": True},
+    # near-infrared ones, on which RMoCoGAN and RJGAN are compared with it (Dandi et al., WACV 2020, Table 2), and which have
+    # no categories: --dataset=<folder of videos>
+    "paper_nir": PAPER,
 }
 
 
@@ -112,20 +108,10 @@ def model_options(config: Config, run_data: RunData) -> dict[str, Any]:
     adversarial.require_clips(config, run_data)
     categories = adversarial.num_categories(config, run_data, config.num_categories) if config.categorical else 0
     return {
-        "num_frames": config.num_frames,
-        "size": config.size,
+        **adversarial.network_options(config),
         "content_dim": config.content_dim,
         "motion_dim": config.motion_dim,
         "num_categories": categories,
-        "width": config.width,
-        "discriminator_width": config.discriminator_width,
-        "image_head": config.image_head,
-        "video_head": config.video_head,
-        "temporal_taps": config.temporal_taps,
-        "noise_stddev": config.noise_stddev,
-        "spectral_norm": config.spectral_norm,
-        "seed": config.seed,
-        "dtype": adversarial.dtype(config),
     }
 
 

@@ -54,6 +54,11 @@ class Config(cli.RunConfig):
     weight_decay: float = option(0.0, "Decoupled decay of network weights (AdamW), times the learning rate.", minimum=0)
     latent_rule: str = option("sgd", "Update rule of the codes.", ("sgd", "momentum", "adam"))
     latent_learning_rate: float = option(12.5, "Rate of the codes' rule.", minimum=0)
+    latents_in_host_memory: bool = option(
+        False,
+        "Keep the codes once in the memory of the host, and move a batch's codes to the devices; for more codes than a "
+        "device holds.",
+    )
     schedule: str = option("constant", "How both rates go over the run.", ("constant", "cosine"))
 
 
@@ -192,8 +197,9 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         rank=config.rank or None,
         static_stddev=config.static_stddev or None,
         transient_stddev=config.transient_stddev or None,
+        host_memory=config.latents_in_host_memory,
         seed=config.seed,
-        dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
+        dtype=config.dtype_policy,
     )
     model.build()
 

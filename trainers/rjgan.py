@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import TYPE_CHECKING
 
 from trainers import adversarial, mocogan, train
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(adversarial.AdversarialConfig):
+class Config(adversarial.ImageAndVideoConfig):
     """Settings of one RJGAN run. --num_frames=1 trains the image-only baseline."""
 
     summary_dim: int = option(60, "Width of the summary vector and of a residual.", minimum=1)
@@ -22,17 +23,13 @@ class Config(adversarial.AdversarialConfig):
     summary_stddev: float = option(1.0, "Sigma of the summary's prior.", minimum=0)
     linear_residual: bool = option(False, "Put a linear layer behind the residuals' GRU.")
     summary_every_steps: int = option(1, "Judge summary images in steps that this divides; 0 for never.", minimum=0)
-    width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
-    discriminator_width: int = option(64, "Channels of the discriminators' first stage.", minimum=1)
-    image_head: str = option("plain", "One logit per frame, or a patch of them.", ("plain", "patch"))
-    video_head: str = option("plain", "One logit per clip, or a patch of them.", ("plain", "patch"))
-    temporal_taps: int = option(4, "Taps in time of the video discriminator; fewer judge shorter clips.", minimum=1)
-    noise_stddev: float = option(0.0, "Noise before the discriminators' convolutions.", minimum=0)
-    frames_per_clip: int = option(1, "Frames of each clip that the image discriminator sees.", minimum=1)
     image_dataset: str = option("", "A further source; the image discriminator sees its frames as loose images.")
     exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
     images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
-    init_from: str = option("", "Begin with the networks of this RJGAN run, of images or of clips (Sec. 5.1).")
+    init_from: str = option(
+        "",
+        "Begin with the networks of this RJGAN run, of images or of clips (Sec. 5.1); a run that goes on needs it no more.",
+    )
 
 
 # Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions stand in an appendix that is not public.
@@ -67,24 +64,14 @@ def build_model(config: Config, run_data: RunData) -> RJGAN:
 
     adversarial.require_clips(config, run_data)
     model = RJGAN(
-        num_frames=config.num_frames,
-        size=config.size,
+        **adversarial.network_options(config),
         summary_dim=config.summary_dim,
         noise_dim=config.noise_dim,
         summary_stddev=config.summary_stddev,
         linear_residual=config.linear_residual,
-        width=config.width,
-        discriminator_width=config.discriminator_width,
-        image_head=config.image_head,
-        video_head=config.video_head,
-        temporal_taps=config.temporal_taps,
-        noise_stddev=config.noise_stddev,
-        spectral_norm=config.spectral_norm,
-        seed=config.seed,
-        dtype=adversarial.dtype(config),
     )
     model.build()
-    if config.init_from:
+    if config.init_from and not _goes_on(config):
         copy_networks(config.init_from, model)
     model.compile(
         adversarial.adam(config, config.generator_learning_rate),
@@ -95,6 +82,13 @@ def build_model(config: Config, run_data: RunData) -> RJGAN:
         **adversarial.compile_options(config),
     )
     return model
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the weights come from the run's own checkpoint: the run of `init_from` may be gone then."""
+    from trainers import checkpoints
+
+    return bool(config.run_dir and checkpoints.latest(pathlib.Path(config.run_dir) / "checkpoints"))
 
 
 def copy_networks(run_dir: str, model: RJGAN) -> None:

@@ -98,7 +98,10 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
+    # official code: one setting for its three sets; the digits are grey there
     "paper_ucf101": _PAPER,
+    "paper_golf": _PAPER,
+    "paper_moving_mnist": _PAPER,
     "paper_ucf101_conditional": {**_PAPER, "conditional": True},
     # official code: weights within 0.01 after every step
     "paper_ucf101_weight_clipping": {**_PAPER, "constraint": "weights"},
@@ -128,7 +131,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
         discriminator_width=config.discriminator_width,
         spectral_norm=config.spectral_norm,
         seed=config.seed,
-        dtype=adversarial.dtype(config),
+        dtype=config.dtype_policy,
     )
     model.build()
 

@@ -201,7 +201,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
     return dataset_fn
 
 
-def check_batch(config: Any, run_data: RunData, num_replicas: int = 1) -> None:
+def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
     """Raises ValueError if a batch cannot be shared by the replicas, or cannot be made of different videos."""
     if config.batch_size % num_replicas:
         raise ValueError(
@@ -252,13 +252,13 @@ def count_parameters(model: VideoGenerator) -> str:
 
 
 def dry_run(config: Any, build_model: BuildModel) -> str:
-    """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing."""
+    """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
-    from trainers import runs
+    from trainers import cluster, runs
 
     config = _resolved(config)
     run_data = runs.load_data(config)
-    check_batch(config, run_data)
+    check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)

@@ -93,7 +93,7 @@ def build_model(config: Config, run_data: RunData) -> VGAN:
         "width": config.width,
         "spectral_norm": config.spectral_norm,
         "seed": config.seed,
-        "dtype": adversarial.dtype(config),
+        "dtype": config.dtype_policy,
     }
     if config.conditional:
         model = ConditionalVGAN(**common, num_remembered=config.num_remembered)

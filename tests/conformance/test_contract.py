@@ -184,7 +184,7 @@ def test_two_replicas_equal_one_device(trained_system, tmp_path, straight_run, t
     train(model, tmp_path, 4, strategy=two_replicas)
     _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(variable.numpy(), expected[name], atol=2e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
 
 
 def test_fit_uses_the_same_step(trained_system, straight_run):
@@ -193,7 +193,7 @@ def test_fit_uses_the_same_step(trained_system, straight_run):
     assert {loss for loss, _ in trained_system.objectives} <= set(history)
     _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
-        np.testing.assert_allclose(variable.numpy(), expected[name], atol=2e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
 
 
 def test_lookup_gives_a_code_per_video(system):

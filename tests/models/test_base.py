@@ -82,7 +82,7 @@ def test_mirrored_fit_equals_one_device(on_one_device, two_replicas):
     assert record.steps == [0, 1, 0, 1]
     expected = state(on_one_device[0])
     for name, value in state(model).items():
-        np.testing.assert_allclose(value, expected[name], atol=2e-6, rtol=0, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], atol=1e-6, rtol=0, err_msg=name)
     with pytest.raises(ValueError, match="A batch of 3 examples cannot be divided by 2 replicas: make it a multiple"):
         model.fit(dataset(3), steps_per_epoch=1, verbose=0)
 

@@ -76,9 +76,16 @@ def test_a_bad_tf_config_stops_the_strategies_that_read_it(monkeypatch, name):
 # ---------------------------------------------------------------- strategies
 def test_strategies(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert cluster.make_strategy("none").num_replicas_in_sync == 1
-    assert cluster.make_strategy("auto").num_replicas_in_sync == max(1, len(tf.config.list_logical_devices("GPU")))
-    assert cluster.make_strategy("mirrored").num_replicas_in_sync >= 1
+    gpus, cpus = (len(tf.config.list_logical_devices(kind)) for kind in ("GPU", "CPU"))
+    for name, expected in (("none", 1), ("auto", max(1, gpus)), ("mirrored", gpus or cpus)):
+        assert cluster.make_strategy(name).num_replicas_in_sync == cluster.num_replicas(name) == expected
+
+
+def test_replicas_of_several_workers_are_counted_without_joining_them(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text({"worker": ["a:1", "b:1", "c:1"]}))
+    per_worker = max(1, len(tf.config.list_logical_devices("GPU")))
+    assert cluster.num_replicas("auto") == cluster.num_replicas("multiworker") == 3 * per_worker
+    assert cluster.num_replicas("none") == 1
 
 
 def test_one_worker_needs_no_cluster(monkeypatch):
@@ -101,8 +108,9 @@ def test_one_worker_needs_no_cluster(monkeypatch):
 )
 def test_unknown_strategies_and_devices(monkeypatch, name, devices, message):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(ValueError, match=message):
-        cluster.make_strategy(name, devices)
+    for ask in (cluster.make_strategy, cluster.num_replicas):
+        with pytest.raises(ValueError, match=message):
+            ask(name, devices)
 
 
 def test_workers_take_all_their_devices(monkeypatch):
@@ -124,7 +132,7 @@ def test_workers_are_joined_in_a_fresh_process(monkeypatch):
 def test_devices_are_chosen_by_name(monkeypatch, name, devices, expected):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     strategy = cluster.make_strategy(name, devices)
-    assert strategy.num_replicas_in_sync == expected
+    assert strategy.num_replicas_in_sync == cluster.num_replicas(name, devices) == expected
     with strategy.scope():
         variable = tf.Variable(1.0)
     where = {value.device.rpartition("device:")[2] for value in strategy.experimental_local_results(variable)}

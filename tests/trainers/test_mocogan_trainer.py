@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfvidgen import data
-from trainers import cli, generate, images, loop, mocogan, rjgan, rmocogan, runs
+from trainers import checkpoints, cli, generate, images, loop, mocogan, rjgan, rmocogan, runs
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -63,16 +65,25 @@ def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
         rjgan.build_model(wider, runs.load_data(wider))
 
 
-def test_clips_then_images(tmp_path):
+def test_clips_then_images_which_go_on_without_the_clips(tmp_path):
     flags = ["--preset=smoke", *QUIET, "--total_steps=1"]
     config = parsed(rjgan, *flags)
     run_data = runs.load_data(config)
     clips = rjgan.build_model(config, run_data)
-    runs.start(dataclasses.replace(config, run_dir=str(tmp_path)), "rjgan", clips, run_data)
-    loop.run(clips, _dataset(config, run_data), tmp_path, 1, report=lambda line: None)
-    config = parsed(rjgan, *flags, "--num_frames=1", f"--init_from={tmp_path}")
+    runs.start(dataclasses.replace(config, run_dir=str(tmp_path / "clips")), "rjgan", clips, run_data)
+    loop.run(clips, _dataset(config, run_data), tmp_path / "clips", 1, report=lambda line: None)
+    flags += ["--num_frames=1", f"--init_from={tmp_path / 'clips'}", f"--run_dir={tmp_path / 'images'}"]
+    config = parsed(rjgan, *flags)
     model = rjgan.build_model(config, runs.load_data(config))
     np.testing.assert_array_equal(model.generate_images(2, seed=1), clips.generate_images(2, seed=1))
+
+    shutil.rmtree(tmp_path / "clips")
+    status, _, error = call(rjgan.main, *flags)
+    assert status == 1 and f"{tmp_path / 'clips'} is not a run folder" in error
+    state = {"step": tf.Variable(1, dtype=tf.int64), **checkpoints.model_state(model)}
+    checkpoints.Checkpoints(state, tmp_path / "images").save(1)
+    status, out, error = call(rjgan.main, *flags, "--resume=must")
+    assert (status, error) == (0, "") and "already trained for 1 steps" in out
 
 
 def _dataset(config, run_data):

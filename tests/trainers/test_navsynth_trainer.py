@@ -286,6 +286,7 @@ def test_settings_reach_the_model(actors):
             "--learning_rate=0.125",
             "--beta_2=0.75",
             "--latent_learning_rate=8",
+            "--latents_in_host_memory",
         ),
     )
     assert (model.static.num_rows, model.transient.num_rows, model.conditional) == (3, 2, True)
@@ -298,6 +299,7 @@ def test_settings_reach_the_model(actors):
     for optimizer in (model.generator_optimizer, model.rnn_optimizer):
         assert (float(optimizer.learning_rate), optimizer.beta_2) == (0.125, 0.75)
     assert model.static.learning_rate == model.transient.learning_rate == 8.0
+    assert model.static.host_memory and model.transient.host_memory
 
 
 def test_switches_of_the_ablations(actors):

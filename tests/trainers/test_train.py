@@ -103,10 +103,15 @@ def test_float16_on_a_cpu_is_refused_with_the_reason(folder, tmp_path, dry):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path):
-    settings = dataclasses.replace(config(folder, tmp_path), strategy="mirrored", batch_size=3)
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path, dry):
+    settings = config(folder, tmp_path / "run", strategy="mirrored", devices="CPU:0,CPU:1", batch_size=3)
     with pytest.raises(ValueError, match="batch_size=3 cannot be divided by 2 replicas"):
-        train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+        if dry:
+            train.dry_run(settings, navsynth.build_model)
+        else:
+            train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("dry", [False, True])
