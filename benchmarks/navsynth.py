@@ -1,38 +1,21 @@
-"""NAVSynth against eager PyTorch: training and generation, float32 and bfloat16, memory, time to the first step.
-
-Four clips of 16 frames of 64x64, GRU of 500 units, DCGAN generator of width 64, Laplacian loss, as the paper has it.
-Our side runs as a training does: batches from `make_dataset`, steps inside one `tf.function`. The peer gets its batch
-ready in memory.
-"""
+"""NAVSynth against eager PyTorch: GRU of 500 units, DCGAN generator of width 64, Laplacian loss, as the paper has it."""
 
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable
 from typing import Any
 
-import benchmarks
+from benchmarks import training
+from benchmarks.training import BATCH, CHANNELS, FRAMES, NUM_VIDEOS, SIZE, WIDTH
 
-BATCH, FRAMES, SIZE, WIDTH, NUM_VIDEOS = 4, 16, 64, 64, 32
-STEPS_PER_CALL = 2
-PRECISIONS = ("float32", "bfloat16")
-TASKS = ("joint", "alternating", "generate")
 CODE_DIM, TRANSIENT_DIM, MOTION_DIM, UNITS, STATIC_DIM = 256, 200, 200, 500, 56
-CHANNELS = (WIDTH * 8, WIDTH * 4, WIDTH * 2, WIDTH)
 
 
 # ---------------------------------------------------------------- on paper
 def generator_flops() -> int:
-    """Floating-point operations of the generator for one frame, forward: two for each multiplication of its layers.
-
-    A transposed convolution of stride 2 multiplies every input pixel with all 16 taps.
-    """
-    products = CODE_DIM * 16 * CHANNELS[0]
-    size = 4
-    for c_in, c_out in zip(CHANNELS, (*CHANNELS[1:], 3), strict=True):
-        products += size * size * 16 * c_in * c_out
-        size *= 2
-    return 2 * products
+    """Floating-point operations of the generator for one frame, forward."""
+    return training.frame_generator_flops(CODE_DIM)
 
 
 def step_flops(update: str) -> int:
@@ -66,217 +49,60 @@ def paper_memory(norm: str, precision: str) -> dict[str, int]:
     }
 
 
-# ---------------------------------------------------------------- the two sides, each in its own process
-class Ours:
-    def __init__(self, precision: str, norm: str, threads: int):
-        import tensorflow as tf
+# ---------------------------------------------------------------- the two sides
+class Ours(training.Ours):
+    loss = "reconstruction_loss"
 
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-        import numpy as np
-
-        from tfvidgen.data.clips import make_dataset
-        from tfvidgen.data.collection import VideoCollection
+    def new_model(self, dtype: str, norm: str):
         from tfvidgen.models.navsynth import NAVSynth
 
-        self.tf, self.precision = tf, precision
-        videos = np.random.default_rng(0).integers(0, 256, (NUM_VIDEOS, FRAMES, SIZE, SIZE, 3), np.uint8)
-        collection = VideoCollection.from_videos(list(videos), names=[str(i) for i in range(NUM_VIDEOS)])
-        self.batches = iter(make_dataset(collection, BATCH, FRAMES))
-        self.model = NAVSynth(
-            NUM_VIDEOS,
-            FRAMES,
-            SIZE,
-            width=WIDTH,
-            norm=norm,
-            dtype="float32" if precision == "float32" else "mixed_bfloat16",
-        )
-        self.model.build()
+        return NAVSynth(NUM_VIDEOS, FRAMES, SIZE, width=WIDTH, norm=norm, dtype=dtype)
 
-    def prepare(self, task: str, **unused: Any):
-        """-> (callable, frames per call)."""
-        tf = self.tf
-        if task == "generate":
-            ids = tf.range(BATCH)
-            generate = tf.function(lambda ids: self.model.decode(self.model.lookup(ids)))
-            return lambda: generate(ids).numpy(), BATCH * FRAMES
+    def compile(self, task: str) -> None:
         self.model.compile(update=task)
 
-        @tf.function
-        def steps(batches, count):
-            loss = 0.0
-            for _ in tf.range(count):
-                loss = self.model.train_step(next(batches))["reconstruction_loss"]
-            return loss
-
-        # the count is a tensor so that one trace serves every count
-        count = tf.constant(STEPS_PER_CALL)
-        return lambda: float(steps(self.batches, count)), STEPS_PER_CALL * BATCH * FRAMES
-
-    def matmul_rate(self, seconds: float, clock: str) -> float:
-        """Operations per second of a large matrix product in this precision."""
-        tf, size = self.tf, 2048
-        a, b = (tf.cast(tf.random.stateless_normal((size, size), (0, i)), self.precision) for i in range(2))
-        product = tf.function(tf.matmul)
-        product(a, b)
-        return 2 * size**3 / benchmarks.time_calls(lambda: product(a, b)[0, 0].numpy(), seconds, clock)
+    def generation(self) -> Callable[[], Any]:
+        ids = self.tf.range(BATCH)
+        generate = self.tf.function(lambda ids: self.model.decode(self.model.lookup(ids)))
+        return lambda: generate(ids).numpy()
 
 
-class Peer:
-    def __init__(self, precision: str, norm: str, threads: int):
-        import torch
-
-        torch.set_num_threads(threads)
+class Peer(training.Peer):
+    def build(self, norm: str) -> None:
         from benchmarks.peers import navsynth_torch
 
-        self.torch, self.precision, self.source = torch, precision, navsynth_torch
-        sizes = {"num_frames": FRAMES, "size": SIZE, "width": WIDTH, "norm": norm}
-        self.model = navsynth_torch.NAVSynth(NUM_VIDEOS, **sizes)
-        generator = torch.Generator().manual_seed(0)
-        shape = (BATCH, FRAMES, SIZE, SIZE, 3)
-        self.video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        self.source = navsynth_torch
+        self.model = navsynth_torch.NAVSynth(NUM_VIDEOS, FRAMES, SIZE, width=WIDTH, norm=norm)
 
-    def prepare(self, task: str, layout: str = "channels_first", pyramid: str = "convolution"):
-        torch, generator = self.torch, self.model.generator
-        ids = torch.arange(BATCH)
+    def work(self, task: str, pyramid: str | None = None) -> Callable[[], Any]:
+        ids = self.torch.arange(BATCH)
         update = "joint" if task == "generate" else task
-        trainer = self.source.Trainer(self.model, update, self.precision, pyramid)
-
-        def call():
-            generator.set_layout(layout)
-            return trainer.generate(ids) if task == "generate" else float(trainer.step(self.video, ids))
-
-        return call, BATCH * FRAMES
+        trainer = self.source.Trainer(self.model, update, self.precision, pyramid or "convolution")
+        if task == "generate":
+            return lambda: trainer.generate(ids)
+        return lambda: float(trainer.step(self.video, ids))
 
 
-def serve(side: str, precision: str, norm: str, clock: str) -> None:
-    """Answers requests: the speed of a task, or the machine's rate of matrix products."""
-    runner = {"ours": Ours, "peer": Peer}[side](precision, norm, benchmarks.THREADS[clock])
-    prepared: dict[tuple, Any] = {}
-
-    def answer(task: str, seconds: float, begin: float, **options: str) -> dict[str, Any]:
-        if task == "matmul":
-            return {"rate": runner.matmul_rate(seconds, clock)}
-        key = (task, *sorted(options.items()))
-        if key not in prepared:
-            call, frames = prepared[key] = runner.prepare(task, **options)
-            call()
-            since_start = time.time() - begin
-            call()
-        else:
-            since_start = None
-        call, frames = prepared[key]
-        rate = frames / benchmarks.time_calls(call, seconds, clock)
-        return {"rate": rate, "since_start": since_start, "peak_memory": benchmarks.peak_memory()}
-
-    benchmarks.serve(answer)
-
-
-# ---------------------------------------------------------------- the comparison
-def compare(
-    precision: str, norm: str, clock: str, rounds: int, seconds: float
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """-> (one row for each task and pyramid of the peer, facts about memory, start and the machine's peak)."""
-    sides: dict[str, benchmarks.Worker] = {}
-    first, layouts = {}, {}
-    rates: dict[tuple[str, str], list[float]] = {}
-    peaks = []
-    try:
-        for side in ("ours", "peer"):
-            # one after the other: nothing of ours shares the machine while a side starts
-            sides[side] = benchmarks.Worker("benchmarks.navsynth", side, precision, norm, clock)
-            first[side] = sides[side].ask(task="joint", seconds=0.0)
-        for task in TASKS:
-            speeds = {
-                layout: max(sides["peer"].ask(task=task, seconds=0.3, layout=layout)["rate"] for _ in range(2))
-                for layout in ("channels_first", "channels_last")
-            }
-            layouts[task] = max(speeds, key=speeds.get)
-        for turn in range(rounds + 1):
-            measured = {}
-            for task in TASKS:
-                measured["ours", task] = sides["ours"].ask(task=task, seconds=seconds)["rate"]
-                for pyramid in ("convolution",) if task == "generate" else ("convolution", "matrix"):
-                    answer = sides["peer"].ask(task=task, seconds=seconds, layout=layouts[task], pyramid=pyramid)
-                    measured[pyramid, task] = answer["rate"]
-            peak = sides["ours"].ask(task="matmul", seconds=seconds)["rate"]
-            if turn:  # the first turn warms up
-                peaks.append(peak)
-                for key, rate in measured.items():
-                    rates.setdefault(key, []).append(rate)
-    finally:
-        for worker in sides.values():
-            worker.close()
-    rows = []
-    for pyramid, task in rates:
-        if pyramid == "ours":
-            continue
-        ours, peer = rates["ours", task], rates[pyramid, task]
-        ratios = [a / b for a, b in zip(ours, peer, strict=True)]
-        flops = generator_flops() if task == "generate" else step_flops(task) / (BATCH * FRAMES)
-        rows.append(
-            {
-                "task": task,
-                "clock": clock,
-                "threads": benchmarks.THREADS[clock],
-                "precision": precision,
-                "norm": norm,
-                "peer_pyramid": None if task == "generate" else pyramid,
-                "peer_layout": layouts[task],
-                "ours_frames_per_second": benchmarks.median(ours),
-                "peer_frames_per_second": benchmarks.median(peer),
-                "ratio": benchmarks.median(ratios),
-                "ratio_of_every_round": ratios,
-                "generator_flops_per_frame": flops,
-                "share_of_peak": benchmarks.median([a * flops / b for a, b in zip(ours, peaks, strict=True)]),
-            }
-        )
-    facts = {
-        "precision": precision,
-        "norm": norm,
-        "clock": clock,
-        "matmul_flops_per_second": benchmarks.median(peaks),
-        "seconds_to_first_step": {side: answer["since_start"] for side, answer in first.items()},
-        "peak_memory": {side: answer["peak_memory"] for side, answer in first.items()},
-        "memory_on_paper": paper_memory(norm, precision),
-    }
-    return rows, facts
-
-
-def run(rounds: int = 3, seconds: float = 2.0, norm: str = "none", clocks=tuple(benchmarks.CLOCKS)) -> dict[str, Any]:
-    """Everything, printed as one table and returned."""
-    print(f"\nNAVSynth, {BATCH} clips of {FRAMES}x{SIZE}x{SIZE}, norm={norm}: frames a second of time on the wall (two")
-    print("threads) or of processor time (one thread); peak: the generator's share of the speed of a matrix product")
-    print(
-        f"generator: {generator_flops() / 1e6:.0f} MFLOP a frame forward; a step {step_flops('joint') / 1e9:.1f} GFLOP joint, "
-        f"{step_flops('alternating') / 1e9:.1f} GFLOP alternating"
-    )
-    print(
-        f"{'clock':10}{'precision':10}{'task':12}{'peer':28}{'ours':>6}{'peer':>6}{'ratio':>7}{'range':>11}{'peak':>6}"
-    )
-    rows, facts = [], []
-    for clock in clocks:
-        for precision in PRECISIONS:
-            new_rows, new_facts = compare(precision, norm, clock, rounds, seconds)
-            for row in new_rows:
-                peer = row["peer_layout"] + (f", {row['peer_pyramid']}" if row["peer_pyramid"] else "")
-                spread = f"{min(row['ratio_of_every_round']):.2f}-{max(row['ratio_of_every_round']):.2f}"
-                print(
-                    f"{clock:10}{precision:10}{row['task']:12}{peer:28}{row['ours_frames_per_second']:6.0f}"
-                    f"{row['peer_frames_per_second']:6.0f}{row['ratio']:7.2f}{spread:>11}{row['share_of_peak']:6.0%}"
-                )
-            rows += new_rows
-            facts.append(new_facts)
-            memory, paper = new_facts["peak_memory"], sum(new_facts["memory_on_paper"].values())
-            start = new_facts["seconds_to_first_step"]
-            print(
-                f"    first step after {start['ours']:.1f} s (peer {start['peer']:.1f} s); peak memory "
-                f"{memory['ours'] / 2**20:.0f} MiB (peer {memory['peer'] / 2**20:.0f}), {paper / 2**20:.0f} MiB on paper beside "
-                f"the library; matrix product {new_facts['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s",
-                flush=True,
-            )
-    return {"rows": rows, "facts": facts}
+def run(norm: str = "none", **turns: Any) -> dict[str, Any]:
+    """Everything, printed as one table and returned; `turns` go to `Comparison.run`."""
+    pyramids = ({"pyramid": "convolution"}, {"pyramid": "matrix"})
+    joint, alternating = step_flops("joint"), step_flops("alternating")
+    return training.Comparison(
+        "benchmarks.navsynth",
+        f"NAVSynth, {training.CLIPS}, norm={norm}",
+        f"generator: {generator_flops() / 1e6:.0f} MFLOP a frame forward; a step {joint / 1e9:.1f} GFLOP joint, "
+        f"{alternating / 1e9:.1f} GFLOP alternating",
+        {
+            "joint": joint / (BATCH * FRAMES),
+            "alternating": alternating / (BATCH * FRAMES),
+            "generate": generator_flops(),
+        },
+        generator_only=True,
+        options={"norm": norm},
+        forms={"joint": pyramids, "alternating": pyramids, "generate": ({"pyramid": None},)},
+        memory_on_paper={precision: paper_memory(norm, precision) for precision in training.PRECISIONS},
+    ).run(**turns)
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["--worker"]:
-    serve(*sys.argv[2:])
+    training.serve(Ours, Peer, *sys.argv[2:])

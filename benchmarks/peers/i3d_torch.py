@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from benchmarks.peers.common_torch import put
+
 _MIXED = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
     "Mixed_3c": (256, (128, 128, 192, 32, 96, 64)),
@@ -127,14 +129,9 @@ def features(network: I3D, videos: torch.Tensor) -> np.ndarray:
 @torch.no_grad()
 def load_arrays(network: I3D, arrays: dict[str, np.ndarray]) -> None:
     """Takes over weights that have the names and layouts of `canonical_weights`."""
-
-    def put(parameter: torch.Tensor, value: np.ndarray) -> None:
-        value = np.ascontiguousarray(value.transpose(4, 3, 0, 1, 2) if value.ndim == 5 else value)
-        if parameter.shape != value.shape:
-            raise ValueError(f"A weight is {tuple(parameter.shape)} here and {value.shape} there.")
-        parameter.copy_(torch.from_numpy(value))
-
     for name, array in arrays.items():
+        if array.ndim == 5:  # a kernel
+            array = array.transpose(4, 3, 0, 1, 2)
         unit, _, part = name.rpartition("/")
         if unit.startswith("Logits"):
             put(network.logits.weight if part == "kernel" else network.logits.bias, array)

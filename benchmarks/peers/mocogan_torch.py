@@ -8,36 +8,13 @@ generator's step draws afresh.
 
 from __future__ import annotations
 
-import contextlib
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.peers.common_torch import FrameGenerator, autocast, put_frame_generator, put_gru, put_kernel, put_norm
+
 _LEAK = 0.2
-
-
-class FrameGenerator(nn.Module):
-    """DCGAN generator: (N, code_dim) -> (N, 3, size, size) in [-1, 1]."""
-
-    def __init__(self, code_dim: int = 60, size: int = 64, width: int = 64):
-        super().__init__()
-        stages = size.bit_length() - 3
-        self.channels = [width * 2 ** min(i, 3) for i in reversed(range(stages))]
-        self.project = nn.Linear(code_dim, self.channels[0] * 16, bias=False)
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)
-            for c_in, c_out in zip(self.channels, [*self.channels[1:], 3], strict=True)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in self.channels)
-        self.memory_format = torch.contiguous_format
-
-    def forward(self, code: torch.Tensor) -> torch.Tensor:
-        x = self.project(code).view(-1, self.channels[0], 4, 4).contiguous(memory_format=self.memory_format)
-        for norm, up in zip(self.norms, self.ups, strict=True):
-            x = up(functional.relu(norm(x), inplace=True))
-        return torch.tanh(x.float())
 
 
 class Discriminator(nn.Module):
@@ -76,7 +53,7 @@ class MoCoGAN(nn.Module):
         super().__init__()
         self.num_frames, self.content_dim, self.motion_dim = num_frames, content_dim, motion_dim
         self.motion_gru = nn.GRU(motion_dim, motion_dim, batch_first=True)
-        self.generator = FrameGenerator(content_dim + motion_dim, size, width)
+        self.generator = FrameGenerator(content_dim + motion_dim, size, width, norm="batch")
         self.image_discriminator = Discriminator(size, discriminator_width)
         self.video_discriminator = Discriminator(size, discriminator_width, clips=True)
 
@@ -87,8 +64,7 @@ class MoCoGAN(nn.Module):
             "channels_last": (torch.channels_last, torch.channels_last_3d),
         }[layout]
         if frames != self.generator.memory_format:
-            self.generator.memory_format = frames
-            self.generator.to(memory_format=frames)
+            self.generator.set_layout(layout)
             self.image_discriminator.to(memory_format=frames)
             self.video_discriminator.to(memory_format=clips)
 
@@ -118,18 +94,15 @@ class Trainer:
         self.image_discriminator = torch.optim.Adam(model.image_discriminator.parameters(), **adam)
         self.video_discriminator = torch.optim.Adam(model.video_discriminator.parameters(), **adam)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
-
     def generate(self, draw) -> tuple[torch.Tensor, torch.Tensor]:
         """-> frames (B, T, 3, H, W) and clips (B, 3, T, H, W), views of the same pixels."""
-        with self.autocast():
+        with autocast(self.precision):
             frames = self.model(*draw)
         frames = frames.unflatten(0, (-1, self.model.num_frames))
         return frames, frames.transpose(1, 2)
 
     def improve(self, discriminator, optimizer, real, generated) -> torch.Tensor:
-        with self.autocast():
+        with autocast(self.precision):
             real_logits, logits = discriminator(real), discriminator(generated)
         loss = functional.softplus(-real_logits).mean() + functional.softplus(logits).mean()
         loss.backward()
@@ -162,7 +135,7 @@ class Trainer:
         for network in (model.image_discriminator, model.video_discriminator):
             network.requires_grad_(False)
         frames, clips = self.generate(second)
-        with self.autocast():
+        with autocast(self.precision):
             logits = model.image_discriminator(frames[batch, positions[2]]), model.video_discriminator(clips)
         loss = sum(functional.softplus(-x).mean() for x in logits)
         loss.backward()
@@ -183,49 +156,16 @@ class Trainer:
 @torch.no_grad()
 def copy_weights(source, target: MoCoGAN) -> None:
     """Copies the weights of a `tfvidgen` MoCoGAN with plain heads into a torch one of the same sizes."""
-
-    def put(parameter: torch.Tensor, value) -> None:
-        value = np.ascontiguousarray(value, np.float32)
-        if parameter.shape != value.shape:
-            raise ValueError(f"The models differ: a weight is {tuple(parameter.shape)} here and {value.shape} there.")
-        parameter.copy_(torch.from_numpy(value))
-
-    def array(variable) -> np.ndarray:
-        return np.asarray(variable.value)
-
-    def gates(value: np.ndarray) -> np.ndarray:
-        """(..., [update, reset, candidate]) -> ([reset, update, candidate], ...)."""
-        update, reset, candidate = np.split(value, 3, axis=-1)
-        return np.concatenate([reset, update, candidate], axis=-1).T
-
-    def put_norm(norm: nn.Module, layer) -> None:
-        put(norm.weight, array(layer.gamma))
-        put(norm.bias, array(layer.beta))
-        put(norm.running_mean, array(layer.moving_mean))
-        put(norm.running_var, array(layer.moving_variance))
-
-    cell, gru = source.motion_gru.gru.cell, target.motion_gru
-    put(gru.weight_ih_l0, gates(array(cell.kernel)))
-    put(gru.weight_hh_l0, gates(array(cell.recurrent_kernel)))
-    put(gru.bias_ih_l0, gates(array(cell.bias)[0]))
-    put(gru.bias_hh_l0, gates(array(cell.bias)[1]))
+    put_gru(target.motion_gru, source.motion_gru.gru.cell)
     theirs, ours = source.generator, target.generator
-    project = array(theirs.project.kernel)
-    project = project.reshape(len(project), 4, 4, -1).transpose(3, 1, 2, 0)
-    put(ours.project.weight, project.reshape(-1, project.shape[-1]))
-    for up, layer in zip(ours.ups, [*theirs.ups, theirs.to_rgb], strict=True):
-        put(up.weight, array(layer.kernel).transpose(3, 2, 0, 1))
+    put_frame_generator(ours, theirs)
     for norm, layer in zip(ours.norms, theirs.norms, strict=True):
         put_norm(norm, layer)
     for name in ("image_discriminator", "video_discriminator"):
         theirs, ours = getattr(source, name), getattr(target, name)
         layers = zip([*ours.convolutions, ours.head], [*theirs.convolutions, theirs.head], strict=True)
         for convolution, layer in layers:
-            put(convolution.weight, np.moveaxis(array(layer.kernel), (-1, -2), (0, 1)))
+            put_kernel(convolution.weight, layer)
         for norm, layer in zip(ours.norms, theirs.norms, strict=True):
             if layer is not None:
                 put_norm(norm, layer)
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -8,13 +8,13 @@ code usually has it, and by matrix products, as we have it, so that a comparison
 
 from __future__ import annotations
 
-import contextlib
 import functools
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks.peers.common_torch import FrameGenerator, array, autocast, put, put_frame_generator, put_gru, put_norm
 
 _TAPS = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
 _NUM_LEVELS = 4
@@ -30,37 +30,6 @@ class MotionRNN(nn.Module):
 
     def forward(self, transient: torch.Tensor) -> torch.Tensor:
         return self.output(self.gru(transient)[0])
-
-
-class FrameGenerator(nn.Module):
-    """DCGAN generator: (N, code_dim) -> (N, 3, size, size) in [-1, 1]."""
-
-    def __init__(self, code_dim: int = 256, size: int = 64, width: int = 64, norm: str = "none"):
-        super().__init__()
-        stages = size.bit_length() - 3
-        channels = [width * 2 ** min(i, 3) for i in reversed(range(stages))]
-        self.project = nn.Linear(code_dim, channels[0] * 16, bias=False)
-        self.channels = channels
-        self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)
-            for c_in, c_out in zip(channels, [*channels[1:], 3], strict=True)
-        )
-        # an in-place ReLU saves a pass over memory; batch norm does not need its output for its gradient
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) if norm == "batch" else nn.Identity() for c in channels)
-        self.memory_format = torch.contiguous_format
-
-    def set_layout(self, layout: str) -> None:
-        """`channels_first` or `channels_last` for weights and activations."""
-        memory_format = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
-        if memory_format != self.memory_format:
-            self.memory_format = memory_format
-            self.to(memory_format=memory_format)
-
-    def forward(self, code: torch.Tensor) -> torch.Tensor:
-        x = self.project(code).view(-1, self.channels[0], 4, 4).contiguous(memory_format=self.memory_format)
-        for norm, up in zip(self.norms, self.ups, strict=True):
-            x = up(functional.relu(norm(x), inplace=True))
-        return torch.tanh(x.float())
 
 
 def laplacian_loss(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -137,6 +106,10 @@ class NAVSynth(nn.Module):
         self.rnn = MotionRNN(transient_dim, rnn_units, motion_dim)
         self.generator = FrameGenerator(motion_dim + static_dim, size, width, norm)
 
+    def set_layout(self, layout: str) -> None:
+        """`channels_first` or `channels_last`; only the generator's weights have channels."""
+        self.generator.set_layout(layout)
+
     def motion_codes(self, transient: torch.Tensor) -> torch.Tensor:
         return self.rnn(transient.view(len(transient), self.num_frames, -1))
 
@@ -168,13 +141,10 @@ class Trainer:
         self.generator = torch.optim.Adam(model.generator.parameters(), 6.25e-5, fused=True)
         self.codes = torch.optim.SparseAdam([model.static.weight, model.transient.weight], 0.02)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
-
     def objective(self, video_id, real, frame, with_triplet: bool) -> torch.Tensor:
         with torch.set_grad_enabled(with_triplet):  # the first of two alternating stages moves the generator alone
             motion, static = self.model.motion_codes(self.model.transient(video_id)), self.model.static(video_id)
-        with self.autocast():
+        with autocast(self.precision):
             generated = self.model.decode_motion(static, motion)
         losses = self.frame_losses(generated, real).view(len(video_id), -1)
         total = losses.mean() + self.static_weight * losses.gather(1, frame[:, None]).mean()
@@ -214,7 +184,7 @@ class Trainer:
     @torch.no_grad()
     def generate(self, video_id: torch.Tensor) -> torch.Tensor:
         self.model.eval()
-        with self.autocast():
+        with autocast(self.precision):
             motion = self.model.motion_codes(self.model.transient(video_id))
             video = self.model.decode_motion(self.model.static(video_id), motion)
         self.model.train()
@@ -224,43 +194,13 @@ class Trainer:
 @torch.no_grad()
 def copy_weights(source, target: NAVSynth) -> None:
     """Copies the weights and codes of a `tfvidgen` NAVSynth into a torch one of the same sizes."""
-
-    def put(parameter: torch.Tensor, value) -> None:
-        value = np.ascontiguousarray(value, np.float32)
-        if parameter.shape != value.shape:
-            raise ValueError(f"The models differ: a weight is {tuple(parameter.shape)} here and {value.shape} there.")
-        parameter.copy_(torch.from_numpy(value))
-
-    def array(variable) -> np.ndarray:
-        return np.asarray(variable.value)
-
-    def gates(value: np.ndarray) -> np.ndarray:
-        """(..., [update, reset, candidate]) -> ([reset, update, candidate], ...)."""
-        update, reset, candidate = np.split(value, 3, axis=-1)
-        return np.concatenate([reset, update, candidate], axis=-1).T
-
     put(target.static.weight, array(source.static.rows))
     put(target.transient.weight, array(source.transient.rows).reshape(len(target.transient.weight), -1))
-    cell, gru = source.rnn.gru.cell, target.rnn.gru
-    put(gru.weight_ih_l0, gates(array(cell.kernel)))
-    put(gru.weight_hh_l0, gates(array(cell.recurrent_kernel)))
-    put(gru.bias_ih_l0, gates(array(cell.bias)[0]))
-    put(gru.bias_hh_l0, gates(array(cell.bias)[1]))
+    put_gru(target.rnn.gru, source.rnn.gru.cell)
     put(target.rnn.output.weight, array(source.rnn.output_layer.kernel).T)
     put(target.rnn.output.bias, array(source.rnn.output_layer.bias))
     theirs, ours = source.generator, target.generator
-    project = array(theirs.project.kernel)
-    project = project.reshape(len(project), 4, 4, -1).transpose(3, 1, 2, 0)
-    put(ours.project.weight, project.reshape(-1, project.shape[-1]))
-    for up, layer in zip(ours.ups, [*theirs.ups, theirs.to_rgb], strict=True):
-        put(up.weight, array(layer.kernel).transpose(3, 2, 0, 1))
+    put_frame_generator(ours, theirs)
     for norm, layer in zip(ours.norms, theirs.norms, strict=True):
         if layer is not None:
-            put(norm.weight, array(layer.norm.gamma))
-            put(norm.bias, array(layer.norm.beta))
-            put(norm.running_mean, array(layer.norm.moving_mean))
-            put(norm.running_var, array(layer.norm.moving_variance))
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+            put_norm(norm, layer.norm)

@@ -9,12 +9,12 @@ discriminator afresh.
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks.peers.common_torch import array, autocast, put, put_kernel, put_norm
 
 _LEAK = 0.2
 
@@ -118,16 +118,13 @@ class Trainer:
         self.generator = torch.optim.Adam(model.generator.parameters(), **options)
         self.discriminator = torch.optim.Adam(model.discriminator.parameters(), **options)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
-
     def step(self, video: torch.Tensor, code: torch.Tensor | None = None) -> torch.Tensor:
         """One update of both networks; `video` uint8 (B, T, H, W, 3). `code` is drawn where it is not given."""
         model = self.model
         real = video.permute(0, 4, 1, 2, 3).float().contiguous(memory_format=model.generator.formats[1]) / 127.5 - 1.0
         if code is None:
             code = torch.randn(len(video), model.latent_dim)
-        with self.autocast():
+        with autocast(self.precision):
             generated, mask = model.compose(code)
             real_logits, logits = model.discriminator(real), model.discriminator(generated.detach())
         loss = functional.softplus(-real_logits).mean() + functional.softplus(logits).mean()
@@ -135,7 +132,7 @@ class Trainer:
         self.discriminator.step()
         self.discriminator.zero_grad()
         model.discriminator.requires_grad_(False)
-        with self.autocast():
+        with autocast(self.precision):
             logits = model.discriminator(generated)
         loss = functional.softplus(-logits).mean()
         (loss + self.mask_weight * mask.mean()).backward()
@@ -147,7 +144,7 @@ class Trainer:
     @torch.no_grad()
     def generate(self, code: torch.Tensor) -> torch.Tensor:
         self.model.eval()
-        with self.autocast():
+        with autocast(self.precision):
             video, _ = self.model.compose(code)
         self.model.train()
         return video
@@ -156,24 +153,6 @@ class Trainer:
 @torch.no_grad()
 def copy_weights(source, target: VGAN) -> None:
     """Copies the weights of a `tfvidgen` VGAN into a torch one of the same sizes."""
-
-    def put(parameter: torch.Tensor, value) -> None:
-        value = np.ascontiguousarray(value, np.float32)
-        if parameter.shape != value.shape:
-            raise ValueError(f"The models differ: a weight is {tuple(parameter.shape)} here and {value.shape} there.")
-        parameter.copy_(torch.from_numpy(value))
-
-    def array(variable) -> np.ndarray:
-        return np.asarray(variable.value)
-
-    def put_kernel(parameter, layer) -> None:
-        put(parameter, np.moveaxis(array(layer.kernel), (-1, -2), (0, 1)))
-
-    def put_norm(norm, layer) -> None:
-        put(norm.weight, array(layer.gamma))
-        put(norm.bias, array(layer.beta))
-        put(norm.running_mean, array(layer.moving_mean))
-        put(norm.running_var, array(layer.moving_variance))
 
     def channels_first(kernel: np.ndarray, frames: int, channels: int, axis: int) -> np.ndarray:
         """(..., T 4 4 C, ...) -> (..., C T 4 4, ...) on an axis."""
@@ -204,7 +183,3 @@ def copy_weights(source, target: VGAN) -> None:
     frames = theirs.feature_dim // (16 * channels)
     put(ours.head.weight, channels_first(array(theirs.head.kernel), frames, channels, 0).T)
     put(ours.head.bias, array(theirs.head.bias))
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

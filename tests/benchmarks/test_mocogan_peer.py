@@ -10,6 +10,7 @@ from tfvidgen.models.mocogan import MoCoGAN
 torch = pytest.importorskip("torch", reason="the peer needs PyTorch: pip install 'tfvidgen[bench]'")
 from benchmarks import mocogan as benchmark  # noqa: E402
 from benchmarks.peers import mocogan_torch as peer  # noqa: E402
+from benchmarks.peers.common_torch import count_parameters  # noqa: E402
 
 SIZES = {
     "num_frames": 14,
@@ -92,8 +93,8 @@ def test_peer_has_as_many_parameters_at_full_width():
     ours.build()
     for name in ("generator", "motion_gru", "image_discriminator", "video_discriminator"):
         count = sum(int(np.prod(v.shape)) for v in getattr(ours, name).trainable_variables)
-        assert peer.count_parameters(getattr(theirs, name)) == count
-    assert peer.count_parameters(theirs.generator) == 3_298_176 - 6 * 512 * 16
+        assert count_parameters(getattr(theirs, name)) == count
+    assert count_parameters(theirs.generator) == 3_298_176 - 6 * 512 * 16
 
 
 def test_operations_on_paper():

@@ -9,6 +9,7 @@ from tfvidgen.models.navsynth import NAVSynth
 
 torch = pytest.importorskip("torch", reason="the peer needs PyTorch: pip install 'tfvidgen[bench]'")
 from benchmarks.peers import navsynth_torch as peer  # noqa: E402
+from benchmarks.peers.common_torch import count_parameters  # noqa: E402
 
 SIZES = {
     "num_frames": 8,
@@ -59,13 +60,13 @@ def test_peer_has_as_many_parameters(norm):
     ours, theirs = _pair(norm)
     for part in ("rnn", "generator"):
         count = sum(int(np.prod(v.shape)) for v in getattr(ours, part).trainable_variables)
-        assert peer.count_parameters(getattr(theirs, part)) == count
+        assert count_parameters(getattr(theirs, part)) == count
 
 
 def test_published_parameter_counts():
     full = peer.NAVSynth(num_videos=1)
-    assert peer.count_parameters(full.generator) == 4_852_736
-    assert peer.count_parameters(full.rnn) == 1_153_200
+    assert count_parameters(full.generator) == 4_852_736
+    assert count_parameters(full.rnn) == 1_153_200
 
 
 def test_losses_are_equal():

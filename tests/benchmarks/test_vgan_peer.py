@@ -8,6 +8,7 @@ from tfvidgen.models.vgan import VGAN
 
 torch = pytest.importorskip("torch", reason="the peer needs PyTorch: pip install 'tfvidgen[bench]'")
 from benchmarks.peers import vgan_torch as peer  # noqa: E402
+from benchmarks.peers.common_torch import count_parameters  # noqa: E402
 
 SIZES = {"num_frames": 16, "size": 32, "width": 8, "latent_dim": 10}
 
@@ -54,12 +55,12 @@ def test_peer_has_as_many_parameters():
     ours, theirs = _pair()
     for part in ("generator", "discriminator"):
         count = sum(int(np.prod(v.shape)) for v in getattr(ours, part).trainable_variables)
-        assert peer.count_parameters(getattr(theirs, part)) == count
+        assert count_parameters(getattr(theirs, part)) == count
 
 
 def test_published_parameter_count():
     """As in our own: the official generator has biases before its batch norms, too."""
-    assert peer.count_parameters(peer.TwoStreamGenerator()) + 2 * (512 + 256 + 128 + 64) == 16_245_383
+    assert count_parameters(peer.TwoStreamGenerator()) + 2 * (512 + 256 + 128 + 64) == 16_245_383
 
 
 def test_steps_move_alike():
