@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
 
@@ -65,9 +66,7 @@ def convert(
     model = _in_float32(model)
     latents = model.sample_latents(batch_size, num_frames or None, seed=_CHECKED_SEED)
     arrays = {name: np.asarray(value) for name, value in latents.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{os.getpid()}-{out.name}")
-    try:
+    with storage.replaced(out) as part:
         try:
             (_write_onnx if kind == "onnx" else _write_litert)(model, part, arrays)
             found = (_run_onnx if kind == "onnx" else _run_litert)(part, arrays)
@@ -81,9 +80,6 @@ def convert(
                 f"{kind} gives other frames than {type(model).__name__}: they differ by {difference:.2g}, and "
                 f"{TOLERANCE:g} is allowed. Nothing was written."
             )
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
     return out, difference
 
 

@@ -16,11 +16,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import types
 import warnings
 from typing import Any
 
+from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
 
@@ -87,9 +87,7 @@ def build(
     text = _license_text(license, license_file)
     model, step = runs.load_model(run_dir)
     metadata = saved_model.run_metadata(run_dir, step)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".publish-", dir=out.parent))
-    try:
+    with storage.whole_folder(out) as temporary:
         version = saved_model.export_model(model, temporary / "saved_model", _without_paths(metadata))
         with warnings.catch_warnings():
             # Keras 3.15 reads its variables by a call that NumPy 2 calls out of date.
@@ -107,17 +105,11 @@ def build(
                 shutil.copy(path, temporary / "samples" / path.name)
         shutil.copy(version / "sample.gif", temporary / "sample.gif")
         content = json.loads((version / "metadata.json").read_text())
-        files = _FILES.format(repo=repo or "user/name")
-        (temporary / "README.md").write_text(card.model_card(content, license, files, "saved_model/1"))
+        listed = _FILES.format(repo=repo or "user/name")
+        (temporary / "README.md").write_text(card.model_card(content, license, listed, "saved_model/1"))
         sums = saved_model.digests(temporary)
         (temporary / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
-        temporary.chmod(0o755)  # mkdtemp's folders are its user's alone
-        if out.exists():
-            out.rmdir()
-        os.rename(temporary, out)
-        return out
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return out
 
 
 def _without_paths(value: Any) -> Any:

@@ -163,6 +163,17 @@ def test_labels_and_titles_never_touch_tiles(label):
     assert (sheet[:, -4:] == 255).all() and (sheet[:4] == 255).all() and (sheet[-4:] == 255).all()
 
 
+def test_contact_sheet_keeps_groups_apart():
+    videos = coloured((6,))
+    sheet = visualize.contact_sheet(videos, group_sizes=[3, 1, 2])
+    steps = np.diff([places(sheet, video[0, 0, 0])[0] for video in videos])
+    assert steps[0] == steps[1] == steps[4] and steps[2] == steps[3] > steps[0] + 4
+    assert (visualize.contact_sheet(videos, group_sizes=[6]) == visualize.contact_sheet(videos)).all()
+    for sizes in ([3, 2], [6, 1], [7, -1], [6, 0], []):
+        with pytest.raises(ValueError, match="group_sizes.*add up to the 6 clips"):
+            visualize.contact_sheet(videos, group_sizes=sizes)
+
+
 def test_sheets_are_white():
     assert (visualize.contact_sheet(coloured((1,)))[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
 

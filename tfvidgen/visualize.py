@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tfvidgen import storage
+
 WHITE = (255, 255, 255)
 INK = (32, 33, 36)
 MUTED_INK = (110, 114, 120)
@@ -72,13 +74,8 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
             f"`image` must be uint8 (H, W, 3). Received {image.dtype} {image.shape}: convert floats with `to_uint8` "
             "and take one frame of a video."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with storage.replaced(path) as part:
         Image.fromarray(image).save(part, format="PNG")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def contact_sheet(
@@ -87,6 +84,7 @@ def contact_sheet(
     row_labels: Sequence[str] | None = None,
     scale: int = 1,
     title: str | None = None,
+    group_sizes: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Lays clips out as rows and evenly spaced frames of each, first and last included, as columns.
 
@@ -98,6 +96,7 @@ def contact_sheet(
         row_labels: One text per clip, or None.
         scale: Whole factor by which pixels are repeated.
         title: Text above the sheet, or None.
+        group_sizes: How many clips, from the first on, belong to each group; a wider gap keeps groups apart. None for one.
 
     Returns:
         uint8 (height, width, 3).
@@ -107,7 +106,11 @@ def contact_sheet(
     """
     videos = _checked_videos(videos, "videos")
     rows = [(label, video) for label, video in zip(_labels(row_labels, len(videos), "row_labels"), videos, strict=True)]
-    return _strips([rows], num_columns, scale, title)
+    sizes = [len(rows)] if group_sizes is None else list(group_sizes)
+    if sum(sizes) != len(rows) or min(sizes) < 1:
+        raise ValueError(f"`group_sizes` must be above 0 and add up to the {len(rows)} clips. Received {sizes}.")
+    ends = np.cumsum(sizes)
+    return _strips([rows[end - size : end] for end, size in zip(ends, sizes, strict=True)], num_columns, scale, title)
 
 
 def side_by_side(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
 
@@ -180,7 +181,7 @@ def evaluate_run(
         "seconds": round(time.monotonic() - begin, 1),
         "versions": runs.versions(),
     }
-    runs.write_json(run_dir / "evaluation.json", results)
+    storage.write_json(run_dir / "evaluation.json", results)
     visualize.save_png(
         run_dir / "new.png", visualize.contact_sheet(list(new[:12]), row_labels=[f"new {i}" for i in range(12)])
     )
@@ -264,7 +265,8 @@ def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, 
             name = f"{videos.identity_names[held_out[i, 0]]} {videos.action_names[held_out[i, 1]]}".replace("_", " ")
             rows += [truth[i], made[tuple(held_out[i])], mean_frame[i]]
             labels += [f"{name}: truth", "exchange, never trained", "mean frame"]
-        visualize.save_png(run_dir / "held_out.png", visualize.contact_sheet(rows, row_labels=labels))
+        sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=[3] * (len(rows) // 3))
+        visualize.save_png(run_dir / "held_out.png", sheet)
 
 
 def _exchange_accuracy(made: np.ndarray, held_out: np.ndarray, truth: np.ndarray, videos: Any) -> dict[str, Any]:
@@ -303,6 +305,7 @@ class RunMeasurer:
     def __init__(self, run_dir: str | pathlib.Path, run_data: RunData, config: Any, settings: Config):
         self._settings, self._config = settings, config
         self._run_dir = pathlib.Path(run_dir)
+        self._label_names = run_data.trained.action_names
         self._out = pathlib.Path(settings.out or run_dir)
         self._held_out = None
         if settings.real:
@@ -345,7 +348,8 @@ class RunMeasurer:
             "weights": "average" if averaged else "last step",
             "frame_stride": self._config.stride,
         }
-        generated = ModelClips(model, self._settings.seed, self._settings.short_clip or "error", origin)
+        short_clip = self._settings.short_clip or "error"
+        generated = ModelClips(model, self._settings.seed, short_clip, origin, self._label_names)
         return _measure(
             protocols,
             generated,
@@ -444,8 +448,9 @@ def _networks(settings: Config, real: VideoClips) -> Networks:
 def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> VideoClips:
     """The real clips of a run."""
     from tfvidgen import data
+    from tfvidgen.data.codecs import NO_CODEC, folder_codecs
     from tfvidgen.data.named import NAMED
-    from tfvidgen.metrics.sampling import NO_CODEC, VideoClips, folder_codecs
+    from tfvidgen.metrics.sampling import VideoClips
 
     videos = run_data.originals
     if split == "all":
@@ -456,7 +461,7 @@ def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> 
         videos = run_data.all.subset(~run_data.is_trained)
     codecs = {"codec": NO_CODEC}
     if isinstance(videos, data.ShardedVideos):
-        codecs = {"codec": "unknown (prepared)"}
+        codecs = videos.codecs
     elif config.dataset not in NAMED:
         codecs = folder_codecs(config.dataset, videos.names)
     return VideoClips(
@@ -478,17 +483,19 @@ def _folder(path: str, settings: Config, size: int = 0, generated: bool = False)
     The decoded frames are removed when the clips are no longer used, unless there is a folder to keep them in.
     """
     from tfvidgen import data
+    from tfvidgen.data.codecs import NO_CODEC, folder_codecs
     from tfvidgen.data.named import NAMED
     from tfvidgen.data.shards import is_prepared
     from tfvidgen.data.sources import load_videos
-    from tfvidgen.metrics.sampling import NO_CODEC, VideoClips, folder_codecs
+    from tfvidgen.metrics.sampling import VideoClips
 
     size = settings.size or size
     scratch = None
     if path in NAMED and not pathlib.Path(path).exists():
         videos, codecs = data.load(path, data_dir=settings.data_dir, size=size or 64), {"codec": NO_CODEC}
     elif is_prepared(path):
-        videos, codecs = data.ShardedVideos.open(path), {"codec": "unknown (prepared)"}
+        videos = data.ShardedVideos.open(path)
+        codecs = videos.codecs
         videos.require(size or None, settings.resize)
     else:
         keeps = settings.cache_dir not in ("", "none") and not generated  # frames need room: only where told so
@@ -619,9 +626,7 @@ class EvaluateMetrics:
             self._say(f"the checkpoint of step {step} is not there, so it is not kept as the best")
             return
         _copy_checkpoint(self._run_dir, best, step, parts)
-        from trainers import runs
-
-        runs.write_json(
+        storage.write_json(
             best / "best.json", {"metric": result.name, "value": result.value, "loss": result.loss, "step": step}
         )
         self._say(f"best so far by {result.name}: step {step}, {result.value:.4g}; kept in {best}")
@@ -632,14 +637,10 @@ def _copy_checkpoint(run_dir: pathlib.Path, best: pathlib.Path, step: int, parts
     folder = best / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for path in [run_dir / "config.json", *parts]:
-        target = (best if path.name == "config.json" else folder) / path.name
-        part = target.with_name(f".{path.name}.part")
-        shutil.copyfile(path, part)
-        part.replace(target)
-    listed = folder / "checkpoint"
-    part = folder / ".checkpoint.part"
-    part.write_text(f'model_checkpoint_path: "ckpt-{step}"\nall_model_checkpoint_paths: "ckpt-{step}"\n')
-    part.replace(listed)
+        with storage.replaced((best if path.name == "config.json" else folder) / path.name) as part:
+            shutil.copyfile(path, part)
+    with storage.replaced(folder / "checkpoint") as part:
+        part.write_text(f'model_checkpoint_path: "ckpt-{step}"\nall_model_checkpoint_paths: "ckpt-{step}"\n')
     for old in folder.glob("ckpt-*"):
         if old.name.split(".")[0] != f"ckpt-{step}":
             old.unlink()
@@ -652,9 +653,8 @@ def _drop_records(path: pathlib.Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not _is_later(line, step)]
     if len(kept) < len(lines):
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        with storage.replaced(path) as part:
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _is_later(line: str, step: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainers import runs
+from tfvidgen import storage
 from trainers.checkpoints import NotSaved
 from trainers.steps import Taken
 
@@ -107,7 +107,7 @@ class BadSteps:
         before = self.skipped
         self._found.append(record)
         if self._writes:
-            runs.write_json(self._path, self._found)
+            storage.write_json(self._path, self._found)
         if skips:
             return
         if self._max:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import pathlib
 import platform
 import zlib
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfvidgen import data
+from tfvidgen import data, storage
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
@@ -30,6 +29,7 @@ _FREE_FIELDS = (
     "strategy",
     "devices",
     "xla",
+    "latents_in_host_memory",
     "max_bad_steps",
     "tensorboard",
     "evaluate",
@@ -115,13 +115,6 @@ def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarra
     return collection.clips(config.num_frames, config.stride, config.clip_start, short_clip)
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
     """A number below 2^31 that two workers share only if they train the same system with the same settings and data."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OWN_FIELDS}
@@ -178,7 +171,7 @@ def start(config: Any, system: str, model: VideoGenerator, run_data: RunData, wr
         run_dir.mkdir(parents=True, exist_ok=True)
         for stray in run_dir.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
             stray.unlink()
-        write_json(path, description)
+        storage.write_json(path, description)
     return run_dir
 
 

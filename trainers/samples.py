@@ -35,18 +35,19 @@ class SampleSheet:
     def __call__(self, step: int, logs: dict[str, float]) -> None:
         folder = self._run_dir / "samples"
         folder.mkdir(exist_ok=True)
-        rows, labels = [], []
+        rows, labels, groups = [], [], []
         if self._real is not None and not self._learns_codes:
-            rows, labels = list(self._real), list(self._names)
+            rows, labels, groups = list(self._real), list(self._names), [len(self._real)]
         elif self._real is not None:
             reconstructed = decode(self._model, self._model.lookup(self._video_ids))
             for name, real, made in zip(self._names, self._real, reconstructed, strict=True):
                 rows += [real, made]
                 labels += [name, "reconstruction"]
+                groups.append(2)
         new = decode(self._model, self._model.sample_latents(NUM_SHEET_CLIPS, seed=SHEET_SEED))
         rows += list(new)
         labels += [f"new {i}" for i in range(len(new))]
-        sheet = visualize.contact_sheet(rows, row_labels=labels)
+        sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=[*groups, len(new)])
         visualize.save_png(folder / f"step_{step:07d}.png", sheet)
         write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
 

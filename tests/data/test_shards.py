@@ -17,6 +17,7 @@ from tfvidgen import data
 from tfvidgen.data import shards
 from tfvidgen.data.shards import ShardedVideos, distribute, make_sharded_dataset, prepare_shards
 from tfvidgen.data.sources import load_videos, scan
+from tfvidgen.data.video_io import write_mp4
 
 SIZE = 64
 LENGTHS = {"gehen/ä1": 40, "gehen/ä10": 57, "gehen/ä2": 33, "跳/x": 70, "跳/y z": 41, "跳/z": 90}
@@ -140,6 +141,22 @@ def test_options_reach_the_decoder(source, tmp_path):
     for arguments in ({"resize": "squash"}, {"size": (10, 20)}, {"max_frames": 4}):
         videos = prepare(tmp_path / "wide.npy", tmp_path / str(arguments), **{"size": 8, **arguments})
         assert_same(videos.collection(), load_videos(tmp_path / "wide.npy", **{"size": 8, **arguments}))
+
+
+def test_what_the_videos_were_read_through_is_kept(tmp_path):
+    video = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    for name in ("walk/a.mp4", "run/b.mp4"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        write_mp4(tmp_path / "set" / name, video, 8)
+    out = tmp_path / "out"
+    videos = prepare(tmp_path / "set", out)
+    assert videos.codecs == videos.subset([1]).codecs == {"codec": "h264 (yuv420p)", "container": ".mp4"}
+    index = json.loads((out / "index.json").read_text())
+    del index["source_codecs"]  # as folders of before have it
+    (out / "index.json").write_text(json.dumps(index))
+    before = written(out)
+    assert ShardedVideos.open(out).codecs == {"codec": "unknown"}
+    assert prepare(tmp_path / "set", out).codecs == videos.codecs and written(out) == before
 
 
 # ---------------------------------------------------------------- as a source

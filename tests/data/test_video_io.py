@@ -326,15 +326,6 @@ def test_palette_picture_with_transparency(tmp_path):
     np.testing.assert_array_equal(video_io.read_image(tmp_path / "palette.png")[0, 0], (10, 200, 30))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="power cut"), video_io._replaced(path) as part:
-        part.write_bytes(b"half")
-        raise RuntimeError("power cut")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["clip.mp4"]
-
-
 @pytest.mark.parametrize("write", [video_io.write_mp4, video_io.write_gif, video_io.write_webp])
 @pytest.mark.parametrize(
     ("video", "fps"),

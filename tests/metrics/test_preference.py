@@ -1,10 +1,12 @@
 """Pairs, the file of votes, and what the votes say, against hand arithmetic, SciPy and simulated raters."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import special, stats
 
 from tfvidgen.metrics.preference import (
@@ -135,6 +137,60 @@ def test_trials_go_through_a_file(tmp_path):
     assert "übrige" in path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="at least one trial"):
         write_trials(path, [])
+
+
+def test_a_picture_shows_the_pairs_as_drawn_and_tells_no_model(tmp_path):
+    trials = make_trials(clips("ours", "base", num=6), 6, 3, catch=[(("real", "r"), ("noise", "n"))], seed=2)
+    shown = {(side, t.pair): i for i, t in enumerate(trials[:7]) for side in ("left", "right")}
+
+    def show(model, name):
+        """One colour for each clip: red says where it should stand, green which side, blue the frame."""
+        (trial,) = (
+            t for t in trials[:7] if name in (t.left_clip, t.right_clip) and model in (t.left_model, t.right_model)
+        )
+        side = "left" if (model, name) == (trial.left_model, trial.left_clip) else "right"
+        clip = np.zeros((7, 20, 24, 3), np.uint8)
+        clip[..., 0], clip[..., 1] = 30 * shown[side, trial.pair] + 5, 250 if side == "left" else 120
+        clip[..., 2] = np.arange(7)[:, None, None]
+        return clip
+
+    write_trials(tmp_path / "trials.jsonl", trials, "Which one?", show=show)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trials.jsonl", "trials.png"]
+    sheet = np.asarray(Image.open(tmp_path / "trials.png")) @ [1 << 16, 1 << 8, 1]
+    corners = {}
+    for row in range(7):
+        for green in (250, 120):
+            for frame in range(7):
+                y, x = np.nonzero(sheet == ((30 * row + 5 << 16) + (green << 8) + frame))
+                assert (len(y) == 80 * 96) == (frame in (0, 2, 4, 6)), "four frames, enlarged to four times their size"
+                if len(y):
+                    corners[row, green, frame] = y.min(), x.min()
+    tops = [corners[row, 250, 0][0] for row in range(7)]
+    assert tops == [corners[row, 120, 6][0] for row in range(7)] and (np.diff(tops) > 80).all()
+    lefts = [[corners[row, green, frame][1] for green in (250, 120) for frame in (0, 2, 4, 6)] for row in range(7)]
+    assert (np.diff(lefts, axis=1) > 96).all() and np.ptp(lefts, axis=0).max() == 0
+
+    renamed = [
+        dataclasses.replace(
+            t, pair=f"p{i}", left_model=f"x{i}", right_model=f"y{i}", left_clip="l", right_clip="r", expected=None
+        )
+        for i, t in enumerate(trials[:7])
+    ]
+    whose = {trial.left_model: (t.left_model, t.left_clip) for trial, t in zip(renamed, trials, strict=False)}
+    whose |= {trial.right_model: (t.right_model, t.right_clip) for trial, t in zip(renamed, trials, strict=False)}
+    write_trials(tmp_path / "other.jsonl", renamed, "Which one?", show=lambda model, name: show(*whose[model]))
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "trials.png").read_bytes(), "names leave no trace"
+
+
+@pytest.mark.parametrize("wrong", [(5, 8, 8, 3), (4, 8, 9, 3), (4, 8, 8, 1), (8, 8, 3)])
+def test_clips_that_tell_their_model_by_their_shape_are_refused(tmp_path, wrong):
+    def show(model, name):
+        return np.zeros((4, 8, 8, 3) if model == "ours" else wrong, np.uint8)
+
+    trials = [Trial("p", 0, "ours", "a", "base", "b")]
+    with pytest.raises(ValueError, match="one length and size.*for 'b' of 'base'"):
+        write_trials(tmp_path / "trials.jsonl", trials, show=show)
+    assert not list(tmp_path.iterdir())
 
 
 def test_votes_go_through_a_file_one_by_one_and_at_once(tmp_path):

@@ -13,13 +13,12 @@ from PIL import Image
 from scipy import stats
 
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.video_io import write_gif, write_mp4
 from tfvidgen.features.base import FeatureExtractor
 from tfvidgen.metrics import consistency, distances, diversity, families
 from tfvidgen.metrics.cache import RowStore
 from tfvidgen.metrics.families import FAMILIES, Networks
 from tfvidgen.metrics.protocols import Protocol, evaluate, parse, parse_all, table
-from tfvidgen.metrics.sampling import BATCH, Clips, ModelClips, VideoClips, as_clips, folder_codecs, to_bytes
+from tfvidgen.metrics.sampling import BATCH, Clips, ModelClips, VideoClips, as_clips, to_bytes
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 
 SIZE, NUM_FRAMES = 16, 4
@@ -438,6 +437,18 @@ def test_a_judge_matches_classes_by_name():
     with pytest.raises(ValueError, match="class of every clip, and the generated ones have none"):
         one("judge_accuracy8_4f", plain([red] * 8), real)
 
+    model = Drift(labels=True)
+    straight, swapped, strange = (
+        ModelClips(model, label_names=names) for names in (("red", "green"), ("green", "red"), ("red", "blue"))
+    )
+    judged = one("judge_accuracy8_4f", straight, real).value
+    assert one("judge_accuracy8_4f", ModelClips(model), real).value == judged
+    assert one("judge_accuracy8_4f", swapped, real).value == 1 - judged
+    with pytest.raises(ValueError, match="classes that real ones have not: blue"):
+        one("judge_accuracy8_4f", strange, real)
+    with pytest.raises(ValueError, match="of class 1, and there are 1 classes.*no more categories"):
+        one("judge_accuracy8_4f", ModelClips(model, label_names=("red",)), real)
+
 
 class Codes(VideoGenerator):
     """Two identities, red and green, that its static code holds, and two actions, blue or not, in its transient code.
@@ -527,6 +538,26 @@ def test_two_clips_have_values_without_intervals():
     assert {family for family, result in results.items() if result.interval is None} == {"fvd", "kvd", "is"}
 
 
+def test_s3_takes_as_many_of_each_class_as_there_are_real_ones():
+    made, real = np.array([0, 2, 0, 1, 0, 1, 2]), np.array([0, 0, 1, 2])
+    np.testing.assert_array_equal(np.flatnonzero(families._class_matched(made, real)), [0, 1, 2, 3])
+    with pytest.warns(UserWarning, match="lack 2 of 5.*SeR is biased downwards"):
+        np.testing.assert_array_equal(
+            np.flatnonzero(families._class_matched(np.array([0, 1, 1]), np.array([0, 0, 0, 1, 1]))), [0, 1, 2]
+        )
+
+
+@pytest.mark.parametrize("made", [[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 0, 1]])
+def test_s3_of_too_few_clips_is_refused(made):
+    real = np.array([0, 0, 0, 1, 1, 1, 0, 1])[: len(made)]
+    names = ("a", "b", "c")
+    sides = [
+        VideoCollection.from_videos(list(noise(len(each))), action=each, action_names=names) for each in (made, real)
+    ]
+    with pytest.raises(ValueError, match="too few clips: .* real and .* generated ones.*at least three of a class"):
+        one("s3_eco_4f", *sides)
+
+
 @pytest.mark.slow
 def test_s3_of_copies_is_near_one_and_of_shuffled_labels_far_below():
     """A bright square that moves down or right: what a real clip teaches, a copy teaches too."""
@@ -547,9 +578,11 @@ def test_s3_of_copies_is_near_one_and_of_shuffled_labels_far_below():
     networks = Networks(classifier={"steps": 60, "size": 16, "width": 8, "dropout": 0.0})
     labels = np.arange(48) % 2
     real = collection(videos(48), labels)
-    good = one("s3_eco48_4f", collection(videos(48), labels), real, networks)
+    more = collection(videos(64), np.arange(64) % 2).subset(np.r_[0:48, 49:64:2])  # 24 and 32
+    good = one("s3_eco48_4f", more, real, networks)
     assert good.value > 0.8 and good.values["rer"] > 0.8
-    assert good.protocol["test_clips"] == {"real": 16, "generated": 16}
+    assert good.protocol["training_clips"] == {"real": 32, "generated": 32}, "as many of each class"
+    assert good.protocol["test_clips"] == {"real": 16, "generated": 16} and good.notes == ()
     mixed = one("s3_eco48_4f", collection(videos(48), random.permutation(labels)), real, networks)
     assert mixed.value < 0.75 * good.value
 
@@ -746,6 +779,8 @@ def test_too_few_clips_and_frames():
         one("acd4_4f_stride2", noise(4), noise(4, 1))
     with pytest.raises(ValueError, match="At least 2 real clips"):
         one("acd4_4f", noise(4), noise(1, 1))
+    with pytest.raises(ValueError, match="At least 2 clips.*Received 1 of 'array' and 4 of 'array'"):
+        one("acd", noise(1), noise(4, 1), default_frames=4)
     with pytest.raises(ValueError, match="mean_colour needs at least 2 frames"):
         one("fvd4_1f", noise(4), noise(4, 1))
 
@@ -773,6 +808,16 @@ def test_copied_files_are_refused_and_a_poor_model_is_noted():
     assert "fewer different clips, 5" in result.notes[0]
 
 
+def test_copied_real_files_are_noted():
+    videos = noise(6)
+    videos[4] = videos[1]
+    videos[5, :3] = videos[2, :3]  # the middle frame too, but not the last
+    real = VideoCollection.from_videos(list(videos), names=tuple("abcdef"))
+    (note,) = one("acd6_4f", noise(6, 1), real).notes
+    assert note.startswith("1 of 6 real videos repeat another one") and "'b' and 'e'" in note
+    assert one("acd5_4f", noise(6, 1), real.subset([0, 1, 2, 3, 5])).notes == ()
+
+
 def test_fewer_clips_than_numbers_in_a_feature_are_noted():
     result = one("pixels_prdc8_4f", noise(8), noise(8, 1))
     assert result.notes == ()
@@ -789,27 +834,14 @@ def test_fewer_clips_than_numbers_in_a_feature_are_noted():
     assert any("5 real and 8 generated" in note and "depends on both numbers" in note for note in unequal.notes)
 
 
-def test_codecs_are_read_from_files_and_must_agree(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    write_mp4(tmp_path / "a" / "clip.mp4", noise(1)[0], 8)
-    write_gif(tmp_path / "b" / "clip.gif", noise(1)[0], 8)
-    np.save(tmp_path / "videos.npy", noise(3))
-    frames = tmp_path / "frames" / "clip"
-    frames.mkdir(parents=True)
-    Image.fromarray(noise(1)[0, 0]).save(frames / "0.jpg")
-    Image.fromarray(noise(1)[0, 0]).save(tmp_path / "strip.png")
-    assert folder_codecs(tmp_path / "a", ["clip.mp4"]) == {"codec": "h264 (yuv420p)", "container": ".mp4"}
-    assert folder_codecs(tmp_path / "b", ["clip.gif"])["codec"] == "gif"
-    assert folder_codecs(tmp_path / "videos.npy", ["videos.npy[0]"])["codec"] == "none"
-    assert folder_codecs(tmp_path / "frames", ["clip"])["codec"] == "jpeg"
-    assert folder_codecs(tmp_path, ["strip.png", "a/clip.mp4"])["codec"] == "h264 (yuv420p), none"
-
+def test_codecs_must_agree():
     def side(codec, seed):
         return VideoClips(as_clips(noise(4, seed)).videos, origin={"codec": codec})
 
     result = one("acd4_4f", side("none", 0), side("h264 (yuv420p)", 1))
     assert "through h264 (yuv420p), generated ones through no codec" in result.notes[0]
+    (note,) = one("acd4_4f", side("h264 (yuv420p)", 0), side("unknown", 1)).notes
+    assert "through an unknown codec, generated ones through h264 (yuv420p)" in note
     assert one("acd4_4f", side("gif", 0), side("gif", 1)).notes == ()
     assert one("acd4_4f", ModelClips(Drift()), side("h264 (yuv420p)", 1)).notes == ()
 

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tests.systems import collection
 from tests.trainers.mean_colour import MeanColour, assert_equal, dataset, mean_colour, metrics, state, train, written
-from trainers import checkpoints, cli, health, loop, navsynth, runs
+from tfvidgen import storage
+from trainers import checkpoints, cli, health, loop, navsynth
 from trainers import train as course
 from trainers.steps import Taken
 
@@ -132,7 +133,7 @@ def test_weights_that_broke_are_not_saved(tmp_path):
 def without_step_7(tmp_path_factory):
     """(run folder, state) of a run to step 12 that knew of step 7 from the start and so never took it."""
     run_dir = tmp_path_factory.mktemp("without")
-    runs.write_json(run_dir / "bad_step.json", [{"step": 7, "skipped": True}])
+    storage.write_json(run_dir / "bad_step.json", [{"step": 7, "skipped": True}])
     model = mean_colour()
     train(model, run_dir, 12, whole)
     return run_dir, state(model)
@@ -170,7 +171,7 @@ def test_a_broken_gradient_is_found_where_its_loss_is_fine(tmp_path):
     assert [(record["step"], record["video_ids"]) for record in records(tmp_path / "found")] == [(6, ids_of(6))]
     assert "to_colour" in records(tmp_path / "found")[0]["what"]
     (tmp_path / "known").mkdir()
-    runs.write_json(tmp_path / "known" / "bad_step.json", [{"step": 6, "skipped": True}])
+    storage.write_json(tmp_path / "known" / "bad_step.json", [{"step": 6, "skipped": True}])
     train(known, tmp_path / "known", 12, steep())
     assert_equal(state(found), state(known))
 

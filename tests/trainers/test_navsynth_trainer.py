@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.systems import vivid
-from tfvidgen import data
+from tfvidgen import data, storage
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
 from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, samples, train
@@ -391,7 +391,7 @@ def test_another_seed_measures_other_new_videos_only(finished):
 def test_other_data_than_trained_is_not_measured(finished, tmp_path):
     description = runs.read(finished.run_dir)
     description["data"]["digest"] = "0" * 64
-    runs.write_json(tmp_path / "config.json", description)
+    storage.write_json(tmp_path / "config.json", description)
     status, _, error = call(evaluate.main, f"--run_dir={tmp_path}")
     assert status == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

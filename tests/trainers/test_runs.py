@@ -130,15 +130,6 @@ def test_nothing_but_the_config_is_left(begun):
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "some.json"
-    runs.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["some.json"]
-
-
 # ---------------------------------------------------------------- going on
 def test_the_same_run_may_go_on(begun, run_data):
     begun_config, model = begun

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.video_io import UnreadableFileError, check_size, read_image, resize_video
+from tfvidgen.data.video_io import check_size, read_strip, resize_video
 
 FPS = 16.0  # the files name no rate; a shape crosses its 32 frames in two seconds
 _FOLDERS = {"0": "up", "1": "left"}
@@ -45,7 +45,7 @@ def shapes(root: str | os.PathLike, size: int | None = None, num_videos: int | N
             )
         found = [found[i] for i in np.linspace(0, len(found) - 1, num_videos).round().astype(int)]
     return VideoCollection.from_videos(
-        [resize_video(_read_strip(path), size) for _, path in found],
+        [resize_video(read_strip(path), size) for _, path in found],
         names=[f"{ACTION_NAMES[action]}_{path.stem}" for action, path in found],
         action=[action for action, _ in found],
         action_names=ACTION_NAMES,
@@ -62,12 +62,3 @@ def _strips(folder: pathlib.Path) -> list[pathlib.Path]:
             "00000001.png."
         )
     return paths
-
-
-def _read_strip(path: pathlib.Path) -> np.ndarray:
-    """uint8 (T, H, H, 3)."""
-    strip = read_image(path)
-    height, width = strip.shape[:2]
-    if width % height:
-        raise UnreadableFileError(path, f"a strip of square frames {height} high cannot be {width} wide")
-    return np.ascontiguousarray(strip.reshape(height, -1, height, 3).swapaxes(0, 1))

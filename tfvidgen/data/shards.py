@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tfvidgen.data import sources, video_io
+from tfvidgen import storage
+from tfvidgen.data import codecs, sources, video_io
 from tfvidgen.data.clips import MAX_STEPS, batch_plan, clip_frame_indices, clip_span
 from tfvidgen.data.collection import VideoCollection
 
@@ -75,6 +76,8 @@ class ShardedVideos:
         lengths: int64 (N,), frames of each video.
         names, identity, action, identity_names, action_names, fps, source: As in a `VideoCollection`.
         stored_digest: Digest of all videos, or None for a subset, whose digest has to be computed.
+        codecs: What the videos were read through, as of `codecs.folder_codecs`; of a folder that was prepared before this
+            was noted, unknown.
     """
 
     folder: pathlib.Path
@@ -92,6 +95,7 @@ class ShardedVideos:
     fps: float
     source: str
     stored_digest: str | None
+    codecs: dict[str, str]
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> ShardedVideos:
@@ -128,6 +132,7 @@ class ShardedVideos:
             fps=index["fps"],
             source=str(folder),
             stored_digest=index["digest"],
+            codecs=index.get("source_codecs") or {"codec": codecs.UNKNOWN_CODEC},
             **_labels(index),
         )
 
@@ -494,8 +499,9 @@ def prepare_shards(
             if skipped and not (skip_bad and any(entry["names"] for entry in entries)):
                 raise sources._unreadable_error(root, skipped, bool(found.units), skip_bad)
             index = _index(root, made, entries)
+            index["source_codecs"] = codecs.folder_codecs(root, [name for entry in entries for name in entry["names"]])
             index["digest"] = dataclasses.replace(ShardedVideos._of(out, index), stored_digest=None).digest
-            _write_json(out / INDEX, index)
+            storage.write_json(out / INDEX, index, indent=None)
             files = {entry["file"] for entry in entries}
             for path in [*out.glob("shard-*.json"), *out.glob("shard-*.tfrecord")]:
                 if path.name not in files:
@@ -590,7 +596,7 @@ class _ShardWriter:
         entry = {**self._entry, "num_bytes": self.num_bytes, "sha256": _sha256(self._part)}
         path = self._out / entry["file"]
         os.replace(self._part, path)
-        _write_json(path.with_suffix(".json"), {**self._made, "shard": entry})
+        storage.write_json(path.with_suffix(".json"), {**self._made, "shard": entry}, indent=None)
         return entry
 
 
@@ -779,12 +785,6 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 def _remove_parts(folder: pathlib.Path) -> None:
     for part in folder.glob(".*.part"):
         part.unlink()
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _sha256(path: pathlib.Path) -> str:

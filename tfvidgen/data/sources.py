@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -24,14 +23,13 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from tfvidgen import storage
 from tfvidgen.data import video_io
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import DEFAULT_FPS, UnreadableFileError
@@ -223,7 +221,7 @@ def load_videos(
     if shards.is_prepared(root):
         return shards.load_prepared(root, size, resize, max_videos, max_frames)
 
-    def decoded(store: _ListStore | _FileStore) -> dict:
+    def decoded(store: _ListStore | storage.ArrayWriter) -> dict:
         return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames)
 
     if cache_dir is None:
@@ -448,23 +446,8 @@ def _decode(unit: _Unit, layout: str, size, resize: str, max_frames: int | None)
             dataclasses.replace(clip, frames=video_io.resize_video(clip.frames[:max_frames], size, resize))
             for clip in _read_arrays(unit)
         ]
-    frames = _cut_strip(unit.paths[0]) if layout == "strips" else _read_frames(unit.paths[:max_frames])
+    frames = video_io.read_strip(unit.paths[0]) if layout == "strips" else _read_frames(unit.paths[:max_frames])
     return [_Clip(unit.name, video_io.resize_video(frames[:max_frames], size, resize), None, unit.labels)]
-
-
-def _cut_strip(path: pathlib.Path) -> np.ndarray:
-    image = video_io.read_image(path)
-    height, width = image.shape[:2]
-    side, long = min(height, width), max(height, width)
-    if long % side:
-        raise UnreadableFileError(
-            path,
-            f"as a strip of square frames its longer edge must be a multiple of the shorter, but it has "
-            f"{height}x{width} pixels (height x width)",
-        )
-    if width > height:
-        return np.ascontiguousarray(image.reshape(side, long // side, side, 3).swapaxes(0, 1))
-    return image.reshape(long // side, side, side, 3)
 
 
 def _read_frames(paths: Sequence[pathlib.Path]) -> np.ndarray:
@@ -534,30 +517,6 @@ class _ListStore:
         self.videos.append(frames)
 
 
-class _FileStore:
-    """A growing `.npy` file, for sets larger than memory. NumPy's header has room for the first axis to grow."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path, self._file, self._shape = path, None, None
-
-    def add(self, frames: np.ndarray) -> None:
-        if self._file is None:
-            self._file, self._shape = open(self._path, "wb"), (0, *frames.shape[1:])
-            self._write_header()
-        self._file.write(np.ascontiguousarray(frames).data)
-        self._shape = (self._shape[0] + len(frames), *self._shape[1:])
-
-    def close(self) -> None:
-        if self._file is not None:
-            with self._file:
-                self._file.seek(0)
-                self._write_header()
-
-    def _write_header(self) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": self._shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
 def _cache_key(root: pathlib.Path, options: list) -> str:
     files = [root] if root.is_file() else _files(root)[0]
     stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -565,22 +524,12 @@ def _cache_key(root: pathlib.Path, options: list) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _cached(folder: pathlib.Path, decoded: Callable[[_FileStore], dict]) -> tuple[np.ndarray, dict]:
+def _cached(folder: pathlib.Path, decoded: Callable[[storage.ArrayWriter], dict]) -> tuple[np.ndarray, dict]:
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = pathlib.Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-        try:
-            with contextlib.closing(_FileStore(part / "frames.npy")) as store:
+        with storage.whole_folder(folder, may_exist=True) as part:
+            with storage.ArrayWriter(part / "frames.npy") as store:
                 index = decoded(store)
-            (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
-            part.chmod(0o755)  # temporary folders begin private, a cache may be shared
-            try:
-                os.replace(part, folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster, with the same content
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            storage.write_json(part / "index.json", index, indent=None)
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         return np.load(folder / "frames.npy", mmap_mode="r"), index

@@ -13,13 +13,14 @@ import io
 import itertools
 import os
 import pathlib
-import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from tfvidgen import storage
 
 if TYPE_CHECKING:
     import av
@@ -191,6 +192,26 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(_rgb(image, path))
 
 
+def read_strip(path: str | os.PathLike) -> np.ndarray:
+    """Reads a picture of square frames side by side along its longer edge as uint8 (T, H, H, 3).
+
+    Raises:
+        UnreadableFileError: If it is no picture, or the edges do not fit.
+    """
+    image = read_image(path)
+    height, width = image.shape[:2]
+    side, long = min(height, width), max(height, width)
+    if long % side:
+        raise UnreadableFileError(
+            path,
+            f"as a strip of square frames its longer edge must be a multiple of the shorter, but it has "
+            f"{height}x{width} pixels (height x width)",
+        )
+    if width > height:
+        return np.ascontiguousarray(image.reshape(side, long // side, side, 3).swapaxes(0, 1))
+    return image.reshape(long // side, side, side, 3)
+
+
 def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: str = "centre_crop") -> np.ndarray:
     """Brings frames to another size, as `read_video` does.
 
@@ -226,7 +247,7 @@ def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     options = {"movflags": "+faststart"}  # plays while it loads
-    with _replaced(path) as part, av.open(_url(part), "w", format="mp4", options=options) as container:
+    with storage.replaced(path) as part, av.open(_url(part), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         # The colours FFmpeg converts RGB to; untagged, players guess by frame size.
@@ -286,7 +307,7 @@ def encode_gif(video: np.ndarray, fps: float) -> bytes:
 def write_gif(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
     """Writes `encode_gif(video, fps)` to `path`, all at once."""
     gif = encode_gif(video, fps)
-    with _replaced(path) as part:
+    with storage.replaced(path) as part:
         part.write_bytes(gif)
 
 
@@ -304,7 +325,7 @@ def write_webp(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
     _check_video(video, fps)
     starts = [round(1000 * index / fps) for index in range(len(video) + 1)]
     first, *others = [Image.fromarray(frame) for frame in video]
-    with _replaced(path) as part:
+    with storage.replaced(path) as part:
         durations = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
         # method=0 is ten times faster than the default for a few per cent more bytes.
         first.save(part, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, quality=90, method=0)
@@ -480,16 +501,3 @@ def _matroska_end(file: io.BufferedReader) -> int:
         return 0
     segment = element_length()
     return 0 if segment is None else file.tell() + segment
-
-
-@contextlib.contextmanager
-def _replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` to write; it takes the place of `path` if all went well and is removed if not."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import pathlib
 
-import numpy as np
-
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.video_io import UnreadableFileError, check_size, read_image, resize_video
+from tfvidgen.data.video_io import check_size, read_strip, resize_video
 
 FPS = 25.0
 NUM_IDENTITIES = 9
@@ -49,7 +47,7 @@ def weizmann(root: str | os.PathLike, mirrored: bool = False, size: int | None =
         raise ValueError(f"{str(root)!r} holds mirror images only (odd numbers): pass mirrored=True to read them.")
     clips.sort()
     return VideoCollection.from_videos(
-        [resize_video(_read_strip(path), size) for _, _, path in clips],
+        [resize_video(read_strip(path), size) for _, _, path in clips],
         names=[
             f"person{number // _NUMBERS_PER_IDENTITY}_{ACTION_NAMES[action]}{'_mirrored' if number % 2 else ''}"
             for number, action, _ in clips
@@ -81,12 +79,3 @@ def _number(path: pathlib.Path) -> int:
             "take files of other sets out of this folder."
         )
     return int(path.stem)
-
-
-def _read_strip(path: pathlib.Path) -> np.ndarray:
-    """uint8 (T, H, H, 3)."""
-    strip = read_image(path)
-    height, width = strip.shape[:2]
-    if width % height:
-        raise UnreadableFileError(path, f"a strip of square frames {height} high cannot be {width} wide")
-    return np.ascontiguousarray(strip.reshape(height, -1, height, 3).swapaxes(0, 1))

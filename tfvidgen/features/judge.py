@@ -25,6 +25,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfvidgen import storage
 from tfvidgen._tensorflow import tf
 from tfvidgen.data.clips import SHORT_CLIP_POLICIES, make_dataset
 from tfvidgen.data.collection import VideoCollection
@@ -378,21 +379,14 @@ class VideoClassifier(FeatureExtractor):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write weights, config and the record of the training to one `.npz`, whole or not at all."""
-        path = pathlib.Path(path)
         facts = {
             "num_classes": self.num_classes,
             "config": dataclasses.asdict(self.config),
             "training": self.training,
             "name": self.name,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as file:
-                np.savez(file, facts=np.array(json.dumps(facts)), **self._arrays())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with storage.replaced(path) as part, open(part, "wb") as file:
+            np.savez(file, facts=np.array(json.dumps(facts)), **self._arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> VideoClassifier:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from tfvidgen import storage
 
 VERSION = 1  # of what a key means: raise it when the same key would give other rows
 
@@ -55,56 +55,11 @@ class RowStore:
             raise ValueError(f"The cached features {str(path)!r} are damaged ({error}): delete that folder.") from None
 
     @contextlib.contextmanager
-    def writer(self, key: Mapping[str, Any]) -> Iterator[RowWriter]:
+    def writer(self, key: Mapping[str, Any]) -> Iterator[storage.ArrayWriter]:
         """Gives a writer; its rows become the entry when the block ends without an error, and vanish when it does not."""
-        path = self.path(key)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = pathlib.Path(tempfile.mkdtemp(prefix=".part-", dir=self.folder))
-        try:
-            with RowWriter(part / "rows.npy") as rows:
+        with storage.whole_folder(self.path(key), may_exist=True) as part:
+            with storage.ArrayWriter(part / "rows.npy") as rows:
                 yield rows
-            (part / "key.json").write_text(json.dumps(key, indent=2), encoding="utf-8")
-            part.chmod(0o755)  # temporary folders begin private, a cache may be shared
-            try:
-                os.replace(part, path)
-            except OSError:
-                if not path.exists():  # else another process was faster, with the same rows
-                    raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-class RowWriter:
-    """A growing `.npy` file (N, D). NumPy's header has room for the first axis to grow."""
-
-    def __init__(self, path: pathlib.Path):
-        self._file, self._header = open(path, "wb"), None
-        self._num_rows = 0
-
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def add(self, rows: np.ndarray) -> None:
-        """Appends (n, D) of the dtype and width of the first block."""
-        rows = np.ascontiguousarray(rows)
-        header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "width": rows.shape[1:]}
-        if self._header is None:
-            self._header = header
-            self._write_header()
-        if header != self._header or rows.ndim != 2:
-            raise ValueError(f"Every block of rows must be as the first, {self._header}. Received {header}.")
-        self._file.write(rows.data)
-        self._num_rows += len(rows)
-
-    def __exit__(self, kind, error, trace) -> None:
-        with self._file:
-            if kind is None:
-                if not self._num_rows:
-                    raise ValueError("No rows were computed: there are no clips.")
-                self._file.seek(0)
-                self._write_header()
-
-    def _write_header(self) -> None:
-        header = {key: value for key, value in self._header.items() if key != "width"}
-        shape = (self._num_rows, *self._header["width"])
-        np.lib.format.write_array_header_1_0(self._file, {**header, "shape": shape})
+            if not rows.num_rows:
+                raise ValueError("No rows were computed: there are no clips.")
+            storage.write_json(part / "key.json", key)

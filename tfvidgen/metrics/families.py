@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 GROUPS = 10  # of a jackknife
 NEIGHBOURS = 5  # of precision, recall, density and coverage: prdc's default
 S3_SEEDS = 3
+_S3_DRAWS = 4  # clips that a model may make for each real one, to have as many of every class
 _WIDE = 1024  # features from here on make a jackknife of a Frechet distance slow: half as many groups
 _PIXELS = 8  # of a side, where pixels are features
 _SHEET_CLIPS, _SHEET_NEIGHBOURS = 6, 3
@@ -746,8 +747,8 @@ def _duplicates(measured: Measured) -> Outcome:
         {"repeated": value, "equal_to_real": copied / len(generated), "different": len(set(generated))},
         tuple(wilson_interval(repeated, len(generated))),
         "95 %, Wilson's",
-        f"{len(set(generated))} different clips; {copied} equal to a real one",
-        {"equal": "every pixel of every frame"},
+        f"{len(set(generated))} different clips; {copied} equal to one of {len(measured.real['sha256'])} real ones",
+        {"equal": "every pixel of every frame", "real_clips_searched": len(measured.real["sha256"])},
         value,
     )
 
@@ -811,7 +812,8 @@ def _draw_nearest(measured: Measured, near: np.ndarray, indices: np.ndarray) -> 
             for index, distance in zip(found, near[position], strict=True)
         ]
     title = f"Generated clips and the real ones nearest to them ({measured.network} features)"
-    visualize.save_png(measured.sheet, visualize.contact_sheet(rows, row_labels=labels, title=title))
+    sheet = visualize.contact_sheet(rows, row_labels=labels, title=title, group_sizes=[1 + near.shape[1]] * len(made))
+    visualize.save_png(measured.sheet, sheet)
 
 
 def _lpips_diversity(measured: Measured) -> Outcome:
@@ -820,8 +822,8 @@ def _lpips_diversity(measured: Measured) -> Outcome:
     return Outcome(
         value,
         {"generated": value, "real": beside},
-        tuple(bootstrap_interval(generated, seed=measured.seed)),
-        "95 %, bootstrap over pairs",
+        tuple(bootstrap_interval(generated, seed=measured.seed)) if len(generated) > 1 else None,
+        "95 %, bootstrap over pairs" if len(generated) > 1 else "",
         f"real clips {_short(beside)}; noise has more",
         {"pairs": len(generated), "of": "random pairs of clips, same frame of both, mean over frames"},
         abs(value - beside),
@@ -837,6 +839,12 @@ def _matched_labels(measured: Measured, count: int) -> tuple[np.ndarray, int]:
         raise ValueError(
             f"This metric needs the class of every clip, and the {without} ones have none: put videos into one folder per "
             "class, or measure a model that generates by class."
+        )
+    num_known = len(real_names if names is None else names)
+    if labels.max() >= num_known:
+        raise ValueError(
+            f"A generated clip is of class {labels.max()}, and there are {num_known} classes from 0 on: this metric needs a model "
+            "that has no more categories than its data has classes."
         )
     if names is not None:
         unknown = sorted({names[label] for label in labels} - set(real_names))
@@ -922,23 +930,28 @@ def _swap(measured: Measured) -> Outcome:
 def _s3(network: str, measured: Measured) -> Outcome:
     from tfvidgen.features.judge import VideoClassifier
 
-    def clips(source: Clips, labels: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    def clips(source: Clips, labels: np.ndarray, is_chosen: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """(clips, labels) to train on and to test on: two thirds and one third of each class."""
-        videos = np.concatenate(list(source.batches(len(labels), measured.num_frames, measured.stride)))
-        rank = np.zeros(len(labels), int)
-        for label in np.unique(labels):
-            rank[labels == label] = np.arange((labels == label).sum())
-        is_test = rank % 3 == 2
+        kept, first = [], 0
+        for batch in source.batches(len(labels), measured.num_frames, measured.stride):
+            kept.append(batch[is_chosen[first : first + len(batch)]])
+            first += len(batch)
+        videos, labels = np.concatenate(kept), labels[is_chosen]
+        is_test = _rank_in_class(labels) % 3 == 2
         return (videos[~is_test], labels[~is_test]), (videos[is_test], labels[is_test])
 
-    labels, num_classes = _matched_labels(measured, measured.clips)
     count = min(measured.clips, measured.real_clips.available or measured.clips)
-    real_train, real_test = clips(measured.real_clips, measured.real_clips.labels(count))
-    synthetic_train, synthetic_test = clips(measured.generated_clips, labels)
-    if not len(real_test[1]) or not len(synthetic_test[1]):
+    made, num_classes = _matched_labels(measured, measured.generated_clips.available or _S3_DRAWS * count)
+    labels = measured.real_clips.labels(count)
+    is_chosen = _class_matched(made, labels)
+    real_train, real_test = clips(measured.real_clips, labels, np.ones(count, bool))
+    last = np.flatnonzero(is_chosen).max(initial=0) + 1
+    synthetic_train, synthetic_test = clips(measured.generated_clips, made[:last], is_chosen[:last])
+    num_tested = min(len(real_test[1]), len(synthetic_test[1]))
+    if not num_tested or min(len(np.unique(labels)) for _, labels in (real_train, synthetic_train)) < 2:
         raise ValueError(
-            f"S3 tests on a third of each class, and there are too few clips of any: {count} real and {len(labels)} generated "
-            "ones. Measure more clips, at least three of a class."
+            f"S3 trains on two classes or more and tests on a third of each, and there are too few clips: {count} real and "
+            f"{is_chosen.sum()} generated ones. Measure more clips, at least three of a class."
         )
     predicted: dict[str, list[np.ndarray]] = {"ser": [], "res": [], "rer": []}
     for seed in range(S3_SEEDS):
@@ -962,9 +975,35 @@ def _s3(network: str, measured: Measured) -> Outcome:
             "training_clips": {"real": len(real_train[1]), "generated": len(synthetic_train[1])},
             "test_clips": {"real": score.num_real, "generated": score.num_synthetic},
             "split": "every third clip of each class is tested",
+            "classes": "as many generated clips of each as real ones",
         },
         -score.value,
     )
+
+
+def _class_matched(made: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """bool (N,): the first generated clips of each class, as many as real ones; labels are int (N,) and (M,).
+
+    Of two training sets the larger or better balanced one teaches more, whatever it shows.
+    """
+    wanted = np.bincount(real, minlength=made.max(initial=0) + 1)
+    is_chosen = _rank_in_class(made) < wanted[made]
+    lacking = len(real) - is_chosen.sum()
+    if lacking:
+        warnings.warn(
+            f"The generated clips lack {lacking} of {len(real)} to have as many of every class as the real ones: SeR is biased "
+            "downwards.",
+            stacklevel=2,
+        )
+    return is_chosen
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """int (N,): how many earlier ones have the same label."""
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return rank
 
 
 def _short(value: float | None) -> str:

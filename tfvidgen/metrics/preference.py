@@ -1,7 +1,7 @@
 """Human preference by forced choice between two clips (2AFC): which to show, the file of votes, what the votes say.
 
     trials = make_trials({"ours": our_clips, "baseline": other_clips}, num_pairs=128, num_rounds=5, seed=0)
-    write_trials("trials.jsonl", trials, question="Which clip looks more realistic?")
+    write_trials("trials.jsonl", trials, question="Which clip looks more realistic?", show=read_clip)  # and trials.png
     ...                                             # each rater sees one round: append_vote("votes.jsonl", vote)
     result = analyse(read_votes("votes.jsonl", trials), "ours", "baseline")
 
@@ -21,7 +21,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from scipy.sparse import csgraph
 from tfvidgen.metrics.statistics import Interval, percentile_interval, wilson_interval
 
 FORMAT_VERSION = 1
+_SHEET_FRAMES, _SHEET_PIXELS = 4, 64  # of a clip on a sheet: frames, and least height of one
 CHOICES = ("left", "right")
 DEFAULT_QUESTION = "Which clip looks more realistic?"
 _TRIALS_FORMAT, _VOTES_FORMAT = "tfvidgen-trials", "tfvidgen-votes"
@@ -219,15 +220,34 @@ def make_trials(
 
 
 def write_trials(
-    path: str | os.PathLike, trials: Sequence[Trial], question: str = DEFAULT_QUESTION, seed: int | None = None
+    path: str | os.PathLike,
+    trials: Sequence[Trial],
+    question: str = DEFAULT_QUESTION,
+    seed: int | None = None,
+    show: Callable[[str, str], np.ndarray] | None = None,
 ) -> None:
-    """Writes a file of trials, over one that is there.
+    """Writes a file of trials, over one that is there, and if asked a picture of them beside it.
+
+    The picture, of the same name and `.png`, shows the first round as its rater would see it: a row for each trial, numbered
+    from 1 as they stand in the file, with a few frames of the left clip and of the right one. Nothing on it tells the models.
+
+    Args:
+        path: The file.
+        trials: From `make_trials`.
+        question: What raters are asked.
+        seed: Of `make_trials`, for the record.
+        show: Called with a model and the name of its clip; returns the clip, uint8 (T, H, W, 3). None draws no picture.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no trials, or clips to draw are no uint8 RGB or differ in length or size, which would tell the
+            models.
     """
     if not trials:
         raise ValueError("A file of trials needs at least one trial. Received none.")
+    if show is not None:
+        from tfvidgen import visualize
+
+        visualize.save_png(pathlib.Path(path).with_suffix(".png"), _sheet(trials, question, show))
     _write(path, {"format": _TRIALS_FORMAT, "version": FORMAT_VERSION, "question": question, "seed": seed}, trials)
 
 
@@ -533,6 +553,41 @@ def rank_models(
 def _resampled_weights(random: np.random.Generator, num: int, num_resamples: int) -> np.ndarray:
     """How often each of `num` things is drawn when `num` are drawn with replacement: (num_resamples, num)."""
     return random.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)
+
+
+def _sheet(trials: Sequence[Trial], question: str, show: Callable[[str, str], np.ndarray]) -> np.ndarray:
+    """uint8 (height, width, 3): the trials of the first round."""
+    from tfvidgen import visualize
+
+    numbered = [(number, trial) for number, trial in enumerate(trials, 1) if trial.round == trials[0].round]
+    cells, first = {}, None
+    for row, (_, trial) in enumerate(numbered):
+        shown = ((trial.left_model, trial.left_clip), (trial.right_model, trial.right_clip))
+        for column, (model, name) in enumerate(shown):
+            clip = np.asarray(show(model, name))
+            first = clip.shape if first is None else first
+            if (
+                clip.dtype != np.uint8
+                or clip.ndim != 4
+                or clip.shape[-1] != 3
+                or 0 in clip.shape
+                or clip.shape != first
+            ):
+                raise ValueError(
+                    "Clips of a study must be uint8 (T, H, W, 3) of one length and size, which else tell the models. Received "
+                    f"{clip.dtype} {clip.shape} for {name!r} of {model!r}, and {first} for the first one: cut and resize them."
+                )
+            cells[row, column] = clip[np.linspace(0, len(clip) - 1, min(_SHEET_FRAMES, len(clip))).round().astype(int)]
+    return visualize.board_sheet(
+        cells,
+        row_labels=[str(number) for number, _ in numbered],
+        column_labels=CHOICES,
+        scale=max(1, math.ceil(_SHEET_PIXELS / first[1])),
+        title=question,
+        row_axis=None,
+        column_axis=None,
+        num_frames=_SHEET_FRAMES,
+    )
 
 
 def _both_sides(shown: Trial | Vote) -> tuple[tuple[str, str], ...]:

@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfvidgen.data.codecs import NO_CODEC, UNKNOWN_CODEC
 from tfvidgen.metrics import families
 from tfvidgen.metrics.cache import RowStore
 from tfvidgen.metrics.families import FAMILIES, Family, Job, Measured, Networks
-from tfvidgen.metrics.sampling import NO_CODEC, Clips, ModelClips, as_clips
+from tfvidgen.metrics.sampling import Clips, ModelClips, VideoClips, as_clips
 
 if TYPE_CHECKING:
     from tfvidgen.data.collection import VideoCollection
 
-VERSION = 1  # of the definitions: raise it when a name would mean another number
+VERSION = 2  # of the definitions: raise it when a name would mean another number
 MAX_DEFAULT_CLIPS = 2048
 PREFIXES = ("judge", "pixels")
 
@@ -263,6 +264,11 @@ def evaluate(
         protocols = [name if isinstance(name, Protocol) else parse(name, features) for name in names]
     generated, real, networks = as_clips(generated, seed), as_clips(real, seed), networks or Networks()
     protocols = [_resolved(protocol, generated, real, default_frames) for protocol in protocols]
+    if any(protocol.clips < 2 for protocol in protocols):
+        raise ValueError(
+            f"At least 2 clips are needed on each side. Received {generated.available} of {generated.origin['source']!r} and "
+            f"{real.available} of {real.origin['source']!r}."
+        )
     for protocol in protocols:  # missing weights and labels should be known before the work begins
         for name in protocol.networks:
             networks.get(name, protocol.frames, protocol.stride)
@@ -315,6 +321,7 @@ class _Sides:
         with _noted() as notes:
             jobs = self._jobs(protocols, num_frames, stride)
             self._check_codecs()
+            self._check_real_duplicates()
             generated, shape = self._rows("generated", self.generated, jobs.values(), num_clips, num_frames, stride)
             wanted = [
                 job
@@ -429,6 +436,16 @@ class _Sides:
             stacklevel=2,
         )
 
+    def _check_real_duplicates(self) -> None:
+        repeated = self.real.repeated if isinstance(self.real, VideoClips) else []
+        if repeated:
+            again, first = repeated[0]
+            warnings.warn(
+                f"{len(repeated)} of {self.real.available} real videos repeat another one pixel for pixel, such as {first!r} and "
+                f"{again!r}: there are fewer to compare with than it seems, and real ones lie nearer to each other. Remove them.",
+                stacklevel=2,
+            )
+
     def _check_duplicates(self, hashes: np.ndarray) -> None:
         first: dict[bytes, int] = {}
         repeated = []
@@ -517,7 +534,7 @@ def _network_name(protocol: Protocol) -> str:
 
 
 def _codec_words(codec: str) -> str:
-    return "no codec" if codec == NO_CODEC else codec
+    return {NO_CODEC: "no codec", UNKNOWN_CODEC: "an unknown codec"}.get(codec, codec)
 
 
 @contextlib.contextmanager

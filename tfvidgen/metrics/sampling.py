@@ -6,10 +6,9 @@ patience for. Clip i does not depend on how many are asked for: the first 256 of
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
-import os
-import pathlib
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfvidgen.data.clips import CLIP_STARTS, SHORT_CLIP_POLICIES, clip_span
+from tfvidgen.data.codecs import NO_CODEC
 from tfvidgen.data.collection import VideoCollection
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 BATCH = 16  # clips in a batch; a model draws so many from one seed, so it is part of the protocol
 LABEL_CODES = ("label", "category")  # names of latents that are the action of a clip
 CONTENT_CODES = ("static", "content", "appearance")  # names of latents that are what moves, not how
-NO_CODEC = "none"  # frames that were never compressed with a loss: a model's own, drawn ones, arrays
 
-_LOSSY_STILLS = ("JPEG", "WEBP")
-_MAX_PROBED = 64  # files whose codec is looked up
 _RANGE_SLACK = 1e-2  # a tanh never leaves [-1, 1]; the sum of rounding errors of bfloat16 may
 
 
@@ -146,6 +143,23 @@ class VideoClips(Clips):
                 "record then says so."
             )
 
+    @functools.cached_property
+    def repeated(self) -> list[tuple[str, str]]:
+        """(name, name of the first one) of each video that repeats another one; of prepared videos none are looked for."""
+        if not isinstance(self.videos, VideoCollection):
+            return []
+        alike: dict[bytes, list[int]] = {}  # by one frame: the others need be looked at only where it is the same
+        for index, length in enumerate(self.videos.lengths):
+            frame = np.ascontiguousarray(self.videos.video(index)[length // 2])
+            alike.setdefault(hashlib.sha256(frame.data).digest(), []).append(index)
+        first: dict[bytes, int] = {}
+        found = []
+        for index in sorted(index for indices in alike.values() if len(indices) > 1 for index in indices):
+            digest = hashlib.sha256(np.ascontiguousarray(self.videos.video(index)).data).digest()
+            if first.setdefault(digest, index) != index:
+                found.append((self.videos.names[index], self.videos.names[first[digest]]))
+        return found
+
     def video_ids(self, num_clips: int) -> np.ndarray:
         """int (num_clips,): which video each clip is cut from."""
         return self._order[:num_clips]
@@ -168,14 +182,21 @@ class ModelClips(Clips):
         seed: Decides the clips; batch i is drawn from a hash of (seed, i).
         short_clip: What becomes of a clip that the model makes shorter than asked: `error`, `loop` or `hold`.
         origin: Facts for the record, such as the run and its step.
+        label_names: Of the classes that the model learned, to find them among those of other real videos; None takes them to
+            be the same, in the same order.
     """
 
     def __init__(
-        self, model: VideoGenerator, seed: int = 0, short_clip: str = "error", origin: dict[str, Any] | None = None
+        self,
+        model: VideoGenerator,
+        seed: int = 0,
+        short_clip: str = "error",
+        origin: dict[str, Any] | None = None,
+        label_names: tuple[str, ...] | None = None,
     ):
         from tfvidgen._tensorflow import tf
 
-        self._model, self._seed, self._short_clip = model, seed, short_clip
+        self._model, self._seed, self._short_clip, self._label_names = model, seed, short_clip, label_names
         self._is_longer = False  # whether the model was found to make longer clips than its own when asked to
         if not hasattr(model, "_decode_clips"):  # traced once for a model that is measured again and again
             model._decode_clips = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
@@ -278,6 +299,9 @@ class ModelClips(Clips):
         labels = [np.asarray(self._latents(batch, None)[code]) for batch in range(math.ceil(num_clips / BATCH))]
         return np.concatenate(labels)[:num_clips].astype(np.int32)
 
+    def label_names(self) -> tuple[str, ...] | None:
+        return self._label_names
+
     def name(self, index: int) -> str:
         return f"new {index}"
 
@@ -329,44 +353,3 @@ def to_bytes(videos: np.ndarray, what: str) -> np.ndarray:
             + ("divide by 127.5 and subtract 1." if high > 2 else "scale them to that range.")
         )
     return to_uint8(videos)
-
-
-def folder_codecs(path: str | os.PathLike, names: Sequence[str]) -> dict[str, str]:
-    """What the videos of a folder were compressed with.
-
-    Args:
-        path: The folder or file that was loaded.
-        names: Of its videos, as the collection has them: paths below `path`.
-
-    Returns:
-        `codec`: the codecs of up to 64 of the files, such as `h264 (yuv420p)`, `jpeg`, `gif` or `none` for what is
-        kept without loss; `container`: the endings of their names.
-    """
-    root = pathlib.Path(path)
-    codecs, endings = set(), set()
-    for index in np.unique(np.linspace(0, len(names) - 1, min(_MAX_PROBED, len(names))).round().astype(int)):
-        file = root if root.is_file() else root / re.sub(r"\[\d+\]$", "", names[index])
-        if file.is_dir():  # frames of a video
-            file = next(entry for entry in sorted(file.iterdir()) if entry.is_file() and not entry.name.startswith("."))
-        codecs.add(_codec(file) if file.is_file() else "unknown")
-        endings.add(file.suffix.lower() or "none")
-    return {"codec": ", ".join(sorted(codecs)), "container": ", ".join(sorted(endings))}
-
-
-def _codec(file: pathlib.Path) -> str:
-    from PIL import Image
-
-    from tfvidgen.data import video_io
-
-    kind = video_io.sniff(file).kind
-    if kind == "video":
-        import av
-
-        with av.open(f"file:{file.resolve()}") as container:
-            context = container.streams.video[0].codec_context
-            return f"{context.name} ({context.pix_fmt})"
-    if kind in ("image", "animation"):
-        with Image.open(file) as image:
-            # a GIF keeps 256 colours, which is a loss too
-            return image.format.lower() if image.format in (*_LOSSY_STILLS, "GIF", "MPO") else NO_CODEC
-    return NO_CODEC if kind in ("npy", "npz") else "unknown"

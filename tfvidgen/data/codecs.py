@@ -1,0 +1,70 @@
+"""What videos were compressed with before they were read: whoever compares two sets needs to know."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfvidgen.data import video_io
+
+NO_CODEC = "none"  # frames that were never compressed with a loss: a model's own, drawn ones, arrays
+UNKNOWN_CODEC = "unknown"
+
+_LOSSY_STILLS = ("JPEG", "WEBP", "MPO")
+_MAX_PROBED = 64  # files that are looked into
+
+
+def folder_codecs(path: str | os.PathLike, names: Sequence[str]) -> dict[str, str]:
+    """What the videos of a folder were compressed with.
+
+    Args:
+        path: The folder or file that was loaded.
+        names: Of its videos, as the collection has them: paths below `path`.
+
+    Returns:
+        `codec`: the codecs of up to 64 of the files, such as `h264 (yuv420p)`, `jpeg`, `gif` or `none` for what is
+        kept without loss; `container`: the endings of their names.
+    """
+    root = pathlib.Path(path)
+    codecs, endings = set(), set()
+    for index in np.unique(np.linspace(0, len(names) - 1, min(_MAX_PROBED, len(names))).round().astype(int)):
+        file, codec = _probed(root, names[index])
+        codecs.add(codec)
+        endings.add(file.suffix.lower() or "none")
+    return {"codec": ", ".join(sorted(codecs)), "container": ", ".join(sorted(endings))}
+
+
+def _probed(root: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
+    """A file that holds a video, or a frame of it, and its codec."""
+    path = root
+    if root.is_dir():
+        # several videos of one file are numbered, and a folder that is a video itself bears its own name
+        below = (root / name, root / re.sub(r"\[\d+\]$", "", name))
+        path = next((each for each in below if each.exists()), root if name == root.name else below[0])
+    files = [path] if not path.is_dir() else sorted(entry for entry in path.iterdir() if entry.is_file())
+    probed = ((file, _codec(file)) for file in files)
+    return next((each for each in probed if each[1] != UNKNOWN_CODEC), (path, UNKNOWN_CODEC))
+
+
+def _codec(file: pathlib.Path) -> str:
+    from PIL import Image
+
+    try:
+        kind = video_io.sniff(file).kind
+    except video_io.UnreadableFileError:  # gone since, or it was no part of the video
+        return UNKNOWN_CODEC
+    if kind == "video":
+        import av
+
+        with av.open(f"file:{file.resolve()}") as container:
+            context = container.streams.video[0].codec_context
+            return f"{context.name} ({context.pix_fmt})"
+    if kind in ("image", "animation"):
+        with Image.open(file) as image:
+            # a GIF keeps 256 colours, which is a loss too
+            return image.format.lower() if image.format in (*_LOSSY_STILLS, "GIF") else NO_CODEC
+    return NO_CODEC if kind in ("npy", "npz") else UNKNOWN_CODEC
