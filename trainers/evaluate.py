@@ -309,7 +309,7 @@ class RunMeasurer:
         self._out = pathlib.Path(settings.out or run_dir)
         self._held_out = None
         if settings.real:
-            self._real = _folder(settings.real, settings, config.size)
+            self._real = _folder(settings.real, settings, config.size, stride=config.stride)
         else:
             self._real = _run_clips(run_data, config, settings, settings.split)
             unseen = not run_data.is_trained.all() and run_data.images is None  # loose images are frames of the others
@@ -477,9 +477,10 @@ def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> 
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def _folder(path: str, settings: Config, size: int = 0, generated: bool = False) -> VideoClips:
+def _folder(path: str, settings: Config, size: int = 0, generated: bool = False, stride: int = 1) -> VideoClips:
     """Clips of a folder, decoded onto disk and mapped from there, so that memory does not grow with their number.
 
+    `stride` is that of the run that is measured: what it generates lies so far apart in time.
     The decoded frames are removed when the clips are no longer used, unless there is a folder to keep them in.
     """
     from tfvidgen import data
@@ -512,6 +513,7 @@ def _folder(path: str, settings: Config, size: int = 0, generated: bool = False)
         videos,
         settings.seed,
         settings.clip_start or ("first" if generated else "random"),
+        stride,
         short_clip=settings.short_clip or "error",
         origin={**codecs, "resize": settings.resize if size else "none"},
         refuse_duplicates=generated and not settings.allow_duplicates,

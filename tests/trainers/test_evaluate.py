@@ -203,6 +203,17 @@ def test_a_run_can_be_measured_against_other_videos(codes, folders, tmp_path):
     assert record["protocol"]["real"]["source"].endswith("real") and record["protocol"]["real"]["videos"] == 12
 
 
+def test_other_videos_are_read_at_the_stride_of_the_run(codes, folders, tmp_path):
+    """A run at stride 2 makes clips of every second frame, so those are its real clips."""
+    at_two = dataclasses.replace(codes, config=dataclasses.replace(codes.config, stride=2))
+    (result,) = measured(at_two, "motion5_4f", tmp_path, real=folders[1].partition("=")[2], clip_start="first")
+    (record,) = records(tmp_path)
+    assert record["protocol"]["generated"]["frame_stride"] == record["protocol"]["real"]["stride"] == 2
+    order = np.random.default_rng([0, 0]).permutation(12)[:5]  # as `VideoClips` draws
+    clips = videos(12, 1)[order, ::2] / 255
+    assert result.values["real"] == pytest.approx(np.square(np.diff(clips, axis=1)).mean())
+
+
 # ---------------------------------------------------------------- folders
 def test_two_folders_need_no_model(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
