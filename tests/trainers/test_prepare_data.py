@@ -1,7 +1,9 @@
 """The command that decodes once: as a user runs it, interrupts it, and finds it killed."""
 
+import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,10 +129,17 @@ def test_a_killed_and_an_interrupted_preparation_go_on(source, tmp_path, capsys)
     with pytest.raises(ValueError, match="is not finished.*same arguments"):
         ShardedVideos.open(out)
 
-    process = started(*arguments, start_new_session=True)
-    wait_until(lambda: len(list(out.glob("shard-*.json"))) >= len(killed) + 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
-    _, error = process.communicate(timeout=30)
+    shutil.copytree(out, tmp_path / "killed")
+    for _ in range(5):
+        process = started(*arguments, start_new_session=True)
+        wait_until(lambda: len(list(out.glob("shard-*.json"))) > len(killed) or (out / "index.json").exists())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+        _, error = process.communicate(timeout=30)
+        if process.returncode != 0:
+            break
+        shutil.rmtree(out)  # on a busy machine it may be done before it is interrupted: once more
+        shutil.copytree(tmp_path / "killed", out)
     assert process.returncode == 130
     assert "the same command goes on" in error and "Traceback" not in error
     assert not list(out.glob(".*.part"))
