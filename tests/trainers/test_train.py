@@ -148,6 +148,7 @@ def test_a_run_is_gone_on_with_only_as_it_was_asked(folder, tmp_path):
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="mirrored takes the GPUs, however many")
+@pytest.mark.slow
 def test_two_replicas_train_draw_and_measure_an_average(folder, tmp_path, two_replicas):
     settings = {"update": "joint", "ema_decay": 0.9, "evaluate": True, "num_frames": 4, "size": 16, "tensorboard": True}
     evaluations = []
