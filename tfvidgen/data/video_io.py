@@ -192,14 +192,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(_rgb(image, path))
 
 
-def read_strip(path: str | os.PathLike) -> np.ndarray:
+def read_strip(path: str | os.PathLike, across: bool = False) -> np.ndarray:
     """Reads a picture of square frames side by side along its longer edge as uint8 (T, H, H, 3).
+
+    Args:
+        path: The picture.
+        across: Whether they must lie from left to right.
 
     Raises:
         UnreadableFileError: If it is no picture, or the edges do not fit.
     """
     image = read_image(path)
     height, width = image.shape[:2]
+    if across and width % height:
+        raise UnreadableFileError(path, f"a strip of square frames {height} high cannot be {width} wide")
     side, long = min(height, width), max(height, width)
     if long % side:
         raise UnreadableFileError(
