@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import socket
 
 import numpy as np
@@ -91,38 +92,33 @@ def test_precision_auto_becomes_one_that_exists():
     assert train.resolve_precision("auto") in ("float32", "bfloat16")
 
 
-@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="only refused without a GPU")
-@pytest.mark.parametrize("dry", [False, True])
-def test_float16_on_a_cpu_is_refused_with_the_reason(folder, tmp_path, dry):
-    settings = config(folder, tmp_path / "run", precision="float16")
-    with pytest.raises(ValueError, match="precision=float16 is for GPUs.* 13 times slower .*precision=auto"):
+def check_refused(settings, dry, message):
+    """Neither a dry run nor a training begins, and no run folder is made."""
+    with pytest.raises(ValueError, match=message):
         if dry:
             train.dry_run(settings, navsynth.build_model)
         else:
             train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
-    assert not (tmp_path / "run").exists()
+    assert not pathlib.Path(settings.run_dir).exists()
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="only refused without a GPU")
+@pytest.mark.parametrize("dry", [False, True])
+def test_float16_on_a_cpu_is_refused_with_the_reason(folder, tmp_path, dry):
+    settings = config(folder, tmp_path / "run", precision="float16")
+    check_refused(settings, dry, "precision=float16 is for GPUs.* 13 times slower .*precision=auto")
 
 
 @pytest.mark.parametrize("dry", [False, True])
 def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path, dry):
     settings = config(folder, tmp_path / "run", strategy="mirrored", devices="CPU:0,CPU:1", batch_size=3)
-    with pytest.raises(ValueError, match="batch_size=3 cannot be divided by 2 replicas"):
-        if dry:
-            train.dry_run(settings, navsynth.build_model)
-        else:
-            train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
-    assert not (tmp_path / "run").exists()
+    check_refused(settings, dry, "batch_size=3 cannot be divided by 2 replicas")
 
 
 @pytest.mark.parametrize("dry", [False, True])
 def test_fewer_videos_than_a_batch_are_refused(folder, tmp_path, dry):
     settings = config(folder, tmp_path / "run", batch_size=8)
-    with pytest.raises(ValueError, match="--batch_size=8 is more than the 6 videos that are trained.*lower it"):
-        if dry:
-            train.dry_run(settings, navsynth.build_model)
-        else:
-            train.train("navsynth", settings, navsynth.build_model, report=lambda line: None)
-    assert not (tmp_path / "run").exists()
+    check_refused(settings, dry, "--batch_size=8 is more than the 6 videos that are trained.*lower it")
 
 
 def test_a_batch_may_hold_all_videos(folder, tmp_path):
