@@ -183,7 +183,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     def run(step: int, logs: Mapping[str, float]) -> None:
         evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
 
-    return [loop.Action(run, every_steps=0, name="evaluation")]
+    return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json")]
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
