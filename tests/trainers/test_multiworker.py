@@ -71,15 +71,37 @@ def two_addresses() -> list[str]:
         return [f"127.0.0.1:{free.getsockname()[1]}" for free in (first, second)]
 
 
-def start_two(*command: str, folder: pathlib.Path, flags=((), ())) -> list[subprocess.Popen]:
+def tf_config() -> list[dict[str, str]]:
+    """What makes two processes the workers of TF_CONFIG."""
+    jobs = {"worker": two_addresses()}
+    return [{"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": "worker", "index": i}})} for i in (0, 1)]
+
+
+def slurm(folder: pathlib.Path) -> list[dict[str, str]]:
+    """What makes two processes the tasks of a Slurm step on this machine, with a `scontrol` that knows its one node."""
+    program = folder / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    program.chmod(0o755)
+    step = {
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),  # it decides the ports
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "127.0.0.[1]",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+    }
+    return [{**step, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in (0, 1)]
+
+
+def start_two(*command: str, folder: pathlib.Path, flags=((), ()), cluster=None) -> list[subprocess.Popen]:
     """The same program as worker 0 and worker 1; temporary files go into `<folder>/tmp<index>`."""
-    addresses = two_addresses()
     workers = []
-    for index in (0, 1):
+    for index, joined in enumerate(cluster or tf_config()):
         (folder / f"tmp{index}").mkdir(exist_ok=True)
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         variables = {
-            "TF_CONFIG": json.dumps(config),
+            **joined,
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
             "TMPDIR": str(folder / f"tmp{index}"),
         }
@@ -99,8 +121,10 @@ def finish(workers) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_by_weights(tmp_path):
-    workers = start_two("-c", PROGRAM, str(tmp_path), "INDEX", folder=tmp_path)
+@pytest.mark.parametrize("joined_by", ["TF_CONFIG", "Slurm"])
+def test_two_processes_equal_one_by_weights(tmp_path, joined_by):
+    cluster = tf_config() if joined_by == "TF_CONFIG" else slurm(tmp_path)
+    workers = start_two("-c", PROGRAM, str(tmp_path), "INDEX", folder=tmp_path, cluster=cluster)
     alone = train(tf.distribute.get_strategy(), tmp_path / "alone", "alone")
     (code_0, out_0, error_0), (code_1, out_1, error_1) = finish(workers)
     assert (code_0, code_1) == (0, 0), error_0 + error_1
