@@ -375,7 +375,7 @@ def table(runs: Sequence[Run], metrics: Sequence[str], settings: Sequence[str], 
     """The lines of a table of at most `width` columns: one row for each run, and the settings beside or below them."""
     names = _short_names([run.path for run in runs])
     columns = [_Column("run", names, left=True)]
-    if len({run.system for run in runs}) > 1:
+    if len({run.system for run in runs} - {""}) > 1:
         columns.append(_Column("system", [run.system or "?" for run in runs], left=True))
     columns.append(_Column("steps", [_steps(run) for run in runs]))
     for name in metrics:
@@ -385,14 +385,16 @@ def table(runs: Sequence[Run], metrics: Sequence[str], settings: Sequence[str], 
             columns.append(_Column("at step", ["-" if b is None or b.step is None else str(b.step) for b in best]))
     columns.append(_Column("minutes", [_minutes(run.minutes) for run in runs]))
     columns.append(_Column("disk", [_size(run.num_bytes) for run in runs]))
-    for title, values in (
-        ("begun", [run.date[:16].replace("T", " ") for run in runs]),
-        ("processor", [run.processor for run in runs]),
-    ):
-        if len(set(values)) > 1 or (title == "begun" and any(values)):
-            columns.append(_Column(title, [_cut(value, _MAX_CELL) or "-" for value in values], left=True))
+    if any(run.date for run in runs):
+        columns.append(_Column("begun", [run.date[:16].replace("T", " ") or "-" for run in runs], left=True))
+    if len({run.processor for run in runs} - {""}) > 1:
+        columns.append(_Column("processor", [_cut(run.processor, _MAX_CELL) or "-" for run in runs], left=True))
     by_setting = [
-        _Column(name, [_setting(run.settings[name]) if name in run.settings else "-" for run in runs])
+        _Column(
+            name,
+            [_setting(run.settings[name]) if name in run.settings else "-" for run in runs],
+            left=any(isinstance(run.settings.get(name), str) for run in runs),
+        )
         for name in settings
     ]
     lines = [f"{len(runs)} run{'s' if len(runs) > 1 else ''}{_heading(runs)}", ""]
@@ -471,8 +473,8 @@ def _shared(paths: Sequence[pathlib.Path]) -> str | None:
 
 
 def _heading(runs: Sequence[Run]) -> str:
-    systems = {run.system for run in runs}
-    text = f" of {next(iter(systems))}" if len(systems) == 1 and "" not in systems else ""
+    systems = {run.system for run in runs} - {""}
+    text = f" of {next(iter(systems))}" if len(systems) == 1 else ""
     shared = _shared([run.path for run in runs])
     return text + (f" under {shared}" if shared else "")
 
