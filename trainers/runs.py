@@ -217,10 +217,15 @@ def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
     return config_class(**{**description["config"], "run_dir": str(run_dir), **changes})
 
 
-def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[VideoGenerator, int]:
-    """Builds a run's model without its data, loads the last checkpoint, and returns it with its step.
+def load_model(
+    run_dir: str | pathlib.Path, raw_weights: bool = False, step: int | None = None
+) -> tuple[VideoGenerator, int]:
+    """Builds a run's model without its data, loads the last whole checkpoint, and returns it with its step.
 
-    Where the run kept an average of its weights, the model gets that; `raw_weights` asks for those of the last step.
+    Args:
+        run_dir: The run folder.
+        raw_weights: Takes the weights of the last step where the run kept an average of them.
+        step: Takes the checkpoint of this step.
     """
     from trainers import checkpoints
 
@@ -228,4 +233,4 @@ def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[
     module = importlib.import_module(f"tfvidgen.models.{description['system']}")
     model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
     model.build()
-    return model, checkpoints.restore(model, run_dir, raw_weights)
+    return model, checkpoints.restore(model, run_dir, raw_weights, step)
