@@ -297,6 +297,13 @@ def test_workers_are_joined_in_a_fresh_process(monkeypatch):
         cluster.make_strategy("multiworker")
 
 
+def test_tasks_of_a_step_are_joined_in_a_fresh_process(step):
+    step()
+    tf.constant(1) + 1
+    with pytest.raises(ValueError, match="start a fresh process"):
+        cluster.make_strategy("auto")
+
+
 @pytest.mark.parametrize(
     ("name", "devices", "expected"), [("none", "cpu:1", 1), ("auto", "CPU:1", 1), ("auto", "CPU:0, CPU:1", 2)]
 )

@@ -151,6 +151,19 @@ def test_two_processes_equal_one_by_weights(tmp_path, joined_by):
         np.testing.assert_array_equal(variable.numpy(), together[0][name], err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_port_that_another_program_has_is_named(tmp_path):
+    config = tf_config()[0]
+    address = json.loads(config["TF_CONFIG"])["cluster"]["worker"][0]
+    host, _, port = address.partition(":")
+    program = "from trainers import cluster\ntry: cluster.make_strategy()\nexcept ValueError as error: print(error)"
+    with socket.create_server((host, int(port))):
+        variables = {**os.environ, **config, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        command = [sys.executable, "-c", program]
+        said = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert f"This worker cannot listen at {address} (" in said.stdout and "choose others in TF_CONFIG" in said.stdout
+
+
 # ---------------------------------------------------------------- the trainer itself
 TRAINER = ("-m", "trainers.navsynth", "--preset=smoke", "--deterministic", "--noevaluate", "--update=joint")
 SEVERAL = 300  # steps, of which the first 20 are over when the first checkpoint is seen
