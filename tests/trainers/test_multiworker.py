@@ -137,7 +137,12 @@ def test_two_processes_equal_one_by_weights(tmp_path, joined_by):
 
     # only the first worker writes and talks; what the second saved is gone
     run_dir = tmp_path / "run"
-    assert sorted(path.name for path in run_dir.iterdir()) == ["acted_0_4", "checkpoints", "metrics.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "acted_0_4",
+        "actions.json",
+        "checkpoints",
+        "metrics.jsonl",
+    ]
     assert [line["step"] for line in metrics(run_dir)] == [2, 4]
     for line, expected in zip(metrics(run_dir), metrics(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(expected, abs=1e-5)
