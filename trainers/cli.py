@@ -149,9 +149,11 @@ def check(config: Any) -> None:
 
 
 def parse(
-    config_class: type, presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str]
+    config_class: type, presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str], arguments: str = ""
 ) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, the flags that are not config: `preset`, `dry_run`, `help`).
+    """Command line -> (config, the flags that are not config: `preset`, `dry_run`, `help`, and `arguments`).
+
+    What is no flag is a stray argument, unless `arguments` says what it is.
 
     Raises:
         UsageError: For an unknown flag or preset, a value of the wrong type or range, or a stray argument.
@@ -169,12 +171,13 @@ def parse(
         raise UsageError(f"Unknown flag --{error.flagname}.{close} --help lists all flags.") from None
     except flags.Error as error:
         raise UsageError(f"{error} --help says what each flag takes.") from None
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         raise UsageError(f"Unexpected argument {rest[1]!r}: flags are written --name=value. --help lists them.")
     other = types.SimpleNamespace(
         preset=values["preset"].value if presets else "",
         dry_run=values["dry_run"].value if presets else False,
         help=values["help"].value,
+        arguments=rest[1:],
     )
     if other.preset and other.preset not in presets:
         raise UsageError(
@@ -187,9 +190,20 @@ def parse(
     return config, other
 
 
-def help_text(program: str, description: str, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> str:
+def help_text(
+    program: str,
+    description: str,
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    arguments: str = "",
+) -> str:
     """Every flag with its meaning, default and choices; every preset with what it sets."""
-    lines = [description.strip(), "", f"Usage: python -m {program} [--flag=value ...]", ""]
+    lines = [
+        description.strip(),
+        "",
+        f"Usage: python -m {program} {arguments and arguments + ' '}[--flag=value ...]",
+        "",
+    ]
     if presets:
         lines += ["Presets (--preset=NAME):"]
         for name, preset in presets.items():
@@ -214,13 +228,14 @@ def main(
     presets: Mapping[str, Mapping[str, Any]],
     run: Callable[[Any, types.SimpleNamespace], int | None],
     argv: Sequence[str] | None = None,
+    arguments: str = "",
 ) -> int:
     """Parses, answers `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would hide the program's own lines
     try:
-        config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv)
+        config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv, arguments)
         if other.help:
-            print(help_text(program, description, config_class, presets))
+            print(help_text(program, description, config_class, presets, arguments))
             return 0
         return run(config, other) or 0
     except (ValueError, OSError) as error:
