@@ -783,6 +783,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_parts(folder: pathlib.Path) -> None:
+    storage.sweep(folder)
     for part in folder.glob(".*.part"):
         part.unlink()
 
