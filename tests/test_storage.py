@@ -231,6 +231,21 @@ def test_a_plain_path_stays_as_it_is(tmp_path, monkeypatch):
             assert plain == os.fspath(folder)
 
 
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_checkpoints_of_any_name_are_read(tmp_path, name):
+    tf.train.Checkpoint(value=tf.Variable(3.0)).write(str(tmp_path / "plain"))
+    tf.train.Checkpoint(value=tf.Variable(4.0)).write(str(tmp_path / "other"))
+    for file in list(tmp_path.glob("plain.*")):
+        file.rename(tmp_path / f"{name}{file.name.removeprefix('plain')}")
+    with storage.plain_path(tmp_path / name) as plain:
+        read = tf.train.Checkpoint(value=tf.Variable(0.0))
+        read.read(plain).assert_consumed()
+    assert read.value.numpy() == 3.0
+    for missing in (tmp_path / f"{name}0", tmp_path / name / "below"):
+        with pytest.raises(ValueError, match="neither a folder nor a checkpoint"), storage.plain_path(missing):
+            pass
+
+
 def test_links_are_made_from_a_plain_place(tmp_path, monkeypatch):
     odd = tmp_path / "[1]"
     odd.mkdir()

@@ -168,32 +168,43 @@ def _remove(folder: pathlib.Path, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def plain_path(folder: str | os.PathLike) -> Iterator[str]:
-    """A path of `folder` that TensorFlow can read: the folder's own, or that of a temporary symbolic link to it.
+def plain_path(path: str | os.PathLike) -> Iterator[str]:
+    """A path that TensorFlow can read: `path` itself, or that of a temporary symbolic link to it.
 
     TensorFlow takes the path of a checkpoint or a SavedModel for a glob pattern, and for UTF-8: of a folder called `lr[1e-3]`
     it reads back nothing that it wrote there itself. The link is removed at the end; what is written through it stays.
 
     Args:
-        folder: An existing folder.
+        path: An existing folder to read and write, or the prefix of a checkpoint's files to read.
 
     Raises:
-        ValueError: If a link is needed, and no folder for temporary files has a plain path itself.
+        ValueError: If a link is needed and there is nothing to link to, or no folder for temporary files has a plain path.
     """
-    if _is_plain(folder):
-        yield os.fspath(folder)
+    if _is_plain(path):
+        yield os.fspath(path)
         return
+    path = pathlib.Path(path).absolute()
+    linked = {"": path} if path.exists() else {file.name[len(path.name) :]: file for file in _files_of(path)}
+    if not linked:
+        raise ValueError(f"There is neither a folder nor a checkpoint {str(path)!r}.")
     places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
     place = next((place for place in places if _is_plain(place) and os.access(place, os.W_OK | os.X_OK)), None)
     if place is None:
         raise ValueError(
-            f"TensorFlow cannot read {os.fspath(folder)!r}, and there is no folder for temporary files to link to it from: "
-            f"TMPDIR must name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
+            f"TensorFlow cannot read {str(path)!r}, and there is no folder for temporary files to link to it from: TMPDIR must "
+            f"name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
         )
     with temporary_folder(place, "tfvidgen-link-") as temporary:
-        link = temporary / "folder"
-        link.symlink_to(os.path.abspath(folder), target_is_directory=True)
-        yield str(link)
+        for suffix, target in linked.items():
+            (temporary / f"path{suffix}").symlink_to(target, target_is_directory=target.is_dir())
+        yield str(temporary / "path")
+
+
+def _files_of(prefix: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a checkpoint: its prefix, a dot, and what TensorFlow puts there."""
+    if not prefix.parent.is_dir():
+        return []
+    return [file for file in prefix.parent.iterdir() if file.name.startswith(f"{prefix.name}.")]
 
 
 _PATTERN = "*?[]\\"

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import endpoints, saved_model
+from export import endpoints, runtime, saved_model, serving
 from tests.export import free_length as small
 from tests.export.conftest import assert_same_frames
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
@@ -553,6 +553,48 @@ def test_a_failed_export_leaves_nothing_behind(free_length, tmp_path):
         saved_model.export_model(free_length.model, tmp_path, {"date": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert not list((tmp_path / "1").iterdir())
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", "back\\slash", os.fsdecode(b"caf\xe9")])
+def test_any_path_is_exported_to_and_loaded_from(free_length, tmp_path, name):
+    folder = saved_model.export_model(free_length.model, tmp_path / name, name="m")
+    version = runtime.Version(folder)
+    video = version.endpoint("").run({"seed": np.array([7], np.int64)})["video"]
+    assert_same_frames(video, free_length.model.generate(1, seed=7))
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "serving"]
+    assert serving.read_warmup(folder) or not serving.has_stubs()
+
+
+STUCK_EXPORT = """
+import sys, time
+from export import card, saved_model
+from tests.export import free_length
+
+def stuck(*arguments):
+    print("writes", flush=True)
+    time.sleep(1000)
+
+card.model_card = stuck  # the last file of an export
+saved_model.export_model(free_length.build(), sys.argv[1], name="m")
+"""
+
+
+def test_the_next_export_sweeps_what_a_killed_one_left_but_no_living_one(free_length, tmp_path):
+    (tmp_path / ".export-0ld_left" / "model").mkdir(parents=True)  # as version 0.1 left it
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", STUCK_EXPORT, tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout.readline() == "writes\n"
+        (living,) = tmp_path.glob(".export-*")  # the old one is gone
+        saved_model.export_model(free_length.model, tmp_path, name="m")
+        assert (living / "content" / "model" / "saved_model.pb").is_file()
+    finally:
+        process.kill()
+        process.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "serving", living.name}
+    saved_model.export_model(free_length.model, tmp_path, name="m")
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "serving"}
 
 
 def test_limits_are_the_callers(free_length):
