@@ -161,16 +161,13 @@ def export_run(
 
 
 def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """What a run's folder says about itself: system, settings, data, labels, versions and what was measured."""
+    """What a run's folder says about itself and others may know: system, settings, data, labels, versions, measurements."""
+    from export import public
     from trainers import runs
 
-    description = runs.read(run_dir)
-    keep = ("system", "config", "data", "versions")
-    metadata = {"step": step, **{key: description[key] for key in keep}}
-    metadata["labels"] = description.get("labels", {})
     evaluation = pathlib.Path(run_dir) / "evaluation.json"
-    metadata["metrics"] = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    return metadata
+    measured = public.evaluation(json.loads(evaluation.read_text())) if evaluation.is_file() else None
+    return {"step": step, **public.description(runs.read(run_dir)), "metrics": measured}
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
