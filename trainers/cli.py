@@ -49,6 +49,10 @@ class RunConfig:
         ("none", "own_action", "same_action"),
     )
     run_dir: str = option("", "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.")
+    init_from: str = option(
+        "",
+        "Begin with the weights and codes of this run, of any system, where they fit; a run that goes on needs it no more.",
+    )
     total_steps: int = option(1000, "Training steps.", minimum=1)
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
     steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1)
