@@ -221,6 +221,8 @@ def main(
 ) -> int:
     """Parses, answers `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would hide the program's own lines
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
     try:
         config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv)
         if other.help:

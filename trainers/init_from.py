@@ -244,12 +244,23 @@ def _names_there(
 ) -> dict[str, Sequence[str]]:
     """Whose the rows of a run are, as far as its folder says."""
     labels, videos = description.get("labels", {}), ()
-    for folder in (source_dir, source_dir.parent):  # best/ lies in the folder of its run
-        if "video" in _kinds(source).values() and not videos and (folder / VIDEOS).is_file():
-            noted = json.loads((folder / VIDEOS).read_text(encoding="utf-8"))
-            videos = noted["names"] if noted["digest"] == description["data"]["digest"] else ()
+    for path in (source_dir / VIDEOS, source_dir.parent / VIDEOS):  # best/ lies in the folder of its run
+        if "video" in _kinds(source).values() and not videos and path.is_file():
+            videos = _video_names(path, description["data"]["digest"])
     names = {"identity": labels.get("identity_names", ()), "action": labels.get("action_names", ())}
     return {**names, "video": videos, "shared": _SHARED}
+
+
+def _video_names(path: pathlib.Path, digest: str) -> Sequence[str]:
+    """The names in a `videos.json`, or none if it is of other data."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return noted["names"] if noted["digest"] == digest else ()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}), so nothing says whose the codes of that run are: restore it, "
+            "or remove it to take codes by their labels only, and those of videos only for the same data."
+        ) from None
 
 
 def _matching_rows(

@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import endpoints, runtime, saved_model, serving
+from export import client, endpoints, runtime, saved_model, serving
 from tests.export import free_length as small
-from tests.export.conftest import assert_same_frames
+from tests.export.conftest import assert_same_frames, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.visualize import to_uint8
@@ -565,6 +565,20 @@ def test_any_path_is_exported_to_and_loaded_from(free_length, tmp_path, name):
     assert serving.read_warmup(folder) or not serving.has_stubs()
 
 
+def test_any_path_is_served_from(free_length, tmp_path):
+    base = tmp_path / os.fsdecode(b"lr[1e-3] caf\xe9")
+    base.mkdir()
+    shutil.copytree(free_length.version, base / "1")
+    server = start_server(base)
+    asking = client.connect(f"http://127.0.0.1:{server.rest_port}", "m")
+    try:
+        found = asking.predict("serving_default", {"seed": [7]})
+    finally:
+        asking.close()
+        server.stop()
+    assert_same_frames(found["video"], free_length.model.generate(1, seed=7))
+
+
 STUCK_EXPORT = """
 import sys, time
 from export import card, saved_model
@@ -633,6 +647,19 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     lookup = tf.saved_model.load(str(folder)).signatures["lookup"]
     ids = np.array([3, 1], np.int32)
     assert_same_frames(lookup(video_id=tf.constant(ids))["video"].numpy(), model.decode(model.lookup(ids)))
+
+
+def test_a_path_that_is_no_text_can_be_printed(run, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    command = [sys.executable, "-m", "export.saved_model", f"--run_dir={run.config.run_dir}", f"--out={out}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "PYTHONIOENCODING": "utf-8:strict",
+    }
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(rb"caf\udce9/1") and (out / "1" / "saved_model.pb").is_file()
 
 
 def test_bad_runs_are_one_message(tmp_path, capsys):

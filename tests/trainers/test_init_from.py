@@ -186,6 +186,14 @@ def test_without_names_codes_are_taken_only_for_the_same_data(tmp_path):
     assert report.left_out == dict.fromkeys(("static.rows", "transient.rows"), "no row of the same name")
 
 
+@pytest.mark.parametrize("content", ["", '{"digest"', "[]", "{}", "3"])
+def test_damaged_names_are_an_error(tmp_path, content):
+    saved("navsynth", tmp_path / "source")
+    (tmp_path / "source" / init_from.VIDEOS).write_text(content)
+    with pytest.raises(ValueError, match="videos.json is damaged"):
+        begun("navsynth", tmp_path / "source")
+
+
 def test_codes_of_another_kind_are_left_out(tmp_path):
     data = run_data_of(identity=["ann", "bob"], action=["run", "walk"])
     saved("navsynth", tmp_path / "source", data, static_by="identity")
