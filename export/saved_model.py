@@ -7,11 +7,10 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import types
 from typing import TYPE_CHECKING, Any
 
+from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 4  # new videos in sample.gif
 DEFAULT_FPS = 8.0
+_PREFIX = ".export-"  # of the folders in which exports are made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def export_model(
 
     The folder holds the SavedModel with the endpoints of `export.endpoints.make`, `metadata.json`, a model card, a sample
     GIF and, where tensorflow-serving-api is installed, warm-up requests. Configuration files for servers are put into
-    `<out>/serving/`, where files that are there already are kept.
+    `<out>/serving/`, where files that are there already are kept. What killed exports left in `out` is removed.
 
     Args:
         model: Built, with its weights.
@@ -100,22 +100,20 @@ def export_model(
     json.dumps(content)  # fails before anything is written
 
     out.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    try:
+    storage.sweep(out, _PREFIX, unlocked=True)
+    with storage.temporary_folder(out, _PREFIX) as temporary, storage.plain_path(temporary) as plain:
         folder = temporary / "model"
-        tf.saved_model.save(module, str(folder), signatures=signatures)
+        tf.saved_model.save(module, f"{plain}/model", signatures=signatures)
         samples = made.functions["serving_default"](tf.range(NUM_SAMPLES, dtype=tf.int64))["video"].numpy()
         fps = metadata.get("data", {}).get("fps") or DEFAULT_FPS
         write_gif(folder / "sample.gif", visualize.grid_video(samples), fps)
         content["warmup_requests"] = serving.write_warmup(folder, name, content)
         content["files"] = digests(folder)
         (folder / "metadata.json").write_text(json.dumps(content, indent=2) + "\n")
-        (folder / "README.md").write_text(card.model_card(content))
+        (folder / "README.md").write_text(card.model_card(content), encoding="utf-8")
         final = _moved(folder, out)
         serving.write_configs(out, content)
         return final
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _moved(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
@@ -163,16 +161,13 @@ def export_run(
 
 
 def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """What a run's folder says about itself: system, settings, data, labels, versions and what was measured."""
+    """What a run's folder says about itself and others may know: system, settings, data, labels, versions, measurements."""
+    from export import public
     from trainers import runs
 
-    description = runs.read(run_dir)
-    keep = ("system", "config", "data", "versions")
-    metadata = {"step": step, **{key: description[key] for key in keep}}
-    metadata["labels"] = description.get("labels", {})
     evaluation = pathlib.Path(run_dir) / "evaluation.json"
-    metadata["metrics"] = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    return metadata
+    measured = public.evaluation(json.loads(evaluation.read_text())) if evaluation.is_file() else None
+    return {"step": step, **public.description(runs.read(run_dir)), "metrics": measured}
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:

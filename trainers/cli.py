@@ -49,6 +49,10 @@ class RunConfig:
         ("none", "own_action", "same_action"),
     )
     run_dir: str = option("", "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.")
+    init_from: str = option(
+        "",
+        "Begin with the weights and codes of this run, of any system, where they fit; a run that goes on needs it no more.",
+    )
     total_steps: int = option(1000, "Training steps.", minimum=1)
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
     steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1)
@@ -232,6 +236,8 @@ def main(
 ) -> int:
     """Parses, answers `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would hide the program's own lines
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
     try:
         config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv, arguments)
         if other.help:

@@ -109,7 +109,7 @@ def _train(
 ) -> VideoGenerator:
     import keras
 
-    from trainers import checkpoints, cluster, loop, runs, samples, tensorboard
+    from trainers import checkpoints, cluster, init_from, loop, runs, samples, tensorboard
     from trainers.average import WeightAverage
     from trainers.lock import RunLock
 
@@ -123,6 +123,7 @@ def _train(
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    begun = init_from.begin(config, model, run_data, strategy)
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
         run_dir = runs.start(config, system, model, run_data, writes=is_chief)
         cluster.agree(
@@ -132,6 +133,8 @@ def _train(
         )
         say(f"{system}: {describe_data(run_data)}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
+        if is_chief:
+            init_from.note(run_dir, begun, model, run_data, say)
         loop.run(
             model,
             _dataset_fn(config, run_data),
@@ -264,12 +267,13 @@ def count_parameters(model: VideoGenerator) -> str:
 def dry_run(config: Any, build_model: BuildModel) -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
-    from trainers import cluster, runs
+    from trainers import cluster, init_from, runs
 
     config = _resolved(config)
     run_data = runs.load_data(config)
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
+    begun = init_from.begin(config, model, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
@@ -283,7 +287,7 @@ def dry_run(config: Any, build_model: BuildModel) -> str:
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
-    lines += [f"model: {count_parameters(model)}"]
+    lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     parts = {
         "videos": in_memory,
         "weights and codes": state + average,
