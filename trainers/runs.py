@@ -556,7 +556,7 @@ def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[
     _require_forms(description, run_dir, "network")
     try:
         model = _model_class(description, run_dir).from_config(description["model"]["config"])
-    except TypeError as error:  # an argument that is missing, unknown or of another type
+    except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
         raise _damaged(pathlib.Path(run_dir) / "config.json", f"model: {str(error).splitlines()[0]}") from None
     model.build()
     return model, checkpoints.restore(model, run_dir, raw_weights)
