@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests import systems
 from tfvidgen import data
-from trainers import checkpoints, environment, navsynth, runs, train
+from trainers import checkpoints, environment, navsynth, runs, samples, train
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -238,23 +238,23 @@ class Killed(Exception):
     """Ends a run between two checkpoints, as a kill does."""
 
 
-def test_a_run_with_a_schedule_is_stretched_and_then_resumes_exactly(folder, tmp_path):
+def test_a_run_with_a_schedule_is_stretched_and_then_resumes_exactly(folder, tmp_path, monkeypatch):
     """Two extensions, the first in one process or in two: the numbers of one run that is told so from the beginning."""
 
-    def go_on(name, total_steps, killed_at=None, **changes):
-        def report(line):
-            if killed_at and f"step {killed_at}/" in line:
-                raise Killed
-
+    def go_on(name, total_steps, **changes):
         settings = config(folder, tmp_path / name, total_steps=total_steps, **COSINE, **changes)
-        train.train("navsynth", settings, navsynth.build_model, report=report)
+        trained_weights(settings)
         return all_state(tmp_path / name, settings)
+
+    def killed(self, step, logs):
+        raise Killed
 
     go_on("run", 4)
     with pytest.raises(ValueError, match=r"\(a\) --resume=extend .*from step 4 on; \(b\) .*--init_from="):
         go_on("run", 10)
-    with pytest.raises(Killed):
-        go_on("run", 10, killed_at=8, resume="extend")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(samples.SampleSheet, "__call__", killed)
+        go_on("run", 10, resume="extend", sample_every_steps=7)
     go_on("run", 10)
     assert runs.read_config(tmp_path / "run").earlier_totals == "4:4"
     extended = go_on("run", 12, resume="extend")
