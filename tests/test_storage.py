@@ -2,9 +2,13 @@
 
 import contextlib
 import json
+import os
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfvidgen import storage
 
@@ -66,3 +70,55 @@ def test_an_array_grows_on_disk(tmp_path, shape, dtype):
     read = np.load(tmp_path / "rows.npy", mmap_mode="r")
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, np.concatenate(blocks))
+
+
+# ---------------------------------------------------------------- paths that TensorFlow takes for patterns
+ODD_NAMES = ["lr[1e-3]", "[a]", "a]", "what?", "all*", "back\\slash", os.fsdecode(b"caf\xe9")]
+
+
+class _Doubled(tf.Module):
+    def __init__(self):
+        self.value = tf.Variable(3.0)
+
+    @tf.function(input_signature=[])
+    def doubled(self):
+        return {"doubled": 2 * self.value}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_tensorflow_reads_back_what_it_wrote_under_any_path(tmp_path, name):
+    folder = tmp_path / name / "models"
+    folder.mkdir(parents=True)
+    module, read = _Doubled(), tf.train.Checkpoint(value=tf.Variable(0.0))
+    with storage.plain_path(folder) as plain:
+        tf.train.Checkpoint(value=module.value).write(f"{plain}/ckpt-1")
+        tf.saved_model.save(module, f"{plain}/saved", signatures=module.doubled)
+    with storage.plain_path(folder) as plain:
+        assert tf.train.load_checkpoint(f"{plain}/ckpt-1").get_variable_to_shape_map()
+        read.read(f"{plain}/ckpt-1").assert_consumed()
+        loaded = tf.saved_model.load(f"{plain}/saved")
+    assert not os.path.lexists(plain) and not os.path.exists(os.path.dirname(plain))
+    assert {"ckpt-1.index", "saved"} <= set(os.listdir(folder))
+    assert read.value.numpy() == 3.0
+    assert loaded.signatures["serving_default"]()["doubled"].numpy() == 6.0
+
+
+def test_a_plain_path_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, str(tmp_path / "a, b{c}~$#" / "\u00e9"), "relative"):
+        with storage.plain_path(folder) as plain:
+            assert plain == os.fspath(folder)
+
+
+def test_links_are_made_from_a_plain_place(tmp_path, monkeypatch):
+    odd = tmp_path / "[1]"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyError), storage.plain_path("[1]") as plain:
+        assert pathlib.Path(plain).resolve() == odd and "[" not in plain
+        raise KeyError
+    assert not os.path.lexists(plain) and odd.is_dir()
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(ValueError, match="TMPDIR must name one"), storage.plain_path(odd):
+        pass

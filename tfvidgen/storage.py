@@ -58,6 +58,47 @@ def whole_folder(path: str | os.PathLike, may_exist: bool = False) -> Iterator[p
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def plain_path(folder: str | os.PathLike) -> Iterator[str]:
+    """A path of `folder` that TensorFlow can read: the folder's own, or that of a temporary symbolic link to it.
+
+    TensorFlow takes the path of a checkpoint or a SavedModel for a glob pattern, and for UTF-8: of a folder called `lr[1e-3]`
+    it reads back nothing that it wrote there itself. The link is removed at the end; what is written through it stays.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        ValueError: If a link is needed, and no folder for temporary files has a plain path itself.
+    """
+    if _is_plain(folder):
+        yield os.fspath(folder)
+        return
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
+    place = next((place for place in places if _is_plain(place) and os.access(place, os.W_OK | os.X_OK)), None)
+    if place is None:
+        raise ValueError(
+            f"TensorFlow cannot read {os.fspath(folder)!r}, and there is no folder for temporary files to link to it from: "
+            f"TMPDIR must name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
+        )
+    with tempfile.TemporaryDirectory(prefix="tfvidgen-", dir=place) as temporary:
+        link = os.path.join(temporary, "link")
+        os.symlink(os.path.abspath(folder), link, target_is_directory=True)
+        yield link
+
+
+_PATTERN = "*?[]\\"
+
+
+def _is_plain(path: str | os.PathLike) -> bool:
+    path = os.fspath(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8
+        return False
+    return not set(path) & set(_PATTERN)
+
+
 class ArrayWriter:
     """A growing `.npy` file, for arrays larger than memory. NumPy's header has room for the first axis to grow.
 

@@ -23,6 +23,7 @@ import numpy as np
 from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
+from trainers.progress import keep_lines
 
 if TYPE_CHECKING:
     from tfvidgen.metrics.families import Networks
@@ -88,6 +89,7 @@ class Config:
     data_dir: str = option("", "Folder of the named datasets, where it has moved since.")
     seed: int = option(0, "Decides which new videos are drawn, and which real clips.")
     raw_weights: bool = option(False, "Measure the weights of the last step even where the run kept their average.")
+    step: int = option(-1, "Measure the checkpoint of this step; -1 for the last one.", minimum=-1)
     strategy: str = option(
         "none", "Devices for feature networks: none (one device), mirrored (all of this machine).", ("none", "mirrored")
     )
@@ -105,6 +107,7 @@ def evaluate_run(
     data_dir: str = "",
     report: Callable[[str], None] | None = None,
     settings: Config | None = None,
+    at_end: bool = False,
 ) -> dict[str, Any]:
     """Measures a run on its own data, writes `evaluation.json`, `evaluation.jsonl` and the board, and returns the results.
 
@@ -120,6 +123,8 @@ def evaluate_run(
         data_dir: Folder of the named datasets, where it has moved.
         report: Gets each line for the reader; None prints.
         settings: Which metrics to measure and how; of it, `run_dir`, `seed` and `data_dir` are not read.
+        at_end: Whether the run itself asks for it, after its last step: its records then take the place of those that a killed
+            process left of the same evaluation.
     """
     from tfvidgen import visualize
     from tfvidgen.data.video_io import write_gif
@@ -141,7 +146,7 @@ def evaluate_run(
     measurer = RunMeasurer(run_dir, run_data, config, settings)
     measurer.prepare(protocols)  # missing weights should be known before the work begins
     if model is None:
-        model, step = runs.load_model(run_dir, **({"raw_weights": True} if settings.raw_weights else {}))
+        model, step = runs.load_model(run_dir, settings.raw_weights, None if settings.step < 0 else settings.step)
 
     new = visualize.to_uint8(
         np.concatenate([np.asarray(model.generate(16, seed=seed * 1000 + i)) for i in range(NUM_NEW_VIDEOS // 16)])
@@ -197,7 +202,9 @@ def evaluate_run(
     if len(run_data.originals) < 2 and not settings.metrics:
         say("one video is trained: nothing to compare sets of clips with")
     else:
-        measurer.measure(protocols, model, step, report=say)
+        if at_end:
+            _keep_records(run_dir / RECORDS, "at_end", step - 1)
+        measurer.measure(protocols, model, step, report=say, **({"at_end": True} if at_end else {}))
     say(f"evaluated in {time.monotonic() - begin:.1f} s: {run_dir / 'evaluation.json'}")
     return results
 
@@ -566,6 +573,7 @@ class EvaluateMetrics:
     Attributes:
         every_steps: As given.
         uses_weights: True: measured are the averaged weights, where the run keeps them.
+        name: Under which the loop remembers what has finished.
 
     Raises:
         ValueError: If a name is unknown, models cannot be ranked by it, the periods do not fit, or weights of a network or
@@ -573,6 +581,7 @@ class EvaluateMetrics:
     """
 
     uses_weights = True
+    name = "measurements"
 
     def __init__(
         self,
@@ -612,9 +621,13 @@ class EvaluateMetrics:
 
     def run(self, step: int, logs: Mapping[str, float]) -> None:
         """Measures the model as it is. Called by the loop."""
-        _drop_records(pathlib.Path(self._settings.out or self._run_dir) / RECORDS, step)
+        self.rewind(step - 1)  # of a process that was killed here
         results = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
         self._keep_best(step, results[self._position])
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was measured after a step: those steps are trained again. Called by the loop."""
+        _keep_records(pathlib.Path(self._settings.out or self._run_dir) / RECORDS, "during_training", step)
 
     def _keep_best(self, step: int, result: Result) -> None:
         best = self._run_dir / "best"
@@ -648,23 +661,9 @@ def _copy_checkpoint(run_dir: pathlib.Path, best: pathlib.Path, step: int, parts
             old.unlink()
 
 
-def _drop_records(path: pathlib.Path, step: int) -> None:
-    """Removes what a killed process measured at this step or later: those steps are trained again."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not _is_later(line, step)]
-    if len(kept) < len(lines):
-        with storage.replaced(path) as part:
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _is_later(line: str, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # cut off by a kill
-        return True
-    return bool(record.get("during_training")) and record["step"] >= step
+def _keep_records(path: pathlib.Path, kind: str, step: int) -> None:
+    """Removes records of a kind that were made after a step, and one that a kill cut off; those of other kinds stay."""
+    keep_lines(path, lambda record: not record.get(kind) or record["step"] <= step)
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------

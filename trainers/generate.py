@@ -29,6 +29,7 @@ class Config:
     scale: int = option(2, "Enlarges each pixel that many times in GIF and MP4.", minimum=1)
     fps: float = option(0.0, "Frames per second; 0 for the data's.", minimum=0)
     raw_weights: bool = option(False, "Take the weights of the last step where the run kept an average of them.")
+    step: int = option(-1, "Take the checkpoint of this step; -1 for the last one.", minimum=-1)
 
 
 def _ids(text: str, flag: str, count: int | None = None) -> list[int]:
@@ -54,7 +55,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     from tfvidgen.data.video_io import write_gif, write_mp4
     from trainers import runs, samples
 
-    model, step = runs.load_model(config.run_dir, config.raw_weights)
+    model, step = runs.load_model(config.run_dir, config.raw_weights, None if config.step < 0 else config.step)
     if config.mode in ("lookup", "interpolate") and not samples.has_lookup(model):
         raise ValueError(f"{type(model).__name__} does not learn a code per video: use --mode=new.")
     if config.mode == "exchange" and not hasattr(model, "exchange"):

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfvidgen import storage
 from trainers.checkpoints import NotSaved
+from trainers.progress import read_text
 from trainers.steps import Taken
 
 
@@ -54,7 +55,7 @@ class BadSteps:
     ):
         self._path, self._max, self._writes = run_dir / "bad_step.json", max_bad_steps, writes
         self._dataset_fn, self._names = dataset_fn, video_names
-        self._found = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._found = _read(self._path) if self._path.exists() else []
         self._suspect_until = 0
 
     @property
@@ -72,22 +73,25 @@ class BadSteps:
             return 1
         return min((skipped - step for skipped in self.skipped if skipped > step), default=None)
 
-    def found(self, first_step: int, taken: Taken, weights: Sequence[str], last_checkpoint: str | None) -> None:
+    def found(
+        self, first_step: int, end: int, taken: Taken, weights: Sequence[str], last_checkpoint: str | None
+    ) -> None:
         """Notes a bad step; the run then goes back to its last checkpoint.
 
         Args:
-            first_step: Of those that were taken.
-            taken: What was taken.
+            first_step: The first one that may be it.
+            end: Behind the last one that may be it.
+            taken: The last steps that were taken.
             weights: Names of variables that are not finite, where that was looked for.
             last_checkpoint: Its path.
 
         Raises:
             TrainingDiverged: If no more steps may be passed over.
         """
-        last_step = first_step + taken.num_steps - 1
-        is_exact = not taken.is_good or taken.num_steps == 1
-        if self._max and not self.is_suspect(first_step):
-            self._suspect_until = last_step + 1
+        last_step = end - 1
+        is_exact = not taken.is_good or end - first_step == 1
+        if self._max and not self.is_suspect(last_step):
+            self._suspect_until = end
             return
         skips = len(self.skipped) < self._max
         losses = {} if taken.is_good else {k: v for k, v in taken.last.items() if not math.isfinite(v)}
@@ -130,6 +134,22 @@ class BadSteps:
             return []
         batch: dict[str, Any] = next(iter(self._dataset_fn(step)))
         return [int(i) for i in batch["video_id"]] if "video_id" in batch else []
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The bad steps of a run. A list that cannot be read must not be taken for none: the run would take those steps."""
+    try:
+        found = json.loads(read_text(path))
+        if isinstance(found, list) and all(
+            isinstance(r["step"], int) and isinstance(r["skipped"], bool) for r in found
+        ):
+            return found
+        what = "it is no list of steps"
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        what = str(error) if isinstance(error, json.JSONDecodeError) else "a step lacks `step` or `skipped`"
+    raise ValueError(
+        f"{path} is damaged ({what}): restore it from a copy, or delete it; the run then looks for bad steps anew."
+    )
 
 
 @contextlib.contextmanager

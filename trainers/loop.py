@@ -1,43 +1,59 @@
 """The one training loop: Python outside, `tf.function` inside, checkpoints and actions between.
 
 A batch and every random draw are functions of (seed, step), so weights, optimizers, latent rows and the step itself are
-all there is to save: a resumed run goes on bit for bit, on one device, on several, and on several machines.
+all there is to save: a resumed run goes on bit for bit, on one device, on several, and on several machines. What it writes
+beside them lies on fixed steps: lines of `metrics.jsonl` carry their partial sums through a checkpoint, and an action that
+was due there and did not finish is run when the run goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
 import pathlib
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tfvidgen import storage
 from tfvidgen.models.base import VideoGenerator
 from trainers import cluster
 from trainers.average import WeightAverage
 from trainers.checkpoints import Checkpoints, check_resume, model_state, not_finite
 from trainers.health import BadSteps
-from trainers.progress import Clock, Logs, Metrics, Progress
-from trainers.steps import Steps
+from trainers.progress import Clock, Logs, Metrics, Progress, read_text
+from trainers.steps import LossMeans, Steps
+
+_CALL_SECONDS = (
+    0.5  # steps are taken in calls of about this long, so that signals and progress do not wait for an inner loop
+)
+_NONE, _FAILED = -1, -2  # in place of a step, between workers
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """Something to do every so many steps and after the last one, by the chief alone.
+    """A periodic callback, run by the chief alone, also after the last step.
 
     Attributes:
-        run: Called as `run(step, logs)`, outside the graph.
-        every_steps: Period in steps.
+        run: Called as `run(step, logs)`, outside the graph, with the mean losses since the line of `metrics.jsonl` before.
+        every_steps: Period in steps; 0 for after the last step only.
         uses_weights: Whether it makes videos, or looks at weights: it then finds their average in the model, where the run
             keeps one.
+        name: Under which a run remembers that it has finished; empty for that of `run`.
+        rewind: Called as `rewind(step)` before steps after `step` are trained, perhaps again: forgets what it made of them.
     """
 
     run: Callable[[int, Logs], None]
     every_steps: int
     uses_weights: bool = True
+    name: str = ""
+    rewind: Callable[[int], None] | None = None
 
 
 def run(
@@ -56,31 +72,38 @@ def run(
     max_bad_steps: int = 0,
     video_names: Sequence[str] = (),
     xla: bool = False,
+    keep_every: int = 0,
+    max_minutes: float = 0.0,
 ) -> Logs:
     """Trains a compiled model until `total_steps` and returns the last losses.
 
     Args:
         model: Built and compiled in the scope of `strategy`.
         dataset_fn: Called with the first step to train; returns a dataset of global batches in order.
-        run_dir: Gets `checkpoints/`, `metrics.jsonl` and, where one was met, `bad_step.json`. Several workers share it.
+        run_dir: Gets `checkpoints/`, `metrics.jsonl`, `actions.json` and, where one was met, `bad_step.json`. Several workers
+            share it.
         total_steps: Steps in all, those of earlier processes included.
         strategy: Where to train; None for one device.
-        steps_per_loop: Steps per call of the inner `tf.function`.
-        checkpoint_every_steps: Period of checkpoints; one more is written at the end and on SIGTERM.
-        actions: Run between inner loops.
+        steps_per_loop: Period of `metrics.jsonl` and of progress, in steps.
+        checkpoint_every_steps: Period of checkpoints; one more is written at the end, on SIGTERM and when the time is up.
+        actions: Run between steps.
         resume: `auto` goes on from the last checkpoint where there is one, `never` raises if there is one, `must` raises
-            if there is none.
+            if there is none. A damaged checkpoint is set aside, and the run goes on from the one before it.
         frames_per_step: Frames of a global batch, for the frames per second that are shown.
         report: Gets each finished progress line; None writes to standard output, over itself on a terminal.
         average: Made of `model` in the scope of `strategy`; updated after every step, and saved.
         max_bad_steps: Steps with a loss or weight that is not finite that may be passed over, see `health.BadSteps`.
         video_names: Names by video id, to name the videos of a bad step.
         xla: Compiles the step with XLA, on one device.
+        keep_every: Checkpoints of these steps' multiples are kept for good, besides the last two; 0 for none.
+        max_minutes: Saves and returns before this time is up, counted from the call; 0 for no limit.
 
     Raises:
         TrainingDiverged: If a loss or a weight is not finite.
-        ValueError: If `resume` forbids what is in `run_dir`, its checkpoint does not fit, workers differ, or a worker is lost.
+        ValueError: If `resume` forbids what is in `run_dir`, its checkpoint does not fit, none is whole, a file of the folder
+            cannot be read, workers differ, or a worker is lost.
     """
+    begin = time.monotonic()
     strategy = strategy or tf.distribute.get_strategy()
     is_chief = cluster.is_chief(strategy)
     run_dir = pathlib.Path(run_dir)
@@ -89,66 +112,107 @@ def run(
     check_resume(run_dir, resume)
     with strategy.scope():
         step = tf.Variable(0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-    state = {"step": step, **model_state(model), **(average.state if average else {})}
-    checkpoints = Checkpoints(state, run_dir, writes=is_chief)
-    checkpoints.clean()
+    means, finished = LossMeans(), _Finished(run_dir / "actions.json", is_chief)
+    lines = tf.Variable(
+        "", dtype=tf.string
+    )  # what the next line of `metrics.jsonl` begins with, and the last one, as JSON
+    state = {"step": step, "lines": lines, **model_state(model), **(average.state if average else {})}
+    checkpoints = Checkpoints(state, run_dir, is_chief, keep_every, optional=["lines"])
     metrics = Metrics(run_dir / "metrics.jsonl", is_chief)
     bad_steps = BadSteps(run_dir, max_bad_steps, dataset_fn, video_names, is_chief)
     clock = Clock()
     progress = Progress(total_steps, frames_per_step, report, is_chief)
-    with _StopRequest(strategy) as stop, progress:
-        found = checkpoints.latest
-        at = saved_at = checkpoints.restore() if found else 0
-        cluster.agree(
-            strategy,
-            at + 1000 * len(bad_steps.skipped),
-            f"The workers find different checkpoints under {run_dir}, this one that of step {at}. They must share one run "
-            "folder, which only the first worker writes: mount it on all hosts under the same path.",
-        )
-        metrics.drop_after(at)
+    periods = [
+        steps_per_loop,
+        checkpoint_every_steps,
+        *(action.every_steps for action in actions if action.every_steps),
+    ]
+    actions = actions if is_chief else ()
+    logs: Logs = {}
+
+    def go_back() -> int | None:
+        """Restores the newest checkpoint, and the state of everything that is not a variable; None if there is none."""
+        lines.assign("")
+        at = _restore(checkpoints, strategy, run_dir, len(bad_steps.skipped), progress.note)
+        saved = json.loads(lines.numpy() or "{}")
+        logs.clear()
+        logs.update(saved.get("logs", {}))
+        means.clear()
+        if saved:
+            means.load(saved["means"])
+        finished.rewind(at or 0)
+        metrics.drop_after(at or 0)
+        for action in actions:
+            if rewind := getattr(action, "rewind", None):
+                rewind(at or 0)
+        return at
+
+    def save(at: int) -> float:
+        """Returns the seconds that it took."""
+        since = time.monotonic()
+        lines.assign(json.dumps({"means": means.state(), "logs": logs}))
+        checkpoints.save(at)
+        return time.monotonic() - since
+
+    with _StopRequest(strategy, progress.note) as stop, progress:
+        found = go_back()
+        at = saved_at = found or 0
+        if found:
+            _act(finished.unfinished(actions, at, total_steps), at, logs, average, finished)
         if at >= total_steps:
             progress.note(f"already trained for {at} steps")
             return {}
+        save_seconds = 0.0
         if max_bad_steps and not found:
-            checkpoints.save(at)  # to go back to
+            save_seconds = save(at)  # to go back to
         progress.begin(at)
         iterator = cluster.distribute(strategy, dataset_fn(at))
         steps = Steps(model, strategy, average, xla)
         steps.trace(iterator)
-        logs: Logs = {}
-        while at < total_steps and not stop.asked():
+        pace = _Pace(cluster.num_workers(strategy) == 1)
+        checked_at = at
+        stop.saves = True  # from here on there is something to lose
+        while at < total_steps and not stop.asked(
+            max_minutes > 0 and time.monotonic() - begin + 2 * save_seconds > 60 * max_minutes
+        ):
             first, taken = at, None
             if at in bad_steps.skipped:
                 next(iterator)
                 at += 1
             else:
-                num_steps = _to_multiple(at, steps_per_loop, checkpoint_every_steps, actions)
-                num_steps = min(num_steps, total_steps - at, bad_steps.at_most(at) or num_steps)
+                num_steps = min(_to_multiple(at, periods), total_steps - at, bad_steps.at_most(at) or total_steps)
                 clock.steps_begin()
-                taken = steps(iterator, num_steps)
-                seconds = clock.steps_end(taken.input_seconds)
+                taken = steps(iterator, pace.at_most(num_steps))
+                means.add(taken, clock.steps_end(taken.input_seconds))
+                pace.took(taken.num_steps, clock.last_seconds)
                 at += taken.num_steps
             step.assign(at)
-            is_due = at % checkpoint_every_steps == 0 or at >= total_steps or stop.asked()
-            broken = not_finite(state) if taken and taken.is_good and (is_due or bad_steps.is_suspect(first)) else []
+            is_line = at >= total_steps or _to_multiple(at - 1, periods) == 1
+            is_due = at % checkpoint_every_steps == 0 or at >= total_steps
+            is_checked = taken and taken.is_good and (is_due or bad_steps.is_suspect(first))
+            broken = not_finite(state) if is_checked else []
             if taken and (broken or not taken.is_good):
-                bad_steps.found(first, taken, broken, checkpoints.latest)
-                at = saved_at = checkpoints.restore()
+                bad_steps.found(first if not taken.is_good else checked_at, at, taken, broken, checkpoints.latest)
+                at = saved_at = checked_at = go_back() or 0
                 iterator = cluster.distribute(strategy, dataset_fn(at))
-                metrics.drop_after(at)
                 progress.note(f"step {first + taken.num_steps - 1} went wrong: back to the checkpoint of step {at}")
                 progress.begin(at)
                 continue
-            if taken:
-                logs = taken.logs
-                metrics.append(at, logs, seconds)
-                progress.update(at, logs)
+            if is_checked:
+                checked_at = at
+            progress.update(at, means.means() or logs)
+            if is_line and means.means():
+                logs = means.means()
+                metrics.append(at, logs, means.seconds)
+                means.clear()
             if is_due:
-                checkpoints.save(at)
+                save_seconds = max(save_seconds, save(at))
                 saved_at = at
-            _act(actions if is_chief else (), at, total_steps, logs, average)
-        if saved_at < at and not not_finite(state):  # the signal came while an action ran
-            checkpoints.save(at)
+            if is_line and not stop.requested:  # what is due after a signal waits until the run goes on
+                due = [action for action in actions if _is_due(action, at, total_steps)]
+                _act(due, at, logs, average, finished if saved_at == at else None)
+        if saved_at < at and not not_finite(state):
+            save(at)
             saved_at = at
     progress.note(clock.summary())
     if stop.requested:
@@ -156,53 +220,191 @@ def run(
             f"stopped at step {saved_at} by a signal; the checkpoint is written and the same command goes on from it"
         )
         raise SystemExit(128 + stop.requested)
+    if at < total_steps:
+        progress.note(
+            f"stopped at step {saved_at}, before {max_minutes:g} minutes are up; the same command goes on from it"
+        )
     return logs
 
 
-def _to_multiple(at: int, steps_per_loop: int, checkpoint_every_steps: int, actions: Sequence[Action]) -> int:
-    """Steps to the next point at which something is due: loops end there, so nothing is late."""
-    periods = [steps_per_loop, checkpoint_every_steps, *(action.every_steps for action in actions)]
+def _restore(checkpoints: Checkpoints, strategy, run_dir: pathlib.Path, num_skipped: int, report) -> int | None:
+    """The chief loads the newest whole checkpoint, and all other workers the same one. Returns its step, None for none."""
+    error, found = None, _NONE
+    is_chief = cluster.is_chief(strategy)
+    try:
+        if is_chief and (at := checkpoints.restore_newest(report)) is not None:
+            found = at
+    except ValueError as e:
+        error, found = e, _FAILED
+    chosen = cluster.of_all_workers(strategy, found)[0]
+    if not is_chief:
+        found = chosen
+        try:
+            if chosen >= 0:
+                checkpoints.restore(str(checkpoints.folder / f"ckpt-{chosen}"))
+        except ValueError as e:
+            error, found = e, _FAILED
+    everywhere = cluster.of_all_workers(strategy, found if found < 0 else found + 1000 * num_skipped)
+    if len(set(everywhere)) > 1:
+        raise ValueError(
+            f"The workers find different checkpoints under {run_dir}, the first worker that of step {chosen}. They must share "
+            "one run folder, which only the first worker writes: mount it on all hosts under the same path."
+            + (f" ({error})" if error else "")
+        )
+    if error or found == _FAILED:
+        raise error or ValueError(
+            f"The first worker cannot go on from the checkpoints under {run_dir}: see its own message."
+        )
+    return None if found == _NONE else found
+
+
+def _to_multiple(at: int, periods: Sequence[int]) -> int:
+    """Steps to the next point at which something is due: nothing is late."""
     return min(period - at % period for period in periods)
 
 
-def _act(actions: Sequence[Action], at: int, total_steps: int, logs: Logs, average: WeightAverage | None) -> None:
-    """Runs the actions that are due; those that use weights find their average."""
-    due = [action for action in actions if at % action.every_steps == 0 or at >= total_steps]
+def _is_due(action: Action, at: int, total_steps: int) -> bool:
+    return at >= total_steps or bool(action.every_steps) and at % action.every_steps == 0
+
+
+def _act(due: Sequence[Action], at: int, logs: Logs, average: WeightAverage | None, finished: _Finished | None) -> None:
+    """Runs actions; those that use weights find their average."""
     averaged = average is not None and any(action.uses_weights for action in due)
     with average.applied() if averaged else contextlib.nullcontext():
         for action in due:
             action.run(at, logs)
+            if finished is not None:
+                finished.add(action, at)
+
+
+class _Finished:
+    """Which action finished last at which step, in `actions.json`; kept for steps that a run may be resumed at.
+
+    Args:
+        path: The file.
+        writes: False for workers other than the chief, which run no actions.
+    """
+
+    def __init__(self, path: pathlib.Path, writes: bool):
+        self._path, self._writes = path, writes
+        try:
+            self._steps = json.loads(read_text(path) or "{}")
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): restore it, or delete it to run the last actions again."
+            ) from None
+        if not isinstance(self._steps, dict):
+            raise ValueError(
+                f"{path} must hold an object. Received {self._steps!r}: delete it to run the last actions again."
+            )
+
+    def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
+        """Those that were due at a checkpoint's step, and of which there is no word that they finished then or later."""
+        return [a for a in actions if _is_due(a, at, total_steps) and self._steps.get(_name(a), _NONE) < at]
+
+    def add(self, action: Action, at: int) -> None:
+        """Notes that an action has finished."""
+        self._steps[_name(action)] = at
+        self._write()
+
+    def rewind(self, at: int) -> None:
+        """Forgets what finished after a step: those steps are trained again."""
+        if any(step > at for step in self._steps.values()):
+            self._steps = {name: min(step, at) for name, step in self._steps.items()}
+            self._write()
+
+    def _write(self) -> None:
+        if self._writes:
+            storage.write_json(self._path, self._steps)
+
+
+def _name(action: Action) -> str:
+    return getattr(action, "name", "") or getattr(action.run, "__qualname__", type(action.run).__name__)
+
+
+class _Pace:
+    """How many steps go into a call: about `_CALL_SECONDS` of them; a whole inner loop where workers must agree on it."""
+
+    def __init__(self, is_alone: bool):
+        self._is_alone, self._seconds_per_step = is_alone, None
+
+    def at_most(self, num_steps: int) -> int:
+        """How many of `num_steps` to take now."""
+        if not self._is_alone:
+            return num_steps
+        if self._seconds_per_step is None:  # the first call still prepares the graph
+            return 1
+        return max(1, min(num_steps, int(_CALL_SECONDS / max(self._seconds_per_step, 1e-6))))
+
+    def took(self, num_steps: int, seconds: float) -> None:
+        """Notes how long a call took."""
+        self._seconds_per_step = seconds / num_steps
 
 
 class _StopRequest:
-    """Turns SIGTERM and Ctrl-C, on any worker, into a request that the loop answers after saving."""
+    """Turns SIGTERM and Ctrl-C, on any worker, into a request that the loop answers after saving.
 
-    def __init__(self, strategy: tf.distribute.Strategy):
-        self.requested = 0  # the signal's number
-        self._strategy = strategy
+    A signal is acknowledged at once, from a thread of its own: Python's handlers wait until TensorFlow returns from its call.
+
+    Attributes:
+        requested: The signal's number; 0 for none.
+        saves: Whether there is something to save. Before that, a run on one worker ends at once.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, report: Callable[[str], None]):
+        self.requested, self.saves = 0, False
+        self._strategy, self._report = strategy, report
+        self._is_alone = cluster.num_workers(strategy) == 1
         self._all_know = False
         self._old: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._old[number] = signal.signal(number, self._request)
             except ValueError:  # not the main thread: the caller handles signals
-                pass
+                return self
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._old_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._acknowledge, daemon=True)
+        self._thread.start()
         return self
 
-    def asked(self) -> bool:
-        """Whether any worker was asked to stop. All workers must call it the same number of times."""
-        if not self._all_know and any(cluster.of_all_workers(self._strategy, int(self.requested > 0))):
-            self._all_know = True
-            self.requested = self.requested or signal.SIGTERM
+    def asked(self, time_is_up: bool = False) -> bool:
+        """Whether any worker was asked to stop, or is out of time. All workers must call it the same number of times."""
+        if not self._all_know:
+            own = self.requested or int(time_is_up)  # no signal that is heeded has the number 1
+            answers = [answer for answer in cluster.of_all_workers(self._strategy, own) if answer]
+            if answers:
+                self._all_know = True
+                self.requested = max(answers) if max(answers) > 1 else 0
         return self._all_know
 
     def _request(self, number, frame):
         if self.requested:  # asked twice: stop now
             raise KeyboardInterrupt
         self.requested = number
+        if self._is_alone and not self.saves:
+            raise SystemExit(128 + number)
+
+    def _acknowledge(self) -> None:
+        while received := os.read(self._pipe[0], 1):
+            number = received[0]
+            if number not in self._old:
+                continue
+            name = signal.Signals(number).name
+            if self.saves:
+                self._report(f"{name}: the run saves and ends after this step; once more to end it without saving")
+            else:
+                self._report(f"{name}: the run ends; there is nothing new to save")
 
     def __exit__(self, *error):
+        if self._pipe:
+            signal.set_wakeup_fd(self._old_wakeup)
+            os.close(self._pipe[1])  # ends the thread
+            self._thread.join()
+            os.close(self._pipe[0])
         for number, handler in self._old.items():
             signal.signal(number, handler)

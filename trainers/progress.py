@@ -6,17 +6,26 @@ import json
 import math
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfvidgen import storage
 
 Logs = dict[str, float]
 
 
 class Clock:
-    """Splits the time of a run into waiting for input, training steps, and the rest: checkpoints, pictures, Python."""
+    """Splits the time of a run into waiting for input, training steps, and the rest: checkpoints, pictures, Python.
+
+    Attributes:
+        last_seconds: How long the last steps took in all.
+    """
 
     def __init__(self):
         self._begin = self._since = time.monotonic()
+        self.last_seconds = 0.0
         self._total: dict[str, float] = {}
 
     def steps_begin(self) -> None:
@@ -27,7 +36,8 @@ class Clock:
     def steps_end(self, input_seconds: float) -> dict[str, float]:
         """Ends steps of which `input_seconds` went into waiting (NaN: unknown); returns the parts since they ended last."""
         now = time.monotonic()
-        parts = {"step": now - self._since, "rest": self._rest}
+        self.last_seconds = now - self._since
+        parts = {"step": self.last_seconds, "rest": self._rest}
         if not math.isnan(input_seconds):
             parts = {"input": input_seconds, "step": parts["step"] - input_seconds, "rest": self._rest}
         self._since = now
@@ -46,7 +56,7 @@ class Clock:
 
 
 class Metrics:
-    """`metrics.jsonl`: a line per inner loop with its mean losses and the seconds they took.
+    """`metrics.jsonl`: the mean losses of the steps since the line before, and the seconds they took.
 
     Args:
         path: The file.
@@ -59,23 +69,54 @@ class Metrics:
     def append(self, step: int, logs: Logs, seconds: Mapping[str, float]) -> None:
         if self._writes:
             rounded = {name: round(value, 6) for name, value in seconds.items()}
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **logs, "seconds": rounded}) + "\n")
 
     def drop_after(self, step: int) -> None:
         """Removes lines of steps after a checkpoint: those are trained again. So is a line that a kill cut off."""
-        if not self._writes or not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self._path)
+        if self._writes:
+            keep_lines(self._path, lambda record: record["step"] <= step)
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file of the run folder; empty if there is no such file.
+
+    Raises:
+        ValueError: If the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): restore it from a copy, or move it away; the run "
+            "goes on without it."
+        ) from None
+
+
+def keep_lines(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Removes the other records of a JSONL file, and what is no record: a line that a kill cut off, an empty one.
+
+    Args:
+        path: The file; it may be missing.
+        keep: Called with each record. One without what it asks for (KeyError, TypeError) is removed.
+
+    Raises:
+        ValueError: If the file is not UTF-8.
+    """
+    text = read_text(path)
+
+    def is_kept(line: str) -> bool:
+        try:
+            return keep(json.loads(line))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return False
+
+    kept = "".join(line + "\n" for line in text.splitlines() if is_kept(line))
+    if kept != text:
+        with storage.replaced(path) as part:
+            part.write_text(kept, encoding="utf-8")
 
 
 class Progress:
@@ -98,6 +139,7 @@ class Progress:
         self._total, self._frames, self._report, self._shows = total, frames_per_step, report, shows
         self._terminal = shows and report is None and sys.stdout.isatty()
         self._is_open = False
+        self._lock = threading.RLock()  # a signal is acknowledged from a thread of its own
         self._shown = 0.0
         self.begin(0)
 
@@ -120,18 +162,20 @@ class Progress:
         speed = f"{rate * self._frames:.0f} frames/s" if self._frames else f"{rate:.2f} steps/s"
         line = f"step {at}/{self._total}  {losses}  {speed}  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         if self._terminal:
-            sys.stdout.write("\r\x1b[K" + line)
-            sys.stdout.flush()
-            self._is_open = True
+            with self._lock:
+                sys.stdout.write("\r\x1b[K" + line)
+                sys.stdout.flush()
+                self._is_open = True
         elif now - self._shown > 10.0 or at >= self._total:
             self._shown = now
             self.note(line)
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self._close()
-        if self._shows:
-            (self._report or (lambda line: print(line, flush=True)))(text)
+        with self._lock:
+            self._close()
+            if self._shows:
+                (self._report or (lambda line: print(line, flush=True)))(text)
 
     def _close(self) -> None:
         """What comes next is not written behind the line on a terminal."""

@@ -545,10 +545,15 @@ def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
     return settings_of(read(run_dir), run_dir, run_dir=str(run_dir), **changes)
 
 
-def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[VideoGenerator, int]:
-    """Builds a run's model without its data, loads the last checkpoint, and returns it with its step.
+def load_model(
+    run_dir: str | pathlib.Path, raw_weights: bool = False, step: int | None = None
+) -> tuple[VideoGenerator, int]:
+    """Builds a run's model without its data, loads the last whole checkpoint, and returns it with its step.
 
-    Where the run kept an average of its weights, the model gets that; `raw_weights` asks for those of the last step.
+    Args:
+        run_dir: The run folder.
+        raw_weights: Takes the weights of the last step where the run kept an average of them.
+        step: Takes the checkpoint of this step.
     """
     from trainers import checkpoints
 
@@ -559,4 +564,4 @@ def load_model(run_dir: str | pathlib.Path, raw_weights: bool = False) -> tuple[
     except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
         raise _damaged(pathlib.Path(run_dir) / "config.json", f"model: {str(error).splitlines()[0]}") from None
     model.build()
-    return model, checkpoints.restore(model, run_dir, raw_weights)
+    return model, checkpoints.restore(model, run_dir, raw_weights, step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfvidgen.models.base import VideoGenerator
@@ -17,19 +19,64 @@ class Taken(NamedTuple):
     """What a call of `Steps` did.
 
     Attributes:
-        num_steps: Steps that were taken, the bad one included.
-        logs: Their mean losses.
-        last: The losses of the last of them.
-        is_good: False if a loss of the last one is not finite.
+        losses: float32 of each step by name; those of the bad one included.
+        is_good: False if a loss of the last step is not finite.
         input_seconds: How long they waited for batches; NaN where TensorFlow refuses to tell the time, which it does when
             its operations must be deterministic.
     """
 
-    num_steps: int
-    logs: dict[str, float]
-    last: dict[str, float]
+    losses: dict[str, np.ndarray]
     is_good: bool
     input_seconds: float
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken, the bad one included."""
+        return len(next(iter(self.losses.values())))
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The losses of the last step."""
+        return {name: float(values[-1]) for name, values in self.losses.items()}
+
+
+class LossMeans:
+    """Means over the steps since the last line of `metrics.jsonl`, and the seconds that they took.
+
+    Steps are added one by one, so the means do not depend on how many were taken in a call, nor on where a process was
+    stopped: what was added by then is a part of the checkpoint.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+
+    def add(self, taken: Taken, seconds: Mapping[str, float]) -> None:
+        """Takes in steps. The losses of a float16 step that has undone itself may be anything, and do not count."""
+        undone = taken.losses.get(_SKIPPED, np.zeros(taken.num_steps)) > 0.0
+        for name, values in taken.losses.items():
+            for value in values if name in (_SKIPPED, _SCALE) else values[~undone]:
+                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+                self._counts[name] = self._counts.get(name, 0) + 1
+        for name, part in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + part
+
+    def means(self) -> dict[str, float]:
+        """Means by name; empty before the first step."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """For `load`; goes through JSON unharmed."""
+        return {"sums": self._sums, "counts": self._counts, "seconds": self.seconds}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self._sums, self._counts, self.seconds = (dict(state[name]) for name in ("sums", "counts", "seconds"))
 
 
 class Steps:
@@ -60,6 +107,7 @@ class Steps:
             )
         self._xla = xla
         has_clock = _has_clock()
+        names: list[str] = []  # of losses, known when the step is traced
         # Converting Python control flow takes longer than all the rest of tracing, and `fit` does not offer it either.
         model_step = tf.autograph.experimental.do_not_convert(model.train_step)
         if xla:
@@ -77,23 +125,30 @@ class Steps:
 
         def step(iterator):
             batch, waited = _next(iterator, has_clock)
-            last = train_step(batch)  # its own graph function, so it is traced once for both calls
-            return last, _counted(last), waited
+            with tf.control_dependencies([waited]):  # else the closing time stamp may come after the step itself
+                last = train_step(batch)  # its own graph function, so it is traced once for both calls
+            names[:] = last
+            return tf.stack([last[name] for name in names]), waited
 
         @tf.function(autograph=False)
         def take(iterator, num_steps):
-            def goes_on(done, is_good, sums, last, waited):
-                return is_good & (done < num_steps)
+            def is_good(last):
+                is_finite = tf.reduce_all(tf.math.is_finite(last))
+                return is_finite | (last[names.index(_SKIPPED)] > 0.0) if _SKIPPED in names else is_finite
 
-            def one_more(done, is_good, sums, last, waited):
-                last, counted, seconds = step(iterator)
-                sums = {name: sums[name] + counted[name] for name in sums}
-                return done + 1, _is_finite(counted), sums, last, waited + seconds
+            def goes_on(done, last, losses, waited):
+                return (done < num_steps) & is_good(last)
 
-            last, sums, waited = step(iterator)
-            return tf.while_loop(goes_on, one_more, (tf.constant(1), _is_finite(sums), sums, last, waited))
+            def one_more(done, last, losses, waited):
+                last, seconds = step(iterator)
+                return done + 1, last, losses.write(done, last), waited + seconds
 
-        self._take = take
+            last, waited = step(iterator)
+            losses = tf.TensorArray(tf.float32, size=1, dynamic_size=True, element_shape=last.shape).write(0, last)
+            _, last, losses, waited = tf.while_loop(goes_on, one_more, (tf.constant(1), last, losses, waited))
+            return losses.stack(), is_good(last), waited
+
+        self._take, self._names = take, names
 
     def trace(self, iterator: Any) -> None:
         """Builds the graph, which takes seconds. The first call would do it too; here it can be timed on its own."""
@@ -110,20 +165,15 @@ class Steps:
     def __call__(self, iterator: Any, num_steps: int) -> Taken:
         """Takes `num_steps` steps, or fewer if one is bad."""
         try:
-            done, is_good, sums, last, waited = self._take(iterator, tf.constant(num_steps))
+            losses, is_good, waited = self._take(iterator, tf.constant(num_steps))
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             if not self._xla:
                 raise
             raise ValueError(
                 f"XLA cannot compile this system's step here: leave out --xla. ({error.message.strip().splitlines()[0]})"
             ) from error
-        done = int(done)
-        sums, last = ({name: float(value) for name, value in logs.items()} for logs in (sums, last))
-        counted = done - sums.get(_SKIPPED, 0.0)
-        logs = {name: sums[name] / done for name in sums if name in (_SKIPPED, _SCALE)}
-        if counted:
-            logs = {**{name: sums[name] / counted for name in sums if name not in logs}, **logs}
-        return Taken(done, logs, last, bool(is_good), float(waited))
+        columns = losses.numpy().T
+        return Taken(dict(zip(self._names, columns, strict=True)), bool(is_good), float(waited))
 
 
 def _next(iterator: Any, has_clock: bool) -> tuple[Any, tf.Tensor]:
@@ -144,15 +194,3 @@ def _has_clock() -> bool:
     except tf.errors.FailedPreconditionError:
         return False
     return True
-
-
-def _counted(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Zeros in place of the losses of a step that has undone itself, which may be anything."""
-    if _SKIPPED not in logs:
-        return logs
-    undone = logs[_SKIPPED] > 0.0
-    return {name: value if name in (_SKIPPED, _SCALE) else tf.where(undone, 0.0, value) for name, value in logs.items()}
-
-
-def _is_finite(logs: dict[str, tf.Tensor]) -> tf.Tensor:
-    return tf.reduce_all(tf.math.is_finite(tf.stack(list(logs.values()))))

@@ -35,7 +35,7 @@ class EventLog:
 
     def scalars(self, step: int, logs: dict[str, float]) -> None:
         """One point on each loss's curve."""
-        with self._writing(step):
+        with self._writing():
             for name, value in logs.items():
                 tf.summary.scalar(name, value, step)
         self._writer.flush()  # a killed process must not leave a gap before its last checkpoint
@@ -47,25 +47,30 @@ class EventLog:
         height, width = video.shape[1:3]
         # The image plugin's own layout: width, height, encoded pictures. It knows a GIF by its first bytes.
         content = tf.constant([str(width).encode(), str(height).encode(), encode_gif(video, fps)])
-        with self._writing(step):
+        with self._writing():
             described = metadata.create_summary_metadata(None, None, converted_to_tensor=True)
             tf.summary.write(name, content, step, described)
         self._writer.flush()
 
-    def _writing(self, step: int):
+    def rewind(self, step: int) -> None:
+        """Removes what was written after a step: those steps are trained again."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        _drop_events_after(self._folder, step)
+
+    def _writing(self):
         if self._writer is None:
-            _drop_events_from(self._folder, step)
             self._writer = tf.summary.create_file_writer(str(self._folder))
         return self._writer.as_default()
 
 
-def _drop_events_from(folder: pathlib.Path, step: int) -> None:
-    """Removes what a killed process wrote after its last checkpoint: those steps are trained again."""
+def _drop_events_after(folder: pathlib.Path, step: int) -> None:
     for path in folder.glob("events.out.tfevents.*"):
         kept, complete = [], True
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                if tf.compat.v1.Event.FromString(record).step < step:
+                if tf.compat.v1.Event.FromString(record).step <= step:
                     kept.append(record)
                 else:
                     complete = False
@@ -104,6 +109,6 @@ def actions(model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir:
     """What a trainer adds to its loop: curves at every look from Python, clips beside every sample sheet."""
     events = EventLog(run_dir)
     return [
-        loop.Action(events.scalars, config.steps_per_loop, uses_weights=False),
-        loop.Action(Clips(events, model, run_data, config), config.sample_every_steps),
+        loop.Action(events.scalars, config.steps_per_loop, uses_weights=False, name="curves", rewind=events.rewind),
+        loop.Action(Clips(events, model, run_data, config), config.sample_every_steps, name="clips"),
     ]

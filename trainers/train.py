@@ -174,9 +174,12 @@ def _train(
             steps_per_loop=config.steps_per_loop,
             checkpoint_every_steps=config.checkpoint_every_steps,
             actions=[
-                loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps),
+                loop.Action(
+                    samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples"
+                ),
                 *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
                 *_measurements(model, run_data, config, run_dir, say),
+                *_final_evaluation(model, run_data, config, run_dir, say),
             ],
             resume=resume,
             frames_per_step=frames_per_step(config),
@@ -186,11 +189,6 @@ def _train(
             video_names=run_data.trained.names,
             xla=config.xla,
         )
-        if config.evaluate and is_chief:
-            from trainers import evaluate
-
-            with average.applied() if average else contextlib.nullcontext():
-                evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=config.total_steps, report=say)
     return model
 
 
@@ -207,6 +205,18 @@ def _measurements(model, run_data, config, run_dir, say) -> list[Any]:
             model, run_data, config, run_dir, config.evaluate_metrics, every_steps, settings, report=say
         )
     ]
+
+
+def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
+    """The action that evaluates the run after its last step."""
+    if not config.evaluate:
+        return []
+    from trainers import evaluate, loop
+
+    def run(step: int, logs: Mapping[str, float]) -> None:
+        evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
+
+    return [loop.Action(run, every_steps=0, name="evaluation")]
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:

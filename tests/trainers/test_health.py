@@ -362,8 +362,8 @@ def test_a_lost_worker_is_explained_where_there_are_several():
 
 def test_the_videos_of_a_step_may_be_unknown(tmp_path):
     bad_steps = health.BadSteps(tmp_path)
-    taken = Taken(1, {"a_loss": 1.0}, {"a_loss": float("inf")}, False, 0.0)
+    taken = Taken({"a_loss": np.array([np.inf])}, False, 0.0)
     with pytest.raises(health.TrainingDiverged, match=r"a_loss became inf in step 3\. The last good"):
-        bad_steps.found(3, taken, [], None)
+        bad_steps.found(3, 4, taken, [], None)
     assert records(tmp_path)[0]["losses"] == {"a_loss": "inf"} and "video_ids" not in records(tmp_path)[0]
     assert os.listdir(tmp_path) == ["bad_step.json"] and pathlib.Path(tmp_path).is_dir()

@@ -2,11 +2,11 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import numpy as np
@@ -14,7 +14,17 @@ import pytest
 import tensorflow as tf
 
 from tests.systems import SYSTEMS
-from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
+from tests.trainers.mean_colour import (
+    MeanColour,
+    assert_equal,
+    dataset,
+    lines,
+    mean_colour,
+    metrics,
+    state,
+    train,
+    written,
+)
 from trainers import checkpoints, loop
 
 
@@ -74,9 +84,9 @@ def test_a_run_without_a_checkpoint_begins_anew(straight, tmp_path):
 def test_a_finished_run_is_left_alone(straight, tmp_path):
     run_dir, expected = straight
     before = (run_dir / "metrics.jsonl").read_bytes(), written(run_dir)
-    model, called, said = mean_colour(), [], []
-    logs = train(model, run_dir, 10, actions=[loop.Action(lambda *given: called.append(given), 1)], report=said.append)
-    assert (logs, called, said) == ({}, [], ["already trained for 10 steps"])
+    model, said = mean_colour(), []
+    assert train(model, run_dir, 10, report=said.append) == {}
+    assert said == ["already trained for 10 steps"]
     assert ((run_dir / "metrics.jsonl").read_bytes(), written(run_dir)) == before
     assert_equal(state(model), expected)
 
@@ -151,24 +161,6 @@ def test_restore_needs_a_checkpoint(tmp_path):
         checkpoints.restore(mean_colour(), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["index", "data-00000-of-00001"])
-def test_a_damaged_checkpoint_is_said_to_be(tmp_path, kind):
-    train(mean_colour(), tmp_path, 2)
-    path = tmp_path / "checkpoints" / f"ckpt-2.{kind}"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for attempt in (lambda: train(mean_colour(), tmp_path, 4), lambda: checkpoints.restore(mean_colour(), tmp_path)):
-        with pytest.raises(ValueError, match=r"ckpt-2 is damaged \(.*restore its files from a copy, or delete"):
-            attempt()
-
-
-def test_a_checkpoint_whose_files_are_gone_is_not_begun_anew(tmp_path):
-    train(mean_colour(), tmp_path, 2)
-    for path in (tmp_path / "checkpoints").glob("ckpt-2.*"):
-        path.unlink()
-    with pytest.raises(ValueError, match="names ckpt-2 as the last checkpoint, and its files are gone"):
-        train(mean_colour(), tmp_path, 4)
-
-
 def test_a_run_folder_may_be_moved(straight, tmp_path):
     train(mean_colour(), tmp_path / "here", 4)
     (tmp_path / "here").rename(tmp_path / "there")
@@ -176,41 +168,6 @@ def test_a_run_folder_may_be_moved(straight, tmp_path):
     train(model, tmp_path / "there", 10)
     assert_equal(state(model), straight[1])
     assert written(tmp_path / "there") == ["ckpt-10", "ckpt-8"]
-
-
-def strays(run_dir) -> list[pathlib.Path]:
-    """What a process leaves behind that is killed while it writes a checkpoint, or after it and before it is listed."""
-    folder = run_dir / "checkpoints" / "ckpt-4_temp"
-    folder.mkdir(parents=True)
-    part = folder / "part-00000-of-00001.data-00000-of-00001.tempstate7311606239843624213"
-    files = [part, *(run_dir / "checkpoints" / name for name in ("checkpoint.tmp1a2b3c", "ckpt-6.index"))]
-    files.append(run_dir / "checkpoints" / "ckpt-6.data-00000-of-00001")
-    for path in files:
-        path.write_bytes(b"half a checkpoint")
-    return [folder, *files]
-
-
-def test_half_written_checkpoints_are_removed(tmp_path):
-    paths = strays(tmp_path)
-    train(mean_colour(), tmp_path, 2)
-    assert not any(path.exists() for path in paths)
-    assert written(tmp_path) == ["ckpt-2"]
-
-
-def test_what_others_keep_beside_checkpoints_stays(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    kept = [tmp_path / "checkpoints" / name for name in ("ckpt-2-best.index", "notes.txt")]
-    for path in kept:
-        path.write_text("mine")
-    train(mean_colour(), tmp_path, 2)
-    assert [path.read_text() for path in kept] == ["mine", "mine"]
-
-
-def test_reading_a_run_does_not_disturb_its_writer(tmp_path):
-    train(mean_colour(), tmp_path, 2)
-    paths = strays(tmp_path)
-    checkpoints.restore(mean_colour(), tmp_path)
-    assert all(path.exists() for path in paths)
 
 
 def test_state_is_everything_and_named_once():
@@ -257,6 +214,164 @@ def test_progress_lines_say_losses_and_speed(tmp_path):
     train(mean_colour(), tmp_path / "a", 4, report=said.append, frames_per_step=16)
     assert said[-2].startswith("step 4/4  colour_loss 0.")
     assert "frames/s" in said[-2] and said[-2].endswith("ETA 0:00")
+
+
+# ---------------------------------------------------------------- killed and resumed
+class Killed(BaseException):
+    """Ends a run where it stands, as a kill would: nothing is saved after it."""
+
+
+class Diary:
+    """An action that writes a line into a file, in two halves; and may be killed before, between and after them."""
+
+    def __init__(self, run_dir, name: str, every_steps: int):
+        self.path, self.name, self.every_steps, self.uses_weights = run_dir / f"{name}.txt", name, every_steps, False
+        self.dies_at: tuple[int, str] | None = None
+
+    def run(self, step, logs):
+        self.rewind(step - 1)
+        for half in ("before", "between", "after"):
+            if self.dies_at == (step, half):
+                raise Killed
+            if half != "after":
+                with self.path.open("a") as file:
+                    file.write(f"{step} " if half == "before" else json.dumps(logs) + "\n")
+
+    def rewind(self, step):
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.path.write_text(
+            "".join(f"{line}\n" for line in lines if line.endswith("}") and int(line.split()[0]) <= step)
+        )
+
+
+PERIODS = {"steps_per_loop": 5, "checkpoint_every_steps": 4}
+
+
+def diaries(run_dir):
+    run_dir.mkdir(exist_ok=True)
+    return [Diary(run_dir, name, every) for name, every in (("sheets", 6), ("evaluation", 8), ("end", 0))]
+
+
+def left(run_dir) -> list:
+    return [metrics(run_dir), *((run_dir / f"{name}.txt").read_text() for name in ("sheets", "evaluation", "end"))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(what it left, state) of 18 steps whose lines, checkpoints and actions seldom fall on the same step."""
+    run_dir, model = tmp_path_factory.mktemp("undisturbed"), mean_colour()
+    train(model, run_dir, 18, actions=diaries(run_dir), **PERIODS)
+    found = left(run_dir)
+    assert [line["step"] for line in found[0]] == [4, 5, 6, 8, 10, 12, 15, 16, 18]
+    assert [[line.split()[0] for line in text.splitlines()] for text in found[1:]] == [
+        ["6", "12", "18"],
+        ["8", "16", "18"],
+        ["18"],
+    ]
+    return found, state(model)
+
+
+@pytest.mark.parametrize("half", ["before", "between", "after"])
+@pytest.mark.parametrize(("which", "step"), [(0, 6), (0, 12), (1, 8), (1, 16), (0, 18), (1, 18), (2, 18)])
+def test_an_action_that_a_kill_cut_short_is_done_on_resume_and_once(tmp_path, undisturbed, which, step, half):
+    actions = diaries(tmp_path)
+    actions[which].dies_at = (step, half)
+    with pytest.raises(Killed):
+        train(mean_colour(), tmp_path, 18, actions=actions, **PERIODS)
+    model = mean_colour()
+    train(model, tmp_path, 18, actions=diaries(tmp_path), **PERIODS)
+    assert left(tmp_path) == undisturbed[0]
+    assert_equal(state(model), undisturbed[1])
+    before = left(tmp_path)
+    train(mean_colour(), tmp_path, 18, actions=diaries(tmp_path), **PERIODS)  # nothing is left to do
+    assert left(tmp_path) == before
+
+
+@pytest.mark.parametrize("at", range(1, 18))
+def test_a_run_that_is_stopped_after_any_step_leaves_the_same(tmp_path, undisturbed, at, monkeypatch):
+    """Also between lines: what a line has of the steps before the stop goes through the checkpoint, bit for bit."""
+    calls = loop.Steps.__call__
+
+    def stop_at(self, iterator, num_steps):
+        taken = calls(self, iterator, 1)
+        stop_at.steps += 1
+        if stop_at.steps == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return taken
+
+    stop_at.steps, said = 0, []
+    monkeypatch.setattr(loop.Steps, "__call__", stop_at)
+    with pytest.raises(SystemExit):
+        train(mean_colour(), tmp_path, 18, actions=diaries(tmp_path), report=said.append, **PERIODS)
+    monkeypatch.undo()
+    assert f"ckpt-{at}" in written(tmp_path) and f"stopped at step {at} by a signal" in said[-1]
+    model = mean_colour()
+    train(model, tmp_path, 18, actions=diaries(tmp_path), **PERIODS)
+    assert left(tmp_path) == undisturbed[0]
+    assert_equal(state(model), undisturbed[1])
+
+
+def test_a_finished_run_that_is_trained_longer_equals_one_of_that_length(tmp_path, straight):
+    train(mean_colour(), tmp_path, 6)
+    model = mean_colour()
+    train(model, tmp_path, 10)
+    assert metrics(tmp_path) == metrics(straight[0])
+    assert_equal(state(model), straight[1])
+
+
+def test_an_action_is_due_again_after_its_checkpoint_was_lost(tmp_path, undisturbed):
+    train(mean_colour(), tmp_path, 18, actions=diaries(tmp_path), **PERIODS)
+    path = tmp_path / "checkpoints" / "ckpt-18.index"
+    path.write_bytes(path.read_bytes()[:20])
+    actions = diaries(tmp_path)
+    actions[1].dies_at = (18, "before")
+    with pytest.raises(Killed):
+        train(mean_colour(), tmp_path, 18, actions=actions, **PERIODS)
+    train(mean_colour(), tmp_path, 18, actions=diaries(tmp_path), **PERIODS)
+    assert left(tmp_path) == undisturbed[0]
+
+
+# ---------------------------------------------------------------- time
+def test_a_run_ends_before_its_time_is_up_and_goes_on(tmp_path, straight, monkeypatch):
+    passed = [0.0]
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0]))
+
+    def wait(step, logs):
+        passed[0] += 6000.0 if step == 4 else 0.0
+
+    said, action = [], loop.Action(wait, 4, name="wait")
+    logs = train(mean_colour(), tmp_path, 10, actions=[action], max_minutes=100, report=said.append)
+    assert said[-1] == "stopped at step 4, before 100 minutes are up; the same command goes on from it"
+    assert logs["colour_loss"] == metrics(tmp_path)[-1]["colour_loss"]
+    model = mean_colour()
+    train(model, tmp_path, 10, actions=[action], max_minutes=100)
+    assert metrics(tmp_path) == metrics(straight[0])
+    assert_equal(state(model), straight[1])
+
+
+def test_progress_shows_within_an_inner_loop_and_a_signal_ends_it(tmp_path):
+    """Steps of a tenth of a second, in an inner loop of a thousand: it is no call of a thousand."""
+
+    def late(batch):
+        def wait(step):
+            time.sleep(0.1)
+            return step
+
+        return {**batch, "step": tf.ensure_shape(tf.numpy_function(wait, [batch["step"]], tf.int64), (4,))}
+
+    said = []
+
+    def report(line):
+        said.append(line)
+        if line.startswith("step "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(mean_colour(), tmp_path, 1000, lambda start: dataset(start).map(late), steps_per_loop=1000,
+              checkpoint_every_steps=1000, report=report)  # fmt: skip
+    assert said[0].startswith("step 1/1000  colour_loss ")
+    assert said[1] == "SIGTERM: the run saves and ends after this step; once more to end it without saving"
+    assert written(tmp_path) == ["ckpt-1"] and not (tmp_path / "metrics.jsonl").exists()
 
 
 # ---------------------------------------------------------------- signals

@@ -120,7 +120,8 @@ def test_new_events_take_the_place_of_a_killed_process_s(tmp_path):
     killed.clip(8, "clips/new", np.full((2, 8, 8, 3), 9, np.uint8), FPS)
     [path] = (tmp_path / tensorboard.FOLDER).glob("events*")
     path.write_bytes(path.read_bytes()[:-7])  # its last record is cut off
-    resumed = tensorboard.EventLog(tmp_path)  # from a checkpoint at step 4
+    resumed = tensorboard.EventLog(tmp_path)
+    resumed.rewind(4)  # to a checkpoint
     resumed.scalars(6, {"loss_a": 60.0})
     assert curve(tmp_path, "loss_a") == {2: 2.0, 4: 4.0, 6: 60.0}
     values = [event.step for event in read(tmp_path).Tensors("loss_a")]
