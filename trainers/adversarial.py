@@ -79,6 +79,7 @@ def network_options(config: ImageAndVideoConfig) -> dict[str, Any]:
         "spectral_norm": config.spectral_norm,
         "seed": config.seed,
         "dtype": config.dtype_policy,
+        "network_form": config.network_form or None,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import pathlib
 import sys
 import textwrap
 import types
@@ -18,26 +19,63 @@ from typing import Any
 from absl import flags
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None, minimum: float | None = None) -> Any:
-    """A field of a config: its default, what it means (with its unit), and which values it takes."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    may_change: bool = False,
+    per_worker: bool = False,
+) -> Any:
+    """A field of a config.
+
+    Args:
+        default: Its value where none is given; decides the type of its flag.
+        help: What it means, with its unit.
+        choices: The values it takes; None for any.
+        minimum: The smallest value it takes; None for any.
+        may_change: It may differ when a run goes on, because it changes neither the run's data nor, beyond rounding, its
+            numbers, or because something else decides that (the digest of the data does, for a path).
+        per_worker: It may differ between the workers of one run. Others must not, periods among them: a worker that
+            stopped to save while the rest went on would wait for them for ever.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "may_change": may_change,
+        "per_worker": per_worker,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What every trainer takes: data, run folder, length, batch, precision."""
 
-    dataset: str = option("actors", "What to train on: a folder or file of yours, or actors, sprites, weizmann.")
-    data_dir: str = option("", "Folder of the named datasets sprites and weizmann.")
+    dataset: str = option(
+        "actors",
+        "What to train on: a folder or file of yours, or actors, sprites, weizmann.",
+        may_change=True,
+        per_worker=True,
+    )
+    data_dir: str = option("", "Folder of the named datasets sprites and weizmann.", may_change=True, per_worker=True)
     size: int = option(64, "Height and width of a frame, in pixels.", minimum=1)
     resize: str = option("centre_crop", "How a frame of another shape is made square.", ("centre_crop", "squash"))
     num_frames: int = option(16, "Frames of a clip.", minimum=1)
     stride: int = option(1, "Distance between the frames of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
-    skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
-    cache_dir: str = option("", "Keep decoded frames in this folder; empty to decode at every start.")
-    data_service: str = option("", "grpc://host:port of a tf.data service with one worker that makes the batches.")
+    skip_bad: bool = option(False, "Skip unreadable files instead of stopping.", may_change=True)
+    cache_dir: str = option(
+        "", "Keep decoded frames in this folder; empty to decode at every start.", may_change=True, per_worker=True
+    )
+    data_service: str = option(
+        "",
+        "grpc://host:port of a tf.data service with one worker that makes the batches.",
+        may_change=True,
+        per_worker=True,
+    )
     num_identities: int = option(0, "Identities of actors or sprites; 0 for the set's default.", minimum=0)
     num_actions: int = option(0, "Actions of actors; 0 for the set's default.", minimum=0)
     num_held_out_cells: int = option(0, "Hold out that many random identity x action cells.", minimum=0)
@@ -48,24 +86,49 @@ class RunConfig:
         "Trains the mirror image of each clip too, as own_action: an action of its own, or as the same_action.",
         ("none", "own_action", "same_action"),
     )
-    run_dir: str = option("", "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.")
+    run_dir: str = option(
+        "",
+        "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.",
+        may_change=True,
+        per_worker=True,
+    )
     init_from: str = option(
         "",
         "Begin with the weights and codes of this run, of any system, where they fit; a run that goes on needs it no more.",
+        may_change=True,
     )
-    total_steps: int = option(1000, "Training steps.", minimum=1)
+    total_steps: int = option(
+        1000, "Training steps; a run that stopped or finished goes on with more.", minimum=1, may_change=True
+    )
+    max_minutes: float = option(
+        0.0,
+        "Stop in time to be saved within that many minutes, for queues; the same command goes on. 0 for no limit.",
+        minimum=0,
+        may_change=True,
+    )
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
-    steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1)
-    checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1)
-    sample_every_steps: int = option(1000, "Steps between two sample sheets.", minimum=1)
+    steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1, may_change=True)
+    checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1, may_change=True)
+    keep_every: int = option(
+        0,
+        "Keep each checkpoint whose step is a multiple of this, besides the last two; 0 keeps only these.",
+        minimum=0,
+        may_change=True,
+    )
+    sample_every_steps: int = option(1000, "Steps between two sample sheets.", minimum=1, may_change=True)
     seed: int = option(0, "Decides weights, order of the data and every random draw.")
     precision: str = option(
         "float32",
         "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32. float16: GPUs only.",
         ("auto", "float32", "bfloat16", "float16"),
     )
-    tensorboard: bool = option(True, "Write curves and playing clips for TensorBoard.")
-    xla: bool = option(False, "Compile the step with XLA; one device only, and not for 3-D convolutions on a CPU.")
+    network_form: int = option(
+        0, "Form of the networks, where an earlier version had another; 0 for the newest.", minimum=0, may_change=True
+    )
+    tensorboard: bool = option(True, "Write curves and playing clips for TensorBoard.", may_change=True)
+    xla: bool = option(
+        False, "Compile the step with XLA; one device only, and not for 3-D convolutions on a CPU.", may_change=True
+    )
     ema_decay: float = option(
         0.0,
         "Draw, measure and export a running average, with this decay, of weights and learned codes, e.g. 0.999; 0 for not.",
@@ -76,28 +139,48 @@ class RunConfig:
         "Devices: auto (multiworker if TF_CONFIG names several workers, else all GPUs there are), none (one device), "
         "mirrored (all of this machine), multiworker (those of TF_CONFIG).",
         ("auto", "none", "mirrored", "multiworker"),
+        may_change=True,
+        per_worker=True,
     )
-    devices: str = option("", "Take only these devices of this machine, e.g. GPU:0,GPU:1; empty for all.")
+    devices: str = option(
+        "",
+        "Take only these devices of this machine, e.g. GPU:0,GPU:1; empty for all.",
+        may_change=True,
+        per_worker=True,
+    )
     resume: str = option(
         "auto",
         "auto: go on from the run folder's last checkpoint, if any; never: refuse a folder that has one; must: refuse one "
-        "that has none.",
-        ("auto", "never", "must"),
+        "that has none; extend: as must, and a schedule of the learning rate is stretched to the --total_steps given.",
+        ("auto", "never", "must", "extend"),
+        may_change=True,
     )
     max_bad_steps: int = option(
-        0, "Pass over up to that many steps whose losses or weights are not finite; 0 stops at the first.", minimum=0
+        0,
+        "Pass over up to that many steps whose losses or weights are not finite; 0 stops at the first.",
+        minimum=0,
+        may_change=True,
     )
     deterministic: bool = option(False, "Bit-for-bit repeatable operations; slower.")
-    evaluate: bool = option(True, "Evaluate when training ends.")
+    evaluate: bool = option(True, "Evaluate when training ends.", may_change=True)
     evaluate_metrics: str = option(
         "",
         "Measure these while training, e.g. judge_fvd64_16f,fcs64; the checkpoint that the first ranks best is kept in best/. "
         "Names as of trainers.evaluate.",
+        may_change=True,
     )
     evaluate_every_steps: int = option(
-        1000, "Steps between two such measurements, a multiple of --checkpoint_every_steps.", minimum=1
+        1000, "Steps between two such measurements, a multiple of --checkpoint_every_steps.", minimum=1, may_change=True
     )
-    evaluate_weights: str = option("", "Files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.")
+    evaluate_weights: str = option(
+        "", "Files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.", may_change=True
+    )
+
+    @property
+    def rate_schedule(self) -> str:
+        """The flag that makes the learning rate depend on `total_steps`; empty where none does. Such a config has a field
+        `earlier_totals`."""
+        return ""
 
     @property
     def dtype_policy(self) -> str:
@@ -115,6 +198,11 @@ def suggest(given: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+_CONFIG_HELP = (
+    "A run folder, or the config.json of one, whose settings to repeat in another run folder; flags given win."
+)
+
+
 def _flag_values(config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> flags.FlagValues:
     values = flags.FlagValues()
     define = {
@@ -126,6 +214,7 @@ def _flag_values(config_class: type, presets: Mapping[str, Mapping[str, Any]]) -
     for field, kind in _fields(config_class):
         define[kind](field.name, None, field.metadata["help"], flag_values=values)
     if presets:
+        flags.DEFINE_string("config", "", _CONFIG_HELP, flag_values=values)
         flags.DEFINE_string("preset", "", "Named settings; flags given beside it win.", flag_values=values)
         flags.DEFINE_boolean(
             "dry_run", False, "Print config, data, parameters and memory, then stop.", flag_values=values
@@ -152,15 +241,73 @@ def check(config: Any) -> None:
             raise UsageError(f"--{field.name} must be at least {minimum}. Received {value}.")
 
 
-def parse(
-    config_class: type, presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str], arguments: str = ""
-) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, the flags that are not config: `preset`, `dry_run`, `help`, and `arguments`).
+def wrong_types(config_class: type, settings: Mapping[str, Any]) -> list[str]:
+    """Settings whose values are not of their fields' types, in words. Names that are no fields are passed over."""
+    kinds = {field.name: kind for field, kind in _fields(config_class)}
+    return [
+        f"{name} must be {kinds[name].__name__}, and is {value!r}"
+        for name, value in settings.items()
+        if name in kinds and type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int)
+    ]
 
-    What is no flag is a stray argument, unless `arguments` says what it is.
+
+def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
+    """The settings of another run that a new one of the same system begins with: all but where and how it was started.
+
+    Args:
+        path: A run folder, or the `config.json` of one.
+        config_class: Of the trainer.
+        system: Its name.
+
+    Raises:
+        ValueError: If it is no run, a run of another system, or has settings that this version does not know.
+    """
+    from trainers import runs
+
+    description = runs.read(path) if pathlib.Path(path).is_dir() else _read_config_file(path)
+    if description["system"] != system:
+        raise ValueError(
+            f"--config={path} is a run of {description['system']}: repeat it with python -m trainers."
+            f"{description['system']}, or name one of {system}."
+        )
+    known = [field.name for field in dataclasses.fields(config_class)]
+    unknown = [f"{name}.{suggest(name, known)}" for name in description["config"] if name not in known]
+    if unknown:
+        raise ValueError(
+            f"--config={path} has unknown settings: {' '.join(unknown)} Take them out of a copy of the file."
+        )
+    form = runs.network_form(description, path)
+    settings = dataclasses.asdict(runs.settings_of(description, path, network_form=form))
+    return {name: value for name, value in settings.items() if name not in ("run_dir", "resume")}
+
+
+def _read_config_file(path: str) -> dict[str, Any]:
+    from trainers import runs
+
+    if not os.path.exists(path):
+        raise ValueError(f"--config={path} does not exist: name a run folder, or the config.json of one.")
+    return runs.read_file(path)
+
+
+def parse(
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str],
+    arguments: str = "",
+    system: str = "",
+) -> tuple[Any, types.SimpleNamespace]:
+    """Command line -> (config, the flags that are not config: `config`, `preset`, `dry_run`, `help`, and `arguments`).
+
+    Args:
+        config_class: Its fields are the flags.
+        presets: Settings by name; a program without any takes no `--config`, `--preset` and `--dry_run`.
+        argv: Without the program's name.
+        arguments: What stands on the command line beside flags, for the usage; empty for nothing.
+        system: Of the runs that `--config` may name.
 
     Raises:
         UsageError: For an unknown flag or preset, a value of the wrong type or range, or a stray argument.
+        ValueError: If `--config` names no run of this system.
     """
     values = _flag_values(config_class, presets)
     names = [field.name for field in dataclasses.fields(config_class)]
@@ -168,7 +315,7 @@ def parse(
         rest = values(["trainer", *argv])
     except flags.UnrecognizedFlagError as error:
         close = (
-            suggest(error.flagname, [*names, *(["preset", "dry_run"] if presets else [])])
+            suggest(error.flagname, [*names, *(["config", "preset", "dry_run"] if presets else [])])
             .replace("'", "--", 1)
             .replace("'", "")
         )
@@ -178,6 +325,7 @@ def parse(
     if len(rest) > 1 and not arguments:
         raise UsageError(f"Unexpected argument {rest[1]!r}: flags are written --name=value. --help lists them.")
     other = types.SimpleNamespace(
+        config=values["config"].value if presets else "",
         preset=values["preset"].value if presets else "",
         dry_run=values["dry_run"].value if presets else False,
         help=values["help"].value,
@@ -188,7 +336,12 @@ def parse(
             f"--preset must be one of {', '.join(presets)}. Received {other.preset!r}.{suggest(other.preset, list(presets))}"
         )
     given = {name: values[name].value for name in names if values[name].value is not None}
-    config = config_class(**{**presets.get(other.preset, {}), **given})
+    if other.config and other.preset:
+        raise UsageError(
+            f"--config={other.config} and --preset={other.preset} exclude each other: either is where the settings come from."
+        )
+    base = repeated(other.config, config_class, system) if other.config and not other.help else {}
+    config = config_class(**{**base, **presets.get(other.preset, {}), **given})
     if not other.help:
         check(config)
     return config, other
@@ -215,6 +368,7 @@ def help_text(
             lines += textwrap.wrap(f"{name}: {text}", 118, initial_indent="  ", subsequent_indent="      ")
         lines += [
             "",
+            *textwrap.wrap(_CONFIG_HELP, 118, initial_indent="  --config  ", subsequent_indent="      "),
             "  --dry_run  Print the resolved config, the data found, the parameter count and a memory estimate, then stop.",
         ]
     lines += ["", "Flags:"]
@@ -239,11 +393,15 @@ def main(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
     try:
-        config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv, arguments)
+        given = sys.argv[1:] if argv is None else argv
+        config, other = parse(config_class, presets, given, arguments, program.rpartition(".")[2])
         if other.help:
             print(help_text(program, description, config_class, presets, arguments))
             return 0
         return run(config, other) or 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         kind = "usage" if isinstance(error, UsageError) else "error"
         print(f"{program}: {kind}: {error}", file=sys.stderr)

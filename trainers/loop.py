@@ -224,7 +224,7 @@ def run(
         raise SystemExit(128 + stop.requested)
     if at < total_steps:
         progress.note(
-            f"stopped at step {saved_at}, before {max_minutes:g} minutes are up; the same command goes on from it"
+            f"stopped at step {saved_at}, as its time is up; the checkpoint is written and the same command goes on from it"
         )
     return logs
 
@@ -302,6 +302,7 @@ class _Finished:
 
     def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
         """Those that were due at a checkpoint's step, and of which there is no word that they finished then or later."""
+
         def is_finished(action: Action) -> bool:
             product = getattr(action, "product", None)
             return self._steps.get(_name(action), _NONE) >= at and (product is None or product.exists())

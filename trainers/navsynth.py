@@ -58,8 +58,19 @@ class Config(cli.RunConfig):
         False,
         "Keep the codes once in the memory of the host, and move a batch's codes to the devices; for more codes than a "
         "device holds.",
+        may_change=True,
     )
     schedule: str = option("constant", "How both rates go over the run.", ("constant", "cosine"))
+    earlier_totals: str = option(
+        "",
+        "TOTAL:STEP,...: until that step the schedule is that of a run of so many steps, then of the next, at last of "
+        "--total_steps. --resume=extend keeps it.",
+        may_change=True,
+    )
+
+    @property
+    def rate_schedule(self) -> str:
+        return "" if self.schedule == "constant" else f"--schedule={self.schedule}"
 
 
 # Paper: Sec. 4.1 and 4.2. Official code (abhishekaich27/Navsynth@a652f7a): widths 56/200/200, loss weights .01/.01,
@@ -155,14 +166,17 @@ PRESETS = {
 
 def build_model(config: Config, run_data: RunData) -> NAVSynth:
     """The compiled model of a config and its data."""
-    import keras
-
     from tfvidgen.models.navsynth import NAVSynth
     from tfvidgen.optimizers import Adam
+    from trainers import schedules
 
     if config.clip_start == "random":
         raise ValueError(
             "NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or centre."
+        )
+    if config.earlier_totals and not config.rate_schedule:
+        raise ValueError(
+            f"--earlier_totals={config.earlier_totals} is of a schedule, and --schedule={config.schedule} has none: leave it out."
         )
     videos = run_data.trained
     for field, needed in (
@@ -200,13 +214,14 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         host_memory=config.latents_in_host_memory,
         seed=config.seed,
         dtype=config.dtype_policy,
+        network_form=config.network_form or None,
     )
     model.build()
 
     def rate(value):
         if config.schedule == "constant":
             return value
-        return keras.optimizers.schedules.CosineDecay(value, config.total_steps, alpha=0.01)
+        return schedules.cosine(value, config.total_steps, config.earlier_totals)
 
     perceptual_loss = None
     if config.loss == "perceptual":

@@ -22,7 +22,12 @@ class Config(adversarial.ImageAndVideoConfig):
     summary_stddev: float = option(1.0, "Sigma of the summary's prior.", minimum=0)
     linear_residual: bool = option(False, "Put a linear layer behind the residuals' GRU.")
     summary_every_steps: int = option(1, "Judge summary images in steps that this divides; 0 for never.", minimum=0)
-    image_dataset: str = option("", "A further source; the image discriminator sees its frames as loose images.")
+    image_dataset: str = option(
+        "",
+        "A further source; the image discriminator sees its frames as loose images.",
+        may_change=True,
+        per_worker=True,
+    )
     exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
     images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
 

@@ -136,6 +136,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
         spectral_norm=config.spectral_norm,
         seed=config.seed,
         dtype=config.dtype_policy,
+        network_form=config.network_form or None,
     )
     model.build()
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pathlib
 import socket
+import time
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,10 @@ def main(
     def run(config: Any, other: types.SimpleNamespace) -> int:
         if not config.run_dir:
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
-            config = dataclasses.replace(config, run_dir=f"runs/{system}-{name}")
+            run_dir = f"runs/{_repeated_name(other.config)}" if other.config else f"runs/{system}-{name}"
+            config = dataclasses.replace(config, run_dir=run_dir)
         if other.dry_run:
-            print(dry_run(config, build_model))
+            print(dry_run(config, build_model, system))
             return 0
         train(system, config, build_model)
         return 0
@@ -45,14 +47,39 @@ def main(
     return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
 
 
-def _resolved(config: Any) -> Any:
-    """The config as it will run, or ValueError for one that would fail at the end of a long training."""
+def _repeated_name(path: str) -> str:
+    """The name of the folder of a run that repeats the one in `path`, a folder or its `config.json`."""
+    path = pathlib.Path(path).resolve()
+    return f"{(path if path.is_dir() else path.parent).name or 'run'}-repeat"
+
+
+def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda line: None) -> Any:
+    """The config as it will run, or ValueError for one that would fail at the end of a long training.
+
+    A run that goes on has the precision that it was begun in where that was left to `auto`, and what else its folder
+    settles.
+    """
+    from trainers import runs
+
     if config.evaluate and (config.num_frames < 2 or config.size < 11):
         raise ValueError(
             f"The evaluation needs at least 2 frames of 11 pixels (FCS, SSIM). Received num_frames={config.num_frames}, "
             f"size={config.size}: raise them, or pass --noevaluate."
         )
-    return dataclasses.replace(config, precision=resolve_precision(config.precision, config.devices))
+    config = runs.going_on(config, system)
+    precision = resolve_precision(config.precision, config.devices)
+    begun = runs.begun(config.run_dir) if config.run_dir else None
+    if begun and config.precision == "auto":
+        began_in = runs.settings_of(begun, config.run_dir).precision
+        if began_in == "float16" and not _has_gpu(config.devices):
+            raise ValueError(
+                f"{config.run_dir} was begun in float16, which is for GPUs: go on where there is one, or begin a new run with "
+                f"these weights, --init_from={config.run_dir}, in another --run_dir."
+            )
+        if began_in != precision:
+            say(f"going on in {began_in}, in which the run was begun; by itself this machine would take {precision}")
+        precision = began_in
+    return dataclasses.replace(config, precision=precision)
 
 
 def resolve_precision(precision: str, devices: str = "") -> str:
@@ -63,9 +90,7 @@ def resolve_precision(precision: str, devices: str = "") -> str:
     """
     if precision not in ("auto", "float16"):
         return precision
-    import tensorflow as tf
-
-    has_gpu = bool(tf.config.list_physical_devices("GPU")) and "CPU" not in devices.upper()
+    has_gpu = _has_gpu(devices)
     if precision == "float16":
         if not has_gpu:
             raise ValueError(
@@ -75,37 +100,46 @@ def resolve_precision(precision: str, devices: str = "") -> str:
         return precision
     if has_gpu:
         return "bfloat16"
-    try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return "float32"
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    from trainers import environment
+
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(environment.vector_units()) else "float32"
+
+
+def _has_gpu(devices: str) -> bool:
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU")) and "CPU" not in devices.upper()
 
 
 def train(
     system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
 ) -> VideoGenerator:
     """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
+    begin = time.monotonic()
     import tensorflow as tf
 
     from trainers import checkpoints, cluster, health
 
-    config = _resolved(config)
+    notes: list[str] = []
+    asked, config = config, _resolved(config, system, notes.append)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = cluster.make_strategy(config.strategy, config.devices)  # first: workers are joined before any operation
     num_workers = cluster.num_workers(strategy)
     folder = pathlib.Path(config.run_dir) / "checkpoints"
     with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
-        return _train(system, config, build_model, strategy, report)
+        return _train(system, asked, config, build_model, strategy, report, notes, begin)
 
 
 def _train(
     system: str,
+    asked: Any,
     config: Any,
     build_model: BuildModel,
     strategy: tf.distribute.Strategy,
     report: Callable[[str], None] | None,
+    notes: list[str],
+    begin: float,
 ) -> VideoGenerator:
     import keras
 
@@ -115,7 +149,8 @@ def _train(
 
     is_chief, num_replicas = cluster.is_chief(strategy), strategy.num_replicas_in_sync
     say = (report or (lambda line: print(line, flush=True))) if is_chief else (lambda line: None)
-    checkpoints.check_resume(config.run_dir, config.resume)
+    resume = "must" if config.resume == "extend" else config.resume
+    checkpoints.check_resume(config.run_dir, resume)
     keras.utils.set_random_seed(config.seed)
     run_data = runs.load_data(config)
     check_batch(config, run_data, num_replicas)
@@ -125,13 +160,14 @@ def _train(
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     begun = init_from.begin(config, model, run_data, strategy)
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
-        run_dir = runs.start(config, system, model, run_data, writes=is_chief)
+        run_dir = runs.start(config, system, model, run_data, writes=is_chief, asked=asked)
         cluster.agree(
             strategy,
             runs.fingerprint(config, system, run_data),
             "The workers have different settings or data: start all of them with the same flags, on the same files.",
         )
-        say(f"{system}: {describe_data(run_data)}")
+        for line in (*notes, describe_data(run_data)):
+            say(f"{system}: {line}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
         if is_chief:
             init_from.note(run_dir, begun, model, run_data, say)
@@ -151,13 +187,15 @@ def _train(
                 *_measurements(model, run_data, config, run_dir, say),
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
-            resume=config.resume,
+            resume=resume,
             frames_per_step=frames_per_step(config),
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
             video_names=run_data.trained.names,
             xla=config.xla,
+            keep_every=config.keep_every,
+            max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
         )
     return model
 
@@ -264,12 +302,12 @@ def count_parameters(model: VideoGenerator) -> str:
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
 
 
-def dry_run(config: Any, build_model: BuildModel) -> str:
+def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
     from trainers import cluster, init_from, runs
 
-    config = _resolved(config)
+    config = _resolved(config, system)
     run_data = runs.load_data(config)
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)

@@ -94,6 +94,7 @@ def build_model(config: Config, run_data: RunData) -> VGAN:
         "spectral_norm": config.spectral_norm,
         "seed": config.seed,
         "dtype": config.dtype_policy,
+        "network_form": config.network_form or None,
     }
     if config.conditional:
         model = ConditionalVGAN(**common, num_remembered=config.num_remembered)

@@ -118,8 +118,8 @@ def test_usage_errors(argv, message, capsys):
 
 
 def test_flags_of_trainers_only():
-    """Programs without presets know neither --preset nor --dry_run."""
-    for flag in ("--preset=green", "--dry_run"):
+    """Programs without presets know neither --preset, --dry_run nor --config."""
+    for flag in ("--preset=green", "--dry_run", "--config=x"):
         with pytest.raises(cli.UsageError, match="Unknown flag"):
             cli.parse(Config, {}, [flag])
 
@@ -196,7 +196,7 @@ def test_a_trainers_help_comes_at_once_and_is_complete():
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "trainers.cli" in imported and not imported & {"tensorflow", "keras", "scipy", "av", "PIL"}
     flags = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")}
-    assert flags == {f"--{field.name}" for field in dataclasses.fields(navsynth.Config)} | {"--dry_run"}
+    assert flags == {f"--{field.name}" for field in dataclasses.fields(navsynth.Config)} | {"--dry_run", "--config"}
     for name in navsynth.PRESETS:
         assert f"\n  {name}: " in done.stdout
 
@@ -236,9 +236,13 @@ def field_default(config_class, name):
     ("flag", "message"),
     [
         ("--strategy=mirored", "none, mirrored, multiworker. Received 'mirored'. Did you mean 'mirrored'?"),
-        ("--resume=yes", "--resume must be one of auto, never, must. Received 'yes'."),
+        ("--resume=yes", "--resume must be one of auto, never, must, extend. Received 'yes'."),
         ("--noresume", "--noresume"),
         ("--resume", "--resume"),
+        ("--resume=extent", "Received 'extent'. Did you mean 'extend'?"),
+        ("--max_minutes=-1", "--max_minutes must be at least 0. Received -1.0."),
+        ("--keep_every=-1", "--keep_every must be at least 0. Received -1."),
+        ("--confg=x", "Unknown flag --confg. Did you mean --config?"),
         ("--max_bad_steps=-1", "--max_bad_steps must be at least 0. Received -1."),
         ("--ema_decay=-0.1", "--ema_decay must be at least 0. Received -0.1."),
     ],

@@ -1,8 +1,10 @@
 """Run folders: what they record, what they refuse, and how a model is built from them again."""
 
 import dataclasses
+import datetime
 import json
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -10,8 +12,11 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen
+from tfvidgen.data import clips as clips_module
+from tfvidgen.data import collection as collection_module
 from tfvidgen.data.collection import VideoCollection
-from trainers import checkpoints, navsynth, runs
+from tfvidgen.models.navsynth import NAVSynth
+from trainers import checkpoints, environment, navsynth, rjgan, runs
 
 TINY = {
     "num_identities": 2,
@@ -115,6 +120,30 @@ def test_config_json_holds_the_whole_run(begun, run_data):
     assert description["model"]["config"]["rnn_units"] == 5
     assert description["versions"]["tfvidgen"] == tfvidgen.__version__
     assert set(description["versions"]) == {"tfvidgen", "python", "tensorflow", "keras", "numpy"}
+    assert description["forms"] == {"settings": 1, "data_order": 1, "digest": 1, "network": 1}
+    assert description["model"]["config"]["network_form"] == 1
+    assert description["resolved"] == {"precision": "float32"}
+
+
+def test_config_json_says_where_the_run_was_begun(begun):
+    found = runs.read(begun[0].run_dir)["environment"]
+    assert found["command"] == sys.argv and found["host"]
+    assert datetime.datetime.fromisoformat(found["date"]).utcoffset() == datetime.timedelta(0)
+    assert found["processor"]["name"] and found["processor"]["cores"] >= 1
+    assert set(found["processor"]["vector_units"]) <= set(environment._VECTOR_UNITS)
+    assert any(device.startswith("CPU:") for device in found["devices"])
+    assert "resumed" not in found
+
+
+def test_the_last_starts_are_listed_beside_the_first(begun, run_data):
+    begun_config, model = begun
+    first = runs.read(begun_config.run_dir)
+    for _ in range(runs.MAX_RESUMED + 3):
+        start(begun_config, model, run_data)
+    last = runs.read(begun_config.run_dir)
+    resumed = last["environment"].pop("resumed")
+    assert last == first and len(resumed) == runs.MAX_RESUMED
+    assert resumed[-1] == {"date": resumed[-1]["date"], "step": 0, "processor": environment.processor()}
 
 
 def test_the_digest_is_of_the_trained_videos(tmp_path):
@@ -151,6 +180,16 @@ def test_the_same_run_may_go_on(begun, run_data):
         {"xla": True},
         {"max_bad_steps": 2},
         {"tensorboard": False},
+        {"total_steps": 2000},
+        {"max_minutes": 5.0},
+        {"keep_every": 100},
+        {"skip_bad": True},
+        {"evaluate_metrics": "fcs64"},
+        {"evaluate_every_steps": 500},
+        {"evaluate_weights": "i3d=x"},
+        {"data_service": "grpc://x:1"},
+        {"dataset": "moved"},  # the digest says that it is the same data
+        {"latents_in_host_memory": True},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -167,9 +206,11 @@ def test_settings_that_change_no_number_may_change(begun, run_data, changes):
         {"seed": 1},
         {"batch_size": 4},
         {"learning_rate": 0.5},
-        {"dataset": "elsewhere"},
+        {"ema_decay": 0.5},
+        {"precision": "bfloat16"},
+        {"num_frames": 3},
         {"deterministic": True},
-        {"seed": 1, "total_steps": 9},
+        {"seed": 1, "width": 9},
     ],
     ids=lambda changes: "+".join(changes),
 )
@@ -218,6 +259,11 @@ def test_a_fingerprint_tells_settings_systems_and_data_apart(begun, run_data):
         runs.fingerprint(begun_config, "mocogan", run_data),
         runs.fingerprint(begun_config, "navsynth", runs.RunData(inverted, run_data.is_trained, inverted)),
     }
+    for field in dataclasses.fields(begun_config):
+        if field.metadata["per_worker"]:
+            assert own == runs.fingerprint(
+                dataclasses.replace(begun_config, **{field.name: "other"}), "navsynth", run_data
+            )
     assert len({own, *others}) == 5 and 0 <= own < 2**31
 
 
@@ -245,6 +291,192 @@ def test_other_data_is_refused(begun, run_data):
     relabelled = dataclasses.replace(run_data.all, action=1 - run_data.all.action)
     with pytest.raises(ValueError, match="other pixels or labels"):
         start(*begun, runs.RunData(relabelled, run_data.is_trained, relabelled))
+    elsewhere = dataclasses.replace(begun[0], dataset="elsewhere")
+    with pytest.raises(ValueError, match="other pixels or labels .*dataset: 'actors' there, 'elsewhere' now"):
+        start(elsewhere, begun[1], other)
+
+
+def test_loose_images_are_the_same_by_their_pixels(tmp_path):
+    """The digest of the clips does not cover them."""
+    for folder, value in (("a", 1), ("moved", 1), ("other", 2)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "video.npy", np.full((5, 16, 16, 3), value, np.uint8))
+    tiny = {"num_identities": 2, "num_actions": 2, "size": 16, "num_frames": 4, "width": 4, "discriminator_width": 4}
+    settings = rjgan.Config(**tiny, temporal_taps=2, run_dir=str(tmp_path / "run"), image_dataset=str(tmp_path / "a"))
+    model = rjgan.build_model(settings, runs.load_data(settings))
+
+    def begin(folder):
+        moved = dataclasses.replace(settings, image_dataset=str(tmp_path / folder))
+        return runs.start(moved, "rjgan", model, runs.load_data(moved))
+
+    begin("a")
+    begin("moved")
+    with pytest.raises(ValueError, match="holds another run: the loose images are others"):
+        begin("other")
+    path = tmp_path / "run" / "config.json"
+    description = json.loads(path.read_text())
+    del description["data"]["images_digest"]  # as version 0.1 wrote it
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="image_dataset: .*moved' there, .*a' now"):
+        begin("a")
+    begin("moved")
+
+
+# ---------------------------------------------------------------- longer runs
+def save(a_config, model, step):
+    state = {"step": tf.Variable(step, dtype=tf.int64), **checkpoints.model_state(model)}
+    checkpoints.Checkpoints(state, a_config.run_dir).save(step)
+
+
+@pytest.fixture
+def cosine(tmp_path, run_data):
+    """(config, model) of a run with a schedule, saved at step 600 of 1,000."""
+    cosine_config = config(tmp_path / "run", schedule="cosine", total_steps=1000)
+    model = navsynth.build_model(cosine_config, run_data)
+    runs.start(cosine_config, "navsynth", model, run_data)
+    save(cosine_config, model, 600)
+    return cosine_config, model
+
+
+def test_a_run_with_a_constant_rate_may_be_longer(begun):
+    begun_config, model = begun
+    save(begun_config, model, 7)
+    longer = dataclasses.replace(begun_config, total_steps=begun_config.total_steps + 1)
+    assert runs.going_on(longer, "navsynth") == longer
+    assert runs.going_on(dataclasses.replace(longer, total_steps=7)).total_steps == 7
+    with pytest.raises(ValueError, match="--total_steps=6 is less than the 7 steps that .* was trained for"):
+        runs.going_on(dataclasses.replace(longer, total_steps=6))
+
+
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+def test_a_run_with_a_schedule_says_how_it_may_be_longer(cosine, resume):
+    longer = dataclasses.replace(cosine[0], total_steps=2000, resume=resume)
+    with pytest.raises(ValueError) as caught:
+        runs.going_on(longer, "navsynth")
+    for part in ("1000 steps, now --total_steps=2000", "--schedule=cosine", "(a) --resume=extend", "from step 600 on"):
+        assert part in str(caught.value)
+    assert f"(b) a new run, with --init_from={longer.run_dir} and another --run_dir" in str(caught.value)
+    assert runs.going_on(cosine[0]) == cosine[0]
+
+
+def test_extensions_are_recorded_one_after_the_other(cosine, run_data):
+    begun_config, model = cosine
+
+    def go_on(**changes):
+        going = runs.going_on(dataclasses.replace(begun_config, **changes), "navsynth")
+        runs.start(going, "navsynth", model, run_data)
+        return runs.read_config(begun_config.run_dir)
+
+    extended = go_on(total_steps=2000, resume="extend")
+    assert (extended.total_steps, extended.earlier_totals) == (2000, "1000:600")
+    for resume in ("auto", "must", "extend"):  # before and after the next checkpoint, by the same command or another
+        assert go_on(total_steps=2000, resume=resume).earlier_totals == "1000:600"
+    # nothing was trained under 2,000, so it leaves no trace
+    assert go_on(total_steps=2500, resume="extend").earlier_totals == "1000:600"
+    save(begun_config, model, 2500)
+    assert go_on(total_steps=2500).earlier_totals == "1000:600"
+    assert go_on(total_steps=3000, resume="extend").earlier_totals == "1000:600,2500:2500"
+    assert go_on(total_steps=3000, earlier_totals="1000:600").earlier_totals == "1000:600,2500:2500"  # of --config
+    for wrong in ("1000:60", "1000:600,2500:250", "900:600"):
+        with pytest.raises(ValueError, match="holds another run: earlier_totals: '1000:600,2500:2500' there"):
+            go_on(total_steps=3000, earlier_totals=wrong)
+    with pytest.raises(ValueError, match="was begun for 3000 steps, now --total_steps=2600"):
+        go_on(total_steps=2600)
+
+
+def test_a_schedule_that_no_step_has_seen_may_change(tmp_path, run_data):
+    cosine_config = config(tmp_path / "run", schedule="cosine", total_steps=1000)
+    model = navsynth.build_model(cosine_config, run_data)
+    start(cosine_config, model, run_data)
+    longer = dataclasses.replace(cosine_config, total_steps=2000)
+    assert runs.going_on(longer) == longer
+    with pytest.raises(ValueError, match="--resume=extend goes on with a run, and there is no checkpoint under"):
+        runs.going_on(dataclasses.replace(longer, resume="extend"))
+    with pytest.raises(ValueError, match="--resume=extend goes on with a run, and there is no checkpoint under"):
+        runs.going_on(dataclasses.replace(longer, resume="extend", run_dir=str(tmp_path / "none")))
+
+
+def test_a_run_of_another_system_does_not_go_on(begun):
+    with pytest.raises(ValueError, match="system: 'navsynth' there, 'mocogan' now"):
+        runs.going_on(begun[0], "mocogan")
+
+
+# ---------------------------------------------------------------- forms
+def later_form(monkeypatch, name, forms):
+    """This version with other forms of something."""
+    place, attribute = {
+        "settings": (runs, "SETTINGS_FORMS"),
+        "data_order": (clips_module, "DATA_ORDER_FORMS"),
+        "digest": (collection_module, "DIGEST_FORMS"),
+        "network": (NAVSynth, "network_forms"),
+    }[name]
+    monkeypatch.setattr(place, attribute, forms)
+
+
+FORMS = ("settings", "data_order", "digest", "network")
+
+
+@pytest.mark.parametrize("is_0_1", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_that_is_followed_no_more_is_refused_by_name(begun, run_data, monkeypatch, name, is_0_1):
+    begun_config, model = begun
+    path = pathlib.Path(begun_config.run_dir) / "config.json"
+    if is_0_1:  # which did not write forms
+        path.write_text(json.dumps(without("forms")(json.loads(path.read_text()))))
+    later_form(monkeypatch, name, (2,))
+    before = path.read_bytes()
+    what = f"has form 1 of the {name.replace('_', ' ').replace('digest', 'data digest')} .*0.1.0.* follows no more"
+    for ask in (lambda: start(begun_config, model, run_data), lambda: runs.going_on(begun_config)):
+        with pytest.raises(ValueError, match=f"{what}.*--init_from="):
+            ask()
+    if name in ("settings", "network"):
+        with pytest.raises(ValueError, match=what):
+            runs.load_model(begun_config.run_dir)
+    if name in ("settings", "digest"):
+        with pytest.raises(ValueError, match=what):
+            runs.load_own_data(begun_config.run_dir, begun_config)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_of_a_newer_version_is_refused_by_name(begun, run_data, name):
+    begun_config, model = begun
+    path = pathlib.Path(begun_config.run_dir) / "config.json"
+    newer = with_("7.0.0", "versions", "tfvidgen")(with_(3, "forms", name)(json.loads(path.read_text())))
+    path.write_text(json.dumps(newer))
+    for ask in (lambda: start(begun_config, model, run_data), lambda: runs.going_on(begun_config)):
+        with pytest.raises(ValueError, match="has form 3 .*tfvidgen 7.0.0.* knows forms up to 1: use that version"):
+            ask()
+
+
+def test_a_form_of_something_unknown_is_refused_by_name(begun):
+    path = pathlib.Path(begun[0].run_dir) / "config.json"
+    path.write_text(json.dumps(with_(1, "forms", "sampler")(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match="has a form of sampler .*which this version does not know"):
+        runs.read(begun[0].run_dir)
+
+
+def test_an_older_network_goes_on_and_new_runs_have_the_newest(begun, run_data, monkeypatch, tmp_path):
+    begun_config, model = begun
+    save(begun_config, model, 4)
+    later_form(monkeypatch, "network", (1, 2))
+    going = runs.going_on(begun_config, "navsynth")
+    assert going.network_form == 1
+    again = navsynth.build_model(going, run_data)
+    assert again.network_form == 1 and again.get_config()["network_form"] == 1
+    runs.start(going, "navsynth", again, run_data)
+    assert runs.read(begun_config.run_dir)["forms"]["network"] == 1
+    assert runs.load_model(begun_config.run_dir)[0].network_form == 1
+    fresh_config = config(tmp_path / "fresh")
+    fresh = navsynth.build_model(runs.going_on(fresh_config), run_data)
+    runs.start(fresh_config, "navsynth", fresh, run_data)
+    assert fresh.network_form == 2 == runs.read(tmp_path / "fresh")["forms"]["network"]
+    with pytest.raises(ValueError, match="network_form: 1 there, 2 now"):
+        start(begun_config, fresh, run_data)
+    of_0_1 = {name: value for name, value in model.get_config().items() if name != "network_form"}
+    assert NAVSynth.from_config(of_0_1).network_form == 1
+    with pytest.raises(ValueError, match="`network_form` of NAVSynth must be one of 1, 2, or None for the last.*3"):
+        navsynth.build_model(config("", network_form=3), run_data)
 
 
 # ---------------------------------------------------------------- reading
@@ -263,6 +495,124 @@ def test_a_config_comes_back_as_it_was(begun):
 def test_a_moved_run_knows_its_new_place(begun, tmp_path):
     pathlib.Path(begun[0].run_dir).rename(tmp_path / "moved")
     assert runs.read_config(tmp_path / "moved").run_dir == str(tmp_path / "moved")
+
+
+def no_json(text):
+    return lambda description: text
+
+
+def without(*keys):
+    def change(description):
+        inner = description
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        return description
+
+    return change
+
+
+def with_(value, *keys):
+    def change(description):
+        inner = description
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        return description
+
+    return change
+
+
+DAMAGE = {
+    "empty": (no_json(b""), "it is empty"),
+    "an empty table": (no_json(b"{}"), "system is missing"),
+    "null": (no_json(b"null"), "it holds null"),
+    "a list": (no_json(b"[1, 2]"), r"it holds \[1, 2\]"),
+    "cut": (lambda description: json.dumps(description).encode()[:300], "it is not JSON"),
+    "not UTF-8": (no_json(b'{"system": "\xff"}'), "it is not UTF-8 text"),
+    "UTF-16": (lambda description: json.dumps(description).encode("utf-16"), "it is not UTF-8 text"),
+    "too deep": (no_json(b"[" * 100_000), "it is not JSON"),
+    "no settings": (without("config"), "config is missing"),
+    "settings are a list": (with_([], "config"), r"config is \[\]"),
+    "no digest": (without("data", "digest"), "data.digest is missing"),
+    "digest is a number": (with_(5, "data", "digest"), "data.digest is 5"),
+    "num_videos is true": (with_(True, "data", "num_videos"), "data.num_videos is true"),
+    "no model": (without("model"), "model is missing"),
+    "model without class": (without("model", "class"), "model.class is missing"),
+    "system is null": (with_(None, "system"), "system is null"),
+    "no such system": (with_("navsynt", "system"), "system is 'navsynt', none of .*Did you mean 'navsynth'"),
+    "a system elsewhere": (with_("../x", "system"), "system is '../x', none of"),
+    "a setting's type": (with_("2", "config", "batch_size"), "config: batch_size must be int, and is '2'"),
+    "a switch is a number": (with_(1, "config", "evaluate"), "config: evaluate must be bool, and is 1"),
+    "a whole number is a fraction": (with_(2.5, "config", "seed"), "config: seed must be int, and is 2.5"),
+    "labels are text": (with_("ab", "labels", "action_names"), "labels: action_names is not a list"),
+    "forms are a list": (with_([1], "forms"), r"forms is \[1\]"),
+    "a form is text": (with_("1", "forms", "digest"), "forms is {"),
+    "a form is zero": (with_(0, "forms", "digest"), "forms is {"),
+    "environment is text": (with_("x", "environment"), "environment is"),
+    "auto is not resolved": (
+        lambda description: without("resolved")(with_("auto", "config", "precision")(description)),
+        "precision is 'auto' and resolved is missing",
+    ),
+}
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_config_json_is_named_and_nothing_goes_on(begun, run_data, kind):
+    begun_config, model = begun
+    path = pathlib.Path(begun_config.run_dir) / "config.json"
+    damage, reason = DAMAGE[kind]
+    damaged = damage(json.loads(path.read_text()))
+    path.write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode())
+    before = contents(begun_config.run_dir)
+    asking = {
+        "read": lambda: runs.read(begun_config.run_dir),
+        "read_config": lambda: runs.read_config(begun_config.run_dir),
+        "load_model": lambda: runs.load_model(begun_config.run_dir),
+        "start": lambda: start(begun_config, model, run_data),
+        "going_on": lambda: runs.going_on(begun_config, "navsynth"),
+    }
+    for ask in asking.values():
+        with pytest.raises(ValueError, match=f"config.json does not describe a run .*{reason}.*Restore the file"):
+            ask()
+    assert contents(begun_config.run_dir) == before
+
+
+def test_a_copy_of_a_damaged_config_json_is_pointed_at(begun):
+    folder = pathlib.Path(begun[0].run_dir)
+    (folder / "best").mkdir()
+    (folder / "config.json").rename(folder / "best" / "config.json")
+    (folder / "config.json").write_text("")
+    with pytest.raises(ValueError, match=r"from a copy \(.*best/config.json is one\)"):
+        runs.read(folder)
+
+
+def test_checkpoints_without_config_json_are_not_written_over(begun, run_data):
+    begun_config, model = begun
+    folder = pathlib.Path(begun_config.run_dir)
+    save(begun_config, model, 3)
+    (folder / "config.json").unlink()
+    before = contents(folder)
+    for ask in (
+        lambda: start(begun_config, model, run_data),
+        lambda: runs.going_on(begun_config),
+        lambda: runs.read(folder),
+        lambda: runs.load_model(folder),
+    ):
+        with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing.*Restore the file"):
+            ask()
+    assert contents(folder) == before
+
+
+def test_an_argument_that_the_model_does_not_take_is_named(begun):
+    path = pathlib.Path(begun[0].run_dir) / "config.json"
+    path.write_text(json.dumps(with_(3, "model", "config", "number_of_heads")(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match="config.json does not describe a run .*number_of_heads"):
+        runs.load_model(begun[0].run_dir)
 
 
 def test_settings_of_another_version_are_named(begun):
@@ -308,3 +658,42 @@ def test_videos_without_labels_need_no_labels(tmp_path):
     loaded = runs.RunData(videos, np.ones(2, bool), videos)
     start(plain, navsynth.build_model(plain, loaded), loaded)
     assert runs.read(plain.run_dir)["model"]["config"]["identity_of_video"] is None
+
+
+# ---------------------------------------------------------------- data that moved
+@pytest.fixture
+def on_files(tmp_path):
+    """(config, run data) of a run on a folder of two videos."""
+    (tmp_path / "videos").mkdir()
+    for i, name in enumerate("ab"):
+        np.save(tmp_path / "videos" / f"{name}.npy", np.full((4, 16, 16, 3), 50 * i, np.uint8))
+    plain = config(tmp_path / "run", dataset=str(tmp_path / "videos"))
+    loaded = runs.load_data(plain)
+    start(plain, navsynth.build_model(plain, loaded), loaded)
+    return plain, loaded
+
+
+def test_data_that_moved_is_the_same_data(on_files, tmp_path):
+    plain, loaded = on_files
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="trained on is not at dataset=.*videos: if it has moved, .* with --dataset;"):
+        runs.load_own_data(plain.run_dir, runs.read_config(plain.run_dir))
+    moved = runs.read_config(plain.run_dir, dataset=str(tmp_path / "moved"))
+    found = runs.load_own_data(plain.run_dir, moved)
+    assert found.trained.digest == loaded.trained.digest
+    start(moved, navsynth.build_model(moved, found), found)
+    assert runs.read_config(plain.run_dir).dataset == str(tmp_path / "moved")
+
+
+def test_a_named_set_that_moved_is_asked_for_by_its_folder(on_files, tmp_path):
+    plain, _ = on_files
+    named = dataclasses.replace(plain, dataset="weizmann", data_dir=str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="is not at data_dir=.*gone: if it has moved, .* with --data_dir;"):
+        runs.load_own_data(plain.run_dir, named)
+
+
+def test_data_that_changed_is_not_the_same_data(on_files, tmp_path):
+    plain, _ = on_files
+    np.save(tmp_path / "videos" / "a.npy", np.full((4, 16, 16, 3), 7, np.uint8))
+    with pytest.raises(ValueError, match="has changed since it was trained: the data has other pixels or labels"):
+        runs.load_own_data(plain.run_dir, plain)

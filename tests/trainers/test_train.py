@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests import systems
 from tfvidgen import data
-from trainers import navsynth, runs, train
+from trainers import checkpoints, environment, navsynth, runs, samples, train
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -186,3 +186,192 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder, tmp_path):
     with pytest.raises(ValueError, match="multiple"):
         trained_weights(config(folder, tmp_path / "other", evaluate_metrics="acd4", evaluate_every_steps=3))
     assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+# ---------------------------------------------------------------- longer runs
+def all_state(run_dir, settings) -> dict[str, np.ndarray]:
+    """Everything that the last checkpoint of a run holds."""
+    path = checkpoints.latest(pathlib.Path(run_dir) / "checkpoints")
+    assert path.endswith(f"ckpt-{settings.total_steps}")
+    reader = tf.train.load_checkpoint(path)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+
+
+def assert_same_state(one, two) -> None:
+    assert set(one) == set(two)
+    for name in one:
+        if "save_counter" not in name:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("stopped_at", [4, 3])
+def test_a_finished_run_that_is_trained_longer_is_a_straight_run(folder, tmp_path, stopped_at):
+    """Weights, codes, optimizers and averages, bit for bit, though the periods change on the way."""
+    settings = {"update": "joint", "ema_decay": 0.9, "latent_rule": "adam", "learning_rate": 0.01}
+    straight = config(folder, tmp_path / "straight", total_steps=9, **settings)
+    trained_weights(straight)
+    trained_weights(config(folder, tmp_path / "longer", total_steps=stopped_at, **settings))
+    longer = config(folder, tmp_path / "longer", total_steps=9, steps_per_loop=3, checkpoint_every_steps=5, **settings)
+    trained_weights(longer)
+    assert_same_state(all_state(tmp_path / "straight", straight), all_state(tmp_path / "longer", longer))
+
+
+def test_a_run_cannot_be_shorter_than_it_is(folder, tmp_path):
+    trained_weights(config(folder, tmp_path / "run"))
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    for run in (trained_weights, lambda settings: train.dry_run(settings, navsynth.build_model)):
+        with pytest.raises(ValueError, match="--total_steps=3 is less than the 4 steps that .* was trained for"):
+            run(config(folder, tmp_path / "run", total_steps=3))
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+COSINE = {
+    "update": "joint",
+    "schedule": "cosine",
+    "latent_rule": "adam",
+    "learning_rate": 0.05,
+    "latent_learning_rate": 0.2,
+}
+
+
+class Killed(Exception):
+    """Ends a run between two checkpoints, as a kill does."""
+
+
+def test_a_run_with_a_schedule_is_stretched_and_then_resumes_exactly(folder, tmp_path, monkeypatch):
+    """Two extensions, the first in one process or in two: the numbers of one run that is told so from the beginning."""
+
+    def go_on(name, total_steps, **changes):
+        settings = config(folder, tmp_path / name, total_steps=total_steps, **COSINE, **changes)
+        trained_weights(settings)
+        return all_state(tmp_path / name, settings)
+
+    def killed(self, step, logs):
+        raise Killed
+
+    go_on("run", 4)
+    with pytest.raises(ValueError, match=r"\(a\) --resume=extend .*from step 4 on; \(b\) .*--init_from="):
+        go_on("run", 10)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(samples.SampleSheet, "__call__", killed)
+        go_on("run", 10, resume="extend", sample_every_steps=7)
+    go_on("run", 10)
+    assert runs.read_config(tmp_path / "run").earlier_totals == "4:4"
+    extended = go_on("run", 12, resume="extend")
+    assert runs.read_config(tmp_path / "run").earlier_totals == "4:4,10:10"
+    assert_same_state(extended, go_on("straight", 12, earlier_totals="4:4,10:10"))
+    plain = go_on("plain", 12)
+    assert any(np.any(value != plain[name]) for name, value in extended.items())
+
+
+def test_earlier_totals_without_a_schedule_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="--earlier_totals=4:4 is of a schedule, and --schedule=constant has none"):
+        trained_weights(config(folder, tmp_path / "run", earlier_totals="4:4"))
+
+
+# ---------------------------------------------------------------- precision
+def processor(monkeypatch, *units):
+    monkeypatch.setattr(environment, "vector_units", lambda: units)
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU is fast in bfloat16 anyway")
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, monkeypatch):
+    """On a processor that would take another one, with a line that says so."""
+
+    def go_on(**changes):
+        said = []
+        settings = config(folder, tmp_path / "run", update="joint", **changes)
+        model = train.train("navsynth", settings, navsynth.build_model, report=said.append)
+        return model.dtype_policy.name, [line for line in said if "going on in" in line]
+
+    processor(monkeypatch, "avx2", "avx512f", "avx512_bf16")
+    assert go_on(precision="auto") == ("mixed_bfloat16", [])
+    description = runs.read(tmp_path / "run")
+    assert description["config"]["precision"] == "auto" and description["resolved"] == {"precision": "bfloat16"}
+    assert runs.read_config(tmp_path / "run").precision == "bfloat16"
+    processor(monkeypatch, "avx2")
+    policy, said = go_on(precision="auto", total_steps=6)
+    assert policy == "mixed_bfloat16"
+    assert said == [
+        "navsynth: going on in bfloat16, in which the run was begun; by itself this machine would take float32"
+    ]
+    assert go_on(precision="bfloat16", total_steps=7) == ("mixed_bfloat16", [])
+    with pytest.raises(ValueError, match="precision: 'bfloat16' there, 'float32' now"):
+        go_on(precision="float32", total_steps=7)
+    assert "precision = 'bfloat16'" in train.dry_run(
+        config(folder, tmp_path / "run", update="joint", precision="auto", total_steps=9), navsynth.build_model
+    )
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="only refused without a GPU")
+def test_a_run_in_float16_says_why_it_does_not_go_on_without_a_gpu(folder, tmp_path):
+    settings = config(folder, tmp_path / "run", precision="auto")
+    trained_weights(settings)
+    path = tmp_path / "run" / "config.json"
+    description = json.loads(path.read_text())
+    description["resolved"]["precision"] = "float16"
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="was begun in float16, which is for GPUs: go on where there is one"):
+        trained_weights(settings)
+
+
+# ---------------------------------------------------------------- repeating a run
+def test_a_run_is_repeated_by_its_config_json(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = config(folder, "runs/first", precision="auto", ema_decay=0.5, **COSINE)
+    trained_weights(settings)
+    trained_weights(dataclasses.replace(settings, total_steps=6, resume="extend"))
+    first = runs.read_config("runs/first")
+    assert navsynth.main(["--config=runs/first/config.json", "--run_dir=again"]) == 0
+    again = runs.read_config("again")
+    assert again == dataclasses.replace(first, run_dir="again", resume="auto")
+    assert_same_state(all_state("runs/first", first), all_state("again", again))
+    assert navsynth.main(["--config=runs/first", "--seed=3", "--total_steps=7"]) == 0  # in a folder of its own
+    other = runs.read_config("runs/first-repeat")
+    assert other == dataclasses.replace(first, run_dir="runs/first-repeat", resume="auto", seed=3, total_steps=7)
+    assert runs.read_config("runs/first") == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (["--config=run", "--preset=smoke"], 2, "--config=run and --preset=smoke exclude each other"),
+        (["--config=nowhere"], 1, "--config=nowhere does not exist: name a run folder"),
+        (["--config=empty"], 1, "empty is not a run folder: it has no config.json"),
+        (["--config=bad.json"], 1, "bad.json does not describe a run (it is not JSON"),
+        (["--config=run", "--seed=x"], 2, "--seed"),
+        (["--config=other.json"], 1, "is a run of mocogan: repeat it with python -m trainers.mocogan, or name one of"),
+        (["--config=unknown.json"], 1, "has unknown settings: batch_sizes. Did you mean 'batch_size'?"),
+        (["--config=range.json"], 2, "--batch_size must be at least 1. Received 0."),
+    ],
+)
+def test_what_cannot_be_repeated(folder, tmp_path, monkeypatch, capsys, flags, status, message):
+    monkeypatch.chdir(tmp_path)
+    settings = config(folder, "run")
+    run_data = runs.load_data(settings)
+    runs.start(settings, "navsynth", navsynth.build_model(settings, run_data), run_data)
+    description = runs.read("run")
+    pathlib.Path("empty").mkdir()
+    pathlib.Path("bad.json").write_text("{")
+    of_another = {**description, "system": "mocogan", "model": {"class": "MoCoGAN", "config": {}}}
+    pathlib.Path("other.json").write_text(json.dumps(of_another))
+    for name, change in (("unknown", {"batch_sizes": 2}), ("range", {"batch_size": 0})):
+        changed = {**description, "config": {**description["config"], **change}}
+        pathlib.Path(f"{name}.json").write_text(json.dumps(changed))
+    assert navsynth.main(flags) == status
+    assert message in capsys.readouterr().err
+    assert not pathlib.Path("runs").exists()
+
+
+# ---------------------------------------------------------------- folders that are no whole run
+@pytest.mark.parametrize("what", ["empty", "missing"])
+def test_a_run_is_never_resumed_unchecked(folder, tmp_path, what):
+    settings = config(folder, tmp_path / "run")
+    trained_weights(settings)
+    path = tmp_path / "run" / "config.json"
+    path.unlink() if what == "missing" else path.write_text("")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for resume in ("auto", "must", "extend"):
+        with pytest.raises(ValueError, match="config.json .*nothing was changed"):
+            trained_weights(dataclasses.replace(settings, resume=resume, total_steps=6))
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before

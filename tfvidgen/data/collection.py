@@ -9,6 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Forms of the recipe of `digest` that this version computes; the last is what it gives. Digests of different forms cannot
+# be compared.
+DIGEST_FORMS = (1,)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoCollection:

@@ -39,15 +39,40 @@ class VideoGenerator(keras.Model):
 
     `train_step` takes its gradients through a `tfvidgen.optimizers.StepGuard`. A model whose policy is `mixed_float16` has
     a `loss_scaler`; otherwise that is None and the guard does nothing.
+
+    Class attribute:
+        network_forms: Forms of its networks that a system can build, ascending; a new model has the last. Where weights of
+            an earlier version would not fit, or would mean something else, a change adds a form, and the constructor goes on
+            building the older ones: it finds the form in `self.network_form`.
+
+    Args:
+        network_form: One of `network_forms`; None for the last. It is part of the model's config; a config without one, as
+            version 0.1 wrote them, means the first.
     """
 
-    def __init__(self, **kwargs):
+    network_forms: tuple[int, ...] = (1,)
+
+    def __init__(self, network_form: int | None = None, **kwargs):
         super().__init__(**kwargs)
+        if network_form is not None and network_form not in self.network_forms:
+            known = ", ".join(map(str, self.network_forms))
+            raise ValueError(
+                f"`network_form` of {type(self).__name__} must be one of {known}, or None for the last. Received "
+                f"{network_form!r}."
+            )
+        self.network_form = network_form or self.network_forms[-1]
         self._mean_reconstruction_loss = keras.metrics.Mean(name="mean_reconstruction_loss")
         self.loss_scaler = None
         if self.compute_dtype == "float16":
             with keras.name_scope(self.name):
                 self.loss_scaler = LossScaler(name="loss_scaler")
+
+    def get_config(self):
+        return {**super().get_config(), "network_form": self.network_form}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return super().from_config({"network_form": 1, **config}, custom_objects)
 
     def compile(self, optimizer=None, **kwargs):
         """Keras's `compile` without its own loss scaling and without XLA; systems call it from theirs.
