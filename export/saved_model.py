@@ -30,6 +30,7 @@ class Config:
     out: str = option("", "Folder that gets the version folders; empty for <run_dir>/export.")
     name: str = option("", "Name of the model on a server, as its configuration files have it; empty for the system's.")
     raw_weights: bool = option(False, "Export the weights of the last step where the run kept an average of them.")
+    step: int = option(-1, "Export the checkpoint of this step; -1 for the last one.", minimum=-1)
     max_num_frames: int = option(0, "Most frames a request may ask for; 0 for 8 times the trained length.", minimum=0)
     max_num_steps: int = option(64, "Most videos an interpolation may ask for.", minimum=2)
 
@@ -143,19 +144,24 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def export_run(
-    run_dir: str | os.PathLike, out: str | os.PathLike = "", raw_weights: bool = False, **options: Any
+    run_dir: str | os.PathLike,
+    out: str | os.PathLike = "",
+    raw_weights: bool = False,
+    step: int | None = None,
+    **options: Any,
 ) -> pathlib.Path:
-    """Exports a run's last checkpoint; returns the version folder.
+    """Exports a run's last whole checkpoint; returns the version folder.
 
     Args:
         run_dir: The run. Where it kept an average of its weights, that is exported.
         out: As in `export_model`; empty for `<run_dir>/export`.
         raw_weights: Export the weights of the last step all the same.
+        step: Export the checkpoint of this step.
         options: Those of `export_model`.
     """
     from trainers import runs
 
-    model, step = runs.load_model(run_dir, raw_weights)
+    model, step = runs.load_model(run_dir, raw_weights, step)
     metadata = {**run_metadata(run_dir, step), "raw_weights": raw_weights}
     return export_model(model, out or pathlib.Path(run_dir) / "export", metadata, **options)
 
@@ -166,7 +172,10 @@ def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
     from trainers import runs
 
     evaluation = pathlib.Path(run_dir) / "evaluation.json"
-    measured = public.evaluation(json.loads(evaluation.read_text())) if evaluation.is_file() else None
+    found = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    measured = (
+        public.evaluation(found) if found.get("step") == step else None
+    )  # of another step it says nothing of this one
     return {"step": step, **public.description(runs.read(run_dir)), "metrics": measured}
 
 
@@ -179,6 +188,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
         config.run_dir,
         config.out,
         config.raw_weights,
+        None if config.step < 0 else config.step,
         name=config.name,
         max_num_frames=config.max_num_frames,
         max_num_steps=config.max_num_steps,
