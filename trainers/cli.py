@@ -107,7 +107,7 @@ class RunConfig:
         may_change=True,
     )
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
-    steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1, may_change=True)
+    steps_per_loop: int = option(50, "Steps between two lines of metrics.jsonl.", minimum=1, may_change=True)
     checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1, may_change=True)
     keep_every: int = option(
         0,
@@ -136,8 +136,8 @@ class RunConfig:
     )
     strategy: str = option(
         "auto",
-        "Devices: auto (multiworker if TF_CONFIG names several workers, else all GPUs there are), none (one device), "
-        "mirrored (all of this machine), multiworker (those of TF_CONFIG).",
+        "Devices: auto (multiworker if TF_CONFIG, or else the Slurm step, has several workers; else all GPUs there are), none "
+        "(one device), mirrored (all of this machine), multiworker (those of TF_CONFIG or of the Slurm step).",
         ("auto", "none", "mirrored", "multiworker"),
         may_change=True,
         per_worker=True,

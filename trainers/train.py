@@ -38,6 +38,11 @@ def main(
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
             run_dir = f"runs/{_repeated_name(other.config)}" if other.config else f"runs/{system}-{name}"
             config = dataclasses.replace(config, run_dir=run_dir)
+        if "://" in config.run_dir:
+            raise cli.UsageError(
+                f"--run_dir={config.run_dir} is not on a file system: a run needs one that can rename, append and lock. Name a "
+                "local or shared folder, and copy the run afterwards (docs/scaling.md)."
+            )
         if other.dry_run:
             print(dry_run(config, build_model, system))
             return 0

@@ -375,3 +375,8 @@ def test_a_run_is_never_resumed_unchecked(folder, tmp_path, what):
         with pytest.raises(ValueError, match="config.json .*nothing was changed"):
             trained_weights(dataclasses.replace(settings, resume=resume, total_steps=6))
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_folder_must_be_on_a_file_system(capsys):
+    assert navsynth.main(["--preset=smoke", "--run_dir=gs://bucket/run"]) == 2
+    assert "--run_dir=gs://bucket/run is not on a file system" in capsys.readouterr().err
