@@ -220,3 +220,9 @@ SYSTEMS = [
         objectives=_TWO_PLAYERS,
     ),
 ]
+
+
+def is_variant(system: System) -> bool:
+    """Whether its class, or one that its class is made from, is listed before it."""
+    earlier = SYSTEMS[: SYSTEMS.index(system)]
+    return any(issubclass(system.model_class, other.model_class) for other in earlier)

@@ -81,6 +81,18 @@ class LossScaler(keras.layers.Layer):
         self.good_steps.assign(tf.where(finite & ~grows, good_steps, 0))
 
 
+def _together(gradients):
+    """The same gradients, each of which waits for all others, so that no weight moves while some are being computed.
+
+    An optimizer sums gradients over replicas, and that operation (an `IdentityN`, on one replica too) takes all of them at
+    once. While it stands, TensorFlow's rewriting of graphs sees that weights move after every gradient, and drops what
+    makes an update wait for the reads of its own weight. Then it splits the operation into one per gradient, and nothing
+    is left to wait for: a weight whose gradient does not depend on its value, such as the last kernel of a Wasserstein
+    critic, was now and then updated before the other gradients had read it.
+    """
+    return tf.nest.pack_sequence_as(gradients, tf.tuple(tf.nest.flatten(gradients)))
+
+
 class StepGuard:
     """Takes the gradients of one training step, and undoes the whole step where float16 overflowed.
 
@@ -131,10 +143,11 @@ class StepGuard:
     def gradient(self, tape: tf.GradientTape, loss, sources):
         """`tape.gradient(loss, sources)`, taken of the scaled loss and divided by the scale. `loss` is a scalar.
 
-        A penalty on gradients is part of a loss: take those inner gradients from their own tape as ever.
+        None of them is there before all are, see `_together`. A penalty on gradients is part of a loss: take those inner
+        gradients from their own tape as ever.
         """
         if self._scaler is None:
-            return tape.gradient(loss, sources)
+            return _together(tape.gradient(loss, sources))
         scale = tf.convert_to_tensor(self._scaler.factor)
         scaled = tape.gradient(loss, sources, output_gradients=scale)
         values = [

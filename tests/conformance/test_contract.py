@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen.models
-from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection
+from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_variant
 from tfvidgen import data
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import optimizers_of
@@ -30,15 +30,9 @@ def system(request) -> System:
     return request.param
 
 
-def _is_variant(system: System) -> bool:
-    """Whether its class, or one that its class is made from, is listed before it."""
-    earlier = SYSTEMS[: SYSTEMS.index(system)]
-    return any(issubclass(system.model_class, other.model_class) for other in earlier)
-
-
 @pytest.fixture(
     params=[
-        pytest.param(system, id=system.name, marks=[pytest.mark.slow] if _is_variant(system) else [])
+        pytest.param(system, id=system.name, marks=[pytest.mark.slow] if is_variant(system) else [])
         for system in SYSTEMS
     ]
 )
