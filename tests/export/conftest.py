@@ -136,7 +136,7 @@ def assert_same_frames(video: np.ndarray, live) -> None:
 
 
 def assert_same_pixels(video: np.ndarray, expected: np.ndarray) -> None:
-    """What is promised of one clip in batches of two sizes, or in a graph and outside: equal within one level of 255.
+    """What docs/serving.md promises of one clip in batches of two sizes, or on two processors: equal within one level of 255.
 
     Sums of another order differ in their last bits, and may so fall on the other side of a half.
     """
