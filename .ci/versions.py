@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Every contract of the two systems that between them have codes, an encoder's absence, two players and recurrent latents;
-# what an export holds and serves; and a run with its export as a user makes them.
+# The slice: all contracts and exports of a system with learned codes and of an adversarial one with recurrent latents, in
+# the forms that the tests list; and, in `check`, a smoke run with its export from the command line.
 TESTS = ("tests/conformance", "tests/export/test_saved_model.py")
 SYSTEMS = "navsynth or mocogan_categorical_patch"
 
@@ -74,9 +74,10 @@ def find(version: str) -> str | None:
     return next((p for p in candidates(version) if _output(p, "-c", code).strip() == version), None)
 
 
-def run(*command: str | pathlib.Path, **kwargs) -> None:
+def run(*command: str | pathlib.Path) -> None:
+    """Runs a program in the root of the repository. Raises CalledProcessError."""
     print("$", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, **kwargs)
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
 
 
 def check(version: str, python: str, folder: pathlib.Path, pins: list[str]) -> None:
@@ -88,10 +89,8 @@ def check(version: str, python: str, folder: pathlib.Path, pins: list[str]) -> N
     constraints.write_text("\n".join(pins))
     tools = ["pytest", "pytest-xdist"]
     run(own, "-m", "pip", "install", "--quiet", "-c", constraints, *tools, ".")
-    run(own, "-m", "pip", "list", "--format=freeze", stdout=(folder / f"{version}.installed").open("w"))
-    installed = (folder / f"{version}.installed").read_text().lower().split()
-    print(*(line for line in installed if re.match(r"(tensorflow|keras|numpy|h5py|scipy)==", line)), flush=True)
-    # The slice of the packages here, not of a copy in the environment: the wheel has its own stage.
+    installed = _output(str(own), "-m", "pip", "list", "--format=freeze").split()
+    print(*(line for line in installed if re.match(r"(tensorflow|keras|numpy|scipy|h5py)==", line)), flush=True)
     run(own, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder", *TESTS, "-k", SYSTEMS)
     smoke = folder / f"smoke-{version}"
     run(own, "-m", "trainers.navsynth", "--preset=smoke", f"--run_dir={smoke}")
