@@ -30,8 +30,8 @@ clean:  ## Remove the environment, builds and caches (never runs/)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml setup.cfg
-	@command -v $(PYTHON) > /dev/null || { echo "There is no '$(PYTHON)' here. Name a Python 3.10, 3.11 or 3.12: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "tfvidgen needs Python 3.10, 3.11 or 3.12, but $(PYTHON) is %d.%d. Name another: make PYTHON=python3.11" % v)'
+	@command -v $(PYTHON) > /dev/null || { echo "There is no '$(PYTHON)' here. Name a Python from 3.10 to 3.13: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else "tfvidgen needs Python 3.10 to 3.13, but $(PYTHON) is %d.%d. Name another: make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -e '.[dev]'
 	@touch $@

@@ -62,7 +62,8 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     All videos are uint8 (B, T, H, W, 3). A value out of range is an InvalidArgumentError from the graph itself, whatever
     the device: a gather on a GPU answers zeros for a row that does not exist.
 
-    * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server.
+    * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server, but for
+      one level of 255 where sums round otherwise.
     * `generate(seed int64 (B,), num_frames int32 ())` where `latent_spec` has a free length.
     * `decode(<latent names>)`: without random operations.
     * `interpolate(a int64 (), b int64 (), num_steps int32 ())`: videos on the line between the latents of two seeds.

@@ -310,6 +310,10 @@ class Batcher:
     There is no waiting for company: an idle model runs a lone request at once. A batch in which one request is wrong is
     run again one by one, so that only the wrong one fails.
 
+    Whom a request was joined with does not show in its latents, and in its pixels by one level of 255 at most: kernels add
+    in another order when a batch has another size. A request that runs alone has the same bytes each time on one machine,
+    and so has a batch of the same rows (docs/serving.md, for models that compute in float32).
+
     Args:
         max_rows: Most rows of a batch, and of one request.
         max_queue: Most requests that wait; one more is UNAVAILABLE.

@@ -65,11 +65,16 @@ def collection() -> VideoCollection:
 
 
 def vivid(model: VideoGenerator) -> None:
-    """Gives a model large weights: the frames of a hardly trained one are all grey, and so alike within one level."""
+    """Gives a model large weights: the frames of a hardly trained one are all grey, and so alike within one level.
+
+    They keep activations of about one from layer to layer. Where those grew, rounding would grow with them, and most
+    pixels would be black or white whatever was computed.
+    """
     random = np.random.default_rng(8)
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
-            variable.assign(random.normal(0, 0.6, variable.shape))
+            fan_in = np.prod(variable.shape) / max(variable.shape[-2:])
+            variable.assign(random.normal(0, 2.0 / np.sqrt(fan_in), variable.shape))
     frames = np.asarray(model.generate(4, seed=1))
     assert frames.std() > 0.2 and frames.std(axis=0).mean() > 0.1, "still grey, or the same video again and again"
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, vivid
+from tests.tolerances import of_video
 from tfvidgen import editing
 
 LOOKS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -108,8 +109,8 @@ def test_interpolated_latents_of_every_system_join_the_two_videos(model):
     assert np.abs(model.decode(start) - model.decode(end)).max() > 0.1
     videos = model.decode(editing.interpolate(start, end, num_steps=3))
     assert videos.shape == (3, NUM_FRAMES, SIZE, SIZE, 3)
-    np.testing.assert_allclose(videos[:1], model.decode(start), atol=1e-5)
-    np.testing.assert_allclose(videos[2:], model.decode(end), atol=1e-5)
+    np.testing.assert_allclose(videos[:1], model.decode(start), rtol=0, atol=of_video(model))
+    np.testing.assert_allclose(videos[2:], model.decode(end), rtol=0, atol=of_video(model))
 
 
 def test_edits_work_inside_a_graph():

@@ -119,5 +119,70 @@ def test_licence_is_stated_and_shipped(project):
         assert "Apache License" in (ROOT / name).read_text(encoding="utf-8")
 
 
+# ---------------------------------------------------------------- supported versions
+@pytest.fixture(scope="module")
+def versions():
+    """The script that tests the lowest and the newest versions in CI."""
+    found = importlib.util.spec_from_file_location("versions", ROOT / ".ci" / "versions.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_supported_pythons_are_the_same_everywhere(project, versions):
+    lowest, newest = versions.pythons(project["requires-python"])
+    low, high = (int(version.partition(".")[2]) for version in (lowest, newest))
+    classified = {line.rpartition(" ")[2] for line in project["classifiers"] if ":: Python :: 3." in line}
+    assert classified == {f"3.{minor}" for minor in range(low, high + 1)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"(3, {low}) <= v <= (3, {high})" in makefile
+    assert makefile.count(f"{lowest} to {newest}") == 2
+    assert f"Python {lowest} to {newest}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    assert ruff["target-version"] == f"py3{low}"
+
+
+def test_every_needed_package_has_a_floor_or_a_reason(project, versions):
+    pinned = distributions(versions.floors(project["dependencies"]))
+    # a ceiling only: tensorflow-hub needs an old one
+    assert distributions(project["dependencies"]) - pinned == {"setuptools"}
+    assert versions.floors(["a>=1.2,<3", "b-c>=0.16.1", "d[x]>=2", "e<4"]) == ["a==1.2", "b-c==0.16.1"]
+
+
+def test_an_interpreter_that_does_not_start_is_passed_over(versions, tmp_path, monkeypatch):
+    """A shim of a version manager is on the PATH and refuses; another of that name starts and is of another version."""
+    this = "{}.{}".format(*sys.version_info[:2])
+    for name, script in {
+        "refuses": "exit 127",
+        "lies": "echo 2.7",
+        "starts": f'exec "{sys.executable}" "$@"',
+    }.items():
+        (tmp_path / name).mkdir()
+        program = tmp_path / name / f"python{this}"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    folders = [str(tmp_path / name) for name in ("refuses", "lies", "starts")]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders[:2]))
+    assert versions.find(this) is None
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    assert versions.find(this) == str(tmp_path / "starts" / f"python{this}")
+
+
+def test_an_interpreter_of_a_version_manager_is_found_by_its_folder(versions, tmp_path, monkeypatch):
+    this = "{}.{}".format(*sys.version_info[:2])
+    home = tmp_path / "versions" / f"{this}.1" / "bin"
+    home.mkdir(parents=True)
+    (home / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pyenv").write_text(
+        f'#!/bin/sh\ncase "$1" in versions) echo 2.7.18; echo {this}.1;; prefix) echo "{home.parent}";; esac\n'
+    )
+    for program in (home / "python3", tmp_path / "bin" / "pyenv"):
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert versions.find(this) == str(home / "python3")
+    assert versions.find("2.7") is None  # what stands in that folder is another version
+
+
 def test_ci_can_be_run():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from export import client, endpoints, runtime, saved_model, serving
 from tests.export import free_length as small
-from tests.export.conftest import assert_same_frames, start_server
+from tests.export.conftest import assert_same_frames, assert_same_pixels, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.visualize import to_uint8
@@ -346,7 +346,25 @@ def test_a_batch_of_seeds_equals_single_seeds(served):
     together = served.video("seeds")
     assert len(together) == 4
     for row, seed in zip(together, (*SEEDS, 9), strict=True):
-        np.testing.assert_array_equal(row, served.video(f"seed {seed}")[0])
+        assert_same_pixels(row, served.video(f"seed {seed}")[0])
+
+
+@pytest.mark.parametrize("system", one_of_each_class())
+def test_latents_of_a_seed_are_the_same_in_every_batch(system):
+    """Bit for bit: a video that shows the bytes of its latents."""
+    model = system.build()
+
+    def show(latents):
+        rows = [tf.reshape(tf.bitcast(value, tf.uint8), (tf.shape(value)[0], -1)) for value in latents.values()]
+        video = tf.reshape(tf.concat(rows, 1), (tf.shape(rows[0])[0], -1, 1, 1, 1))
+        return tf.cast(video, tf.float32) / 127.5 - 1.0
+
+    model.decode = show
+    serve = endpoints.make(model).functions["serving_default"]
+    together = serve(np.array([*SEEDS, 4]))["video"].numpy()
+    alone = [serve(np.array([seed]))["video"].numpy() for seed in (*SEEDS, 4)]
+    assert not np.array_equal(together[0], together[1])
+    np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def test_other_seeds_give_other_videos(served):

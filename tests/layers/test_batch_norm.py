@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.tolerances import assert_same_sums
 from tfvidgen.layers.batch_norm import BatchNorm
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.low_precision)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_fused_batch_norm_equals_keras(policy, affine):
     random = np.random.default_rng(0)
@@ -25,8 +26,7 @@ def test_fused_batch_norm_equals_keras(policy, affine):
             total = tf.reduce_sum(y * upstream)
         gradients = tape.gradient(total, [x, *weights])
         results.append([y, *gradients, *(w.value for w in layer.non_trainable_variables), layer(x, training=False)])
-    tolerance = 1e-5 if policy == "float32" else 1e-2
+    # In low precision the statistics are float32 all the same: what is rounded are products and results.
+    terms = {"float32": 6 * 5 * 4, "mixed_bfloat16": 3}[policy]
     for expected, value in zip(*results, strict=True):
-        np.testing.assert_allclose(
-            tf.cast(value, tf.float32), tf.cast(expected, tf.float32), rtol=tolerance, atol=tolerance
-        )
+        assert_same_sums(value, expected, terms, policy.removeprefix("mixed_"))

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.tolerances import assert_same_sums
 from tfvidgen import editing
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator
 from tfvidgen.models.mocogan import MoCoGAN, MotionGRU
@@ -219,7 +220,7 @@ def test_videos_of_any_length_begin_alike():
     short, long = (model.sample_latents(2, num_frames=n, seed=4) for n in (3, 20))
     assert model.decode(long).shape == (2, 20, 16, 16, 3)
     np.testing.assert_array_equal(short["content"], long["content"])
-    np.testing.assert_array_equal(short["motion"], long["motion"][:, :3])
+    assert_same_sums(short["motion"], long["motion"][:, :3], terms=3 * 3 * (3 + 3))  # steps, gates, inputs and state
     assert np.abs(np.diff(long["motion"], axis=1)).min(axis=-1).max() > 0  # and go on moving
 
 
@@ -401,6 +402,7 @@ def test_spectral_norm_bounds_every_kernel():
         assert np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.low_precision
 def test_bfloat16_computes_convolutions_and_keeps_losses_and_weights():
     model = sgd_compiled(built(dtype="mixed_bfloat16", num_categories=2), (0.1, 0.1, 0.1))
     logs = model.train_step(batch(action=[0, 1, 1]))

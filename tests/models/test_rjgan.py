@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.models.test_mocogan import batch, count, values
+from tests.tolerances import assert_same_sums, of_video
 from tfvidgen import editing
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator
 from tfvidgen.models.rjgan import RJGAN, ResidualGRU
@@ -45,7 +46,7 @@ def test_summary_frame_is_the_decode_of_a_zero_residual():
     still = model.decode({**latents, "residual": tf.zeros_like(latents["residual"])})
     summary = model.decode_summary(latents)
     for t in range(4):
-        np.testing.assert_allclose(still[:, t], summary, atol=1e-6)
+        np.testing.assert_allclose(still[:, t], summary, rtol=0, atol=of_video(model))
     assert np.abs(model.decode(latents) - summary[:, None]).max() > 1e-4
 
 
@@ -82,7 +83,9 @@ def test_prior_has_its_spread_and_videos_any_length():
     model = built(summary_stddev=3.0)
     assert np.std(model.sample_latents(500, 1)["summary"]) == pytest.approx(3.0, rel=0.05)
     short, long = (model.sample_latents(2, num_frames=n, seed=4) for n in (3, 20))
-    np.testing.assert_allclose(short["residual"], long["residual"][:, :3], atol=1e-6)
+    assert_same_sums(
+        short["residual"], long["residual"][:, :3], terms=3 * 3 * (6 + 9)
+    )  # steps, gates, state and inputs
     assert model.decode(long).shape == (2, 20, 16, 16, 3)
 
 
@@ -241,6 +244,7 @@ def test_bad_arguments_are_refused():
         built().compile(adversarial_loss="lsgan")
 
 
+@pytest.mark.low_precision
 def test_bfloat16_keeps_losses_and_weights():
     model = compiled(built(dtype="mixed_bfloat16"), (0.1, 0.1, 0.1), r1_weight=1.0)
     logs = model.train_step(batch())

@@ -300,6 +300,7 @@ def test_replicas_draw_their_parts_of_one_device_s_codes(two_replicas):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.low_precision
 def test_low_precision_keeps_codes_and_losses_exact():
     model = tgan(dtype="mixed_bfloat16", compile_with={"clip_every_steps": 1})
     logs = model.train_step(batch())
