@@ -188,6 +188,8 @@ def _train(
             max_bad_steps=config.max_bad_steps,
             video_names=run_data.trained.names,
             xla=config.xla,
+            keep_every=config.keep_every,
+            max_minutes=config.max_minutes,
         )
     return model
 
