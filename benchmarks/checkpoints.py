@@ -33,10 +33,9 @@ def serve() -> None:
     table = LatentTable(NUM_ROWS, (WIDTH,), learning_rate=0.01, update_rule="adam", seed=0)
     table.build()
     random = np.random.default_rng(0)
-    folder = tempfile.TemporaryDirectory(dir=".")
     state = {"step": tf.Variable(0, dtype=tf.int64)}
     state |= {f"table.{i}": weight.value for i, weight in enumerate(table.weights)}
-    checkpoints = Checkpoints(state, folder.name)
+    checkpoints = Checkpoints(state, sys.argv[2])
     plain = np.zeros(
         sum(int(variable.shape.num_elements()) * variable.dtype.size for variable in state.values()), np.uint8
     )
@@ -62,7 +61,7 @@ def serve() -> None:
         watcher.start()
         start, start_processor = time.monotonic(), time.process_time()
         if task == "write":
-            with open(f"{folder.name}/plain", "wb") as file:
+            with open(f"{sys.argv[2]}/plain", "wb") as file:
                 file.write(plain)
         elif task == "check":
             if not_finite(state):
@@ -86,7 +85,8 @@ def serve() -> None:
 
 def run(rounds: int = 3, **unused: Any) -> dict[str, Any]:
     """Everything, printed as one table and returned."""
-    worker = benchmarks.Worker("benchmarks.checkpoints")
+    folder = tempfile.TemporaryDirectory(dir=".")  # the worker is killed in the end and would leave it
+    worker = benchmarks.Worker("benchmarks.checkpoints", folder.name)
     tasks = ("write", "check", "save", "restore")
     answers: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
     try:
@@ -97,6 +97,7 @@ def run(rounds: int = 3, **unused: Any) -> dict[str, Any]:
                     answers[task].append(answer)
     finally:
         worker.close()
+        folder.cleanup()
     num_bytes = answers["write"][0]["bytes"]
     print(
         f"\nCheckpoints: a table of {NUM_ROWS:,} rows of {WIDTH} floats with Adam's slots, {num_bytes / 2**20:.0f} MiB\n"

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import benchmarks
+from tfvidgen import storage
 
 NUM_CLIENTS = 8
 OVERHEAD_BATCH = 8
@@ -59,7 +60,8 @@ def overhead(model: Any, folder: pathlib.Path, rounds: int, seconds: float) -> d
     """Times of one call at batch 8, and their ratio to a `tf.function` of `model.decode` alone."""
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(folder / "1"))
+    with storage.plain_path(folder / "1") as plain:
+        loaded = tf.saved_model.load(plain)
     latents = {name: tf.constant(value) for name, value in model.sample_latents(OVERHEAD_BATCH, seed=0).items()}
     seeds = tf.range(OVERHEAD_BATCH, dtype=tf.int64)
     bare = tf.function(lambda values: model.decode(values))
@@ -243,7 +245,8 @@ def direct(folder: pathlib.Path, num_threads: int, seconds: float) -> tuple[floa
     """Calls per second of the loaded signature at batch 1 from so many threads, and processor seconds per call."""
     import tensorflow as tf
 
-    signature = tf.saved_model.load(str(folder / "1")).signatures["serving_default"]
+    with storage.plain_path(folder / "1") as plain:
+        signature = tf.saved_model.load(plain).signatures["serving_default"]
 
     def send(seed: int) -> int:
         return signature(seed=tf.constant([seed], tf.int64))["video"].numpy().nbytes

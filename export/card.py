@@ -67,9 +67,10 @@ def _training(metadata: Mapping[str, Any]) -> list[str]:
     data = metadata.get("data")
     if not data:
         return []
+    digest = f" (SHA-256 of the pixels and labels `{data['digest']}`)" if "digest" in data else ""
     lines = [
-        f"{metadata['step']} steps on {data['num_videos']} videos of `{data['source']}` (SHA-256 of the pixels and labels "
-        f"`{data['digest']}`), {data['fps']:g} frames per second."
+        f"{metadata['step']} steps on {data['num_videos']} videos of `{data['source']}`{digest}, {data['fps']:g} frames per "
+        "second."
     ]
     for key, names in metadata.get("labels", {}).items():
         lines.append(
@@ -78,7 +79,7 @@ def _training(metadata: Mapping[str, Any]) -> list[str]:
     versions = metadata.get("versions", {})
     if versions:
         lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
-    lines += ["", "The whole configuration is in `metadata.json`."]
+    lines += ["", "The settings are in `metadata.json`."]
     return lines
 
 

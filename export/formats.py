@@ -114,10 +114,11 @@ def _write_onnx(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, np.
     tf2onnx.convert.from_function(function, input_signature=signature, opset=ONNX_OPSET, output_path=str(path))
 
 
+# The runtimes get bytes: of paths they take only those that are UTF-8.
 def _run_onnx(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return session.run(["video"], {entry.name: arrays[entry.name] for entry in session.get_inputs()})[0]
 
 
@@ -135,7 +136,7 @@ def _write_litert(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, n
 def _run_litert(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path))
+    interpreter = Interpreter(model_content=path.read_bytes())
     interpreter.allocate_tensors()
     for entry in interpreter.get_input_details():
         interpreter.set_tensor(entry["index"], arrays[entry["name"]])

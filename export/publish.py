@@ -18,7 +18,6 @@ import subprocess
 import sys
 import types
 import warnings
-from typing import Any
 
 from tfvidgen import storage
 from trainers import cli
@@ -75,10 +74,12 @@ def build(
 ) -> pathlib.Path:
     """Makes the folder and returns it; it appears whole or not at all.
 
+    Of the run's settings it holds what `export.public` lists: no path, host, user or command line.
+
     Raises:
         ValueError: If `out` has content, or the licence's text is not known.
     """
-    from export import card, saved_model
+    from export import card, public, saved_model
     from trainers import runs
 
     run_dir, out = pathlib.Path(run_dir), pathlib.Path(out)
@@ -86,18 +87,19 @@ def build(
         raise ValueError(f"{out} exists and is not an empty folder: remove it, or name another --out.")
     text = _license_text(license, license_file)
     model, step = runs.load_model(run_dir)
-    metadata = saved_model.run_metadata(run_dir, step)
+    metadata, description = saved_model.run_metadata(run_dir, step), runs.read(run_dir)
+    described = {"config.json": {**public.description(description), "model": public.model(description)}}
+    if metadata["metrics"] is not None:
+        described["evaluation.json"] = metadata["metrics"]
     with storage.whole_folder(out) as temporary:
-        version = saved_model.export_model(model, temporary / "saved_model", _without_paths(metadata))
+        version = saved_model.export_model(model, temporary / "saved_model", metadata)
         with warnings.catch_warnings():
             # Keras 3.15 reads its variables by a call that NumPy 2 calls out of date.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             model.save_weights(temporary / "model.weights.h5")
-        (temporary / "LICENSE").write_text(text)
-        for name in ("config.json", "evaluation.json"):
-            if (run_dir / name).is_file():
-                content = _without_paths(json.loads((run_dir / name).read_text()))
-                (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+        (temporary / "LICENSE").write_text(text, encoding="utf-8")
+        for name, content in described.items():
+            storage.write_json(temporary / name, content)
         samples = [path for name in _SAMPLES if (path := run_dir / name).is_file()]
         if samples:
             (temporary / "samples").mkdir()
@@ -106,19 +108,12 @@ def build(
         shutil.copy(version / "sample.gif", temporary / "sample.gif")
         content = json.loads((version / "metadata.json").read_text())
         listed = _FILES.format(repo=repo or "user/name")
-        (temporary / "README.md").write_text(card.model_card(content, license, listed, "saved_model/1"))
+        (temporary / "README.md").write_text(
+            card.model_card(content, license, listed, "saved_model/1"), encoding="utf-8"
+        )
         sums = saved_model.digests(temporary)
         (temporary / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     return out
-
-
-def _without_paths(value: Any) -> Any:
-    """JSON values with the folders of this machine cut to their last part: they are nobody else's business."""
-    if isinstance(value, dict):
-        return {key: _without_paths(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(entry) for entry in value]
-    return pathlib.PurePath(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _license_text(license: str, license_file: str) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tfvidgen import storage
+
 logger = logging.getLogger("export.serve")
 
 # Names of gRPC's status codes, which REST maps to its own numbers.
@@ -150,7 +152,8 @@ class Version:
         from export import serving
 
         self.number, self.folder = int(folder.name), folder
-        self._model = tf.saved_model.load(str(folder))  # the signatures live as long as it does
+        with storage.plain_path(folder) as plain:
+            self._model = tf.saved_model.load(plain)  # the signatures live as long as it does
         self.endpoints = {name: Endpoint(name, function) for name, function in self._model.signatures.items()}
         stored = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         self.signature_defs = {

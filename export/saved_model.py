@@ -7,11 +7,10 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import types
 from typing import TYPE_CHECKING, Any
 
+from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 4  # new videos in sample.gif
 DEFAULT_FPS = 8.0
+_PREFIX = ".export-"  # of the folders in which exports are made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Config:
     out: str = option("", "Folder that gets the version folders; empty for <run_dir>/export.")
     name: str = option("", "Name of the model on a server, as its configuration files have it; empty for the system's.")
     raw_weights: bool = option(False, "Export the weights of the last step where the run kept an average of them.")
+    step: int = option(-1, "Export the checkpoint of this step; -1 for the last one.", minimum=-1)
     max_num_frames: int = option(0, "Most frames a request may ask for; 0 for 8 times the trained length.", minimum=0)
     max_num_steps: int = option(64, "Most videos an interpolation may ask for.", minimum=2)
 
@@ -46,7 +47,7 @@ def export_model(
 
     The folder holds the SavedModel with the endpoints of `export.endpoints.make`, `metadata.json`, a model card, a sample
     GIF and, where tensorflow-serving-api is installed, warm-up requests. Configuration files for servers are put into
-    `<out>/serving/`, where files that are there already are kept.
+    `<out>/serving/`, where files that are there already are kept. What killed exports left in `out` is removed.
 
     Args:
         model: Built, with its weights.
@@ -100,22 +101,20 @@ def export_model(
     json.dumps(content)  # fails before anything is written
 
     out.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    try:
+    storage.sweep(out, _PREFIX, unlocked=True)
+    with storage.temporary_folder(out, _PREFIX) as temporary, storage.plain_path(temporary) as plain:
         folder = temporary / "model"
-        tf.saved_model.save(module, str(folder), signatures=signatures)
+        tf.saved_model.save(module, f"{plain}/model", signatures=signatures)
         samples = made.functions["serving_default"](tf.range(NUM_SAMPLES, dtype=tf.int64))["video"].numpy()
         fps = metadata.get("data", {}).get("fps") or DEFAULT_FPS
         write_gif(folder / "sample.gif", visualize.grid_video(samples), fps)
         content["warmup_requests"] = serving.write_warmup(folder, name, content)
         content["files"] = digests(folder)
         (folder / "metadata.json").write_text(json.dumps(content, indent=2) + "\n")
-        (folder / "README.md").write_text(card.model_card(content))
+        (folder / "README.md").write_text(card.model_card(content), encoding="utf-8")
         final = _moved(folder, out)
         serving.write_configs(out, content)
         return final
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _moved(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
@@ -145,34 +144,39 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def export_run(
-    run_dir: str | os.PathLike, out: str | os.PathLike = "", raw_weights: bool = False, **options: Any
+    run_dir: str | os.PathLike,
+    out: str | os.PathLike = "",
+    raw_weights: bool = False,
+    step: int | None = None,
+    **options: Any,
 ) -> pathlib.Path:
-    """Exports a run's last checkpoint; returns the version folder.
+    """Exports a run's last whole checkpoint; returns the version folder.
 
     Args:
         run_dir: The run. Where it kept an average of its weights, that is exported.
         out: As in `export_model`; empty for `<run_dir>/export`.
         raw_weights: Export the weights of the last step all the same.
+        step: Export the checkpoint of this step.
         options: Those of `export_model`.
     """
     from trainers import runs
 
-    model, step = runs.load_model(run_dir, raw_weights)
+    model, step = runs.load_model(run_dir, raw_weights, step)
     metadata = {**run_metadata(run_dir, step), "raw_weights": raw_weights}
     return export_model(model, out or pathlib.Path(run_dir) / "export", metadata, **options)
 
 
 def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """What a run's folder says about itself: system, settings, data, labels, versions and what was measured."""
+    """What a run's folder says about itself and others may know: system, settings, data, labels, versions, measurements."""
+    from export import public
     from trainers import runs
 
-    description = runs.read(run_dir)
-    keep = ("system", "config", "data", "versions")
-    metadata = {"step": step, **{key: description[key] for key in keep}}
-    metadata["labels"] = description.get("labels", {})
     evaluation = pathlib.Path(run_dir) / "evaluation.json"
-    metadata["metrics"] = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    return metadata
+    found = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    measured = (
+        public.evaluation(found) if found.get("step") == step else None
+    )  # of another step it says nothing of this one
+    return {"step": step, **public.description(runs.read(run_dir)), "metrics": measured}
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
@@ -184,6 +188,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
         config.run_dir,
         config.out,
         config.raw_weights,
+        None if config.step < 0 else config.step,
         name=config.name,
         max_num_frames=config.max_num_frames,
         max_num_steps=config.max_num_steps,

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tfvidgen import storage
+
 TF_SERVING_TAG = "2.20.0"  # newest image of tensorflow/serving in November 2026; `latest` has pointed elsewhere before
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 STUBS_MISSING = "tensorflow-serving-api is not installed; pip install 'tfvidgen[serving]'"
@@ -54,7 +56,7 @@ def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> i
         for signature, endpoint in metadata["endpoints"].items()
         if all(entry["shape"] for entry in endpoint["inputs"].values())
     }
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with storage.plain_path(path.parent) as plain, tf.io.TFRecordWriter(f"{plain}/{path.name}") as writer:
         for signature, endpoint in endpoints.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name = name
@@ -74,8 +76,10 @@ def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarr
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
+    with storage.plain_path(path.parent) as plain:
+        records = list(tf.data.TFRecordDataset(f"{plain}/{path.name}").as_numpy_iterator())
     requests = []
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+    for record in records:
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))

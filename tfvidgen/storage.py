@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+_PREFIX, _LOCK = ".part-", "lock"  # of temporary folders; of the file in them that is locked
+
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` to write; it takes the place of `path` if all went well and is removed if not."""
+    """A path to write a file of the same name to; it takes the place of `path` if all went well and is removed if not.
+
+    What killed processes left in the folder of `path` is removed, at the first call for that folder.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
+    _sweep_once(path.parent.absolute())
+    with _locked_folder(path.parent, _PREFIX) as folder:
+        part = folder / path.name
         yield part
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
@@ -39,52 +45,166 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
 def whole_folder(path: str | os.PathLike, may_exist: bool = False) -> Iterator[pathlib.Path]:
     """A temporary folder beside `path` to fill; it becomes `path` if all went well and is removed if not.
 
+    What killed processes left beside `path` is removed first.
+
     Args:
         path: Not there, or an empty folder.
         may_exist: If another process made `path` meanwhile, leave what it made: it would hold the same.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
-    try:
+    with temporary_folder(path.parent) as part:
         yield part
-        part.chmod(0o755)  # temporary folders begin private, what they become may be shared
         try:
             os.replace(part, path)
         except OSError:
             if not (may_exist and path.exists()):
                 raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def plain_path(folder: str | os.PathLike) -> Iterator[str]:
-    """A path of `folder` that TensorFlow can read: the folder's own, or that of a temporary symbolic link to it.
+def temporary_folder(parent: str | os.PathLike, prefix: str = _PREFIX) -> Iterator[pathlib.Path]:
+    """An empty folder to fill, and perhaps to move away; what is left of it is removed at the end.
+
+    It lies in `<parent>/<prefix>xxxxxxxx`, beside a file that is locked as long as this process lives: so the next call with
+    the same parent and prefix can tell what a killed process left, and removes that first.
+    """
+    sweep(parent, prefix)
+    with _locked_folder(parent, prefix) as folder:
+        yield folder
+
+
+def sweep(parent: str | os.PathLike, prefix: str = _PREFIX, unlocked: bool = False) -> None:
+    """Removes the temporary folders that killed processes left in a folder. Those of living processes stay.
+
+    The locks are the kernel's (`flock`): they end with their process, and hold between hosts where the file system passes them
+    on to its server. On one that knows no locks, everything stays.
+
+    Args:
+        parent: Where to look; it need not exist.
+        prefix: As in `temporary_folder`.
+        unlocked: Removes folders of such a name that have no lock too. Version 0.1 made them.
+    """
+    try:
+        with os.scandir(parent) as entries:
+            found = [pathlib.Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+    except OSError:  # not there, or not ours to read
+        return
+    is_temporary = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}").fullmatch  # as `mkdtemp` names them
+    for folder in found:
+        if not is_temporary(folder.name) or folder.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # in use, gone meanwhile, or another user's
+            names = os.listdir(folder)
+            if _LOCK in names:
+                with _abandoned(folder / _LOCK):
+                    _remove(folder, names)
+            elif unlocked:
+                _remove(folder, names)
+            folder.rmdir()  # it may have been empty: its process was killed at once, or is about to lock it and tries again
+
+
+@functools.lru_cache(1000)
+def _sweep_once(folder: pathlib.Path) -> None:
+    """As `sweep`, for whoever writes thousands of files into one folder."""
+    sweep(folder)
+
+
+@contextlib.contextmanager
+def _locked_folder(parent: str | os.PathLike, prefix: str) -> Iterator[pathlib.Path]:
+    lock = None
+    while lock is None:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = _lock(folder / _LOCK)
+    try:
+        content = folder / "content"
+        content.mkdir()
+        yield content
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(folder, os.listdir(folder))
+        os.close(lock)  # before the folder goes: on NFS a file that is open stays in it
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _lock(path: pathlib.Path) -> int | None:
+    """Makes a file that is locked until it is closed; None if a sweep was faster and takes its folder away."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = os.fstat(file).st_nlink == 0
+    except BlockingIOError:
+        taken = True
+    except OSError:  # no locks on this file system
+        taken = False
+    if taken:
+        os.close(file)
+    return None if taken else file
+
+
+@contextlib.contextmanager
+def _abandoned(lock: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a process that has ended. Raises OSError if it lives, or if there are no locks here."""
+    file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
+
+
+def _remove(folder: pathlib.Path, names: list[str]) -> None:
+    """Removes entries of a folder, its lock last: should this process be killed, the next one still finds it."""
+    for name in sorted(names, key=lambda name: name == _LOCK):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def plain_path(path: str | os.PathLike) -> Iterator[str]:
+    """A path that TensorFlow can read: `path` itself, or that of a temporary symbolic link to it.
 
     TensorFlow takes the path of a checkpoint or a SavedModel for a glob pattern, and for UTF-8: of a folder called `lr[1e-3]`
     it reads back nothing that it wrote there itself. The link is removed at the end; what is written through it stays.
 
     Args:
-        folder: An existing folder.
+        path: An existing folder to read and write, or the prefix of a checkpoint's files to read.
 
     Raises:
-        ValueError: If a link is needed, and no folder for temporary files has a plain path itself.
+        ValueError: If a link is needed and there is nothing to link to, or no folder for temporary files has a plain path.
     """
-    if _is_plain(folder):
-        yield os.fspath(folder)
+    if _is_plain(path):
+        yield os.fspath(path)
         return
+    path = pathlib.Path(path).absolute()
+    linked = {"": path} if path.exists() else {file.name[len(path.name) :]: file for file in _files_of(path)}
+    if not linked:
+        raise ValueError(f"There is neither a folder nor a checkpoint {str(path)!r}.")
     places = (tempfile.gettempdir(), "/tmp", "/var/tmp")
     place = next((place for place in places if _is_plain(place) and os.access(place, os.W_OK | os.X_OK)), None)
     if place is None:
         raise ValueError(
-            f"TensorFlow cannot read {os.fspath(folder)!r}, and there is no folder for temporary files to link to it from: "
-            f"TMPDIR must name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
+            f"TensorFlow cannot read {str(path)!r}, and there is no folder for temporary files to link to it from: TMPDIR must "
+            f"name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
         )
-    with tempfile.TemporaryDirectory(prefix="tfvidgen-", dir=place) as temporary:
-        link = os.path.join(temporary, "link")
-        os.symlink(os.path.abspath(folder), link, target_is_directory=True)
-        yield link
+    with temporary_folder(place, "tfvidgen-link-") as temporary:
+        for suffix, target in linked.items():
+            (temporary / f"path{suffix}").symlink_to(target, target_is_directory=target.is_dir())
+        yield str(temporary / "path")
+
+
+def _files_of(prefix: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a checkpoint: its prefix, a dot, and what TensorFlow puts there."""
+    if not prefix.parent.is_dir():
+        return []
+    return [file for file in prefix.parent.iterdir() if file.name.startswith(f"{prefix.name}.")]
 
 
 _PATTERN = "*?[]\\"

@@ -92,6 +92,11 @@ class RunConfig:
         may_change=True,
         per_worker=True,
     )
+    init_from: str = option(
+        "",
+        "Begin with the weights and codes of this run, of any system, where they fit; a run that goes on needs it no more.",
+        may_change=True,
+    )
     total_steps: int = option(
         1000, "Training steps; a run that stopped or finished goes on with more.", minimum=1, may_change=True
     )
@@ -102,7 +107,7 @@ class RunConfig:
         may_change=True,
     )
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
-    steps_per_loop: int = option(50, "Steps between two looks from Python.", minimum=1, may_change=True)
+    steps_per_loop: int = option(50, "Steps between two lines of metrics.jsonl.", minimum=1, may_change=True)
     checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1, may_change=True)
     keep_every: int = option(
         0,
@@ -131,8 +136,8 @@ class RunConfig:
     )
     strategy: str = option(
         "auto",
-        "Devices: auto (multiworker if TF_CONFIG names several workers, else all GPUs there are), none (one device), "
-        "mirrored (all of this machine), multiworker (those of TF_CONFIG).",
+        "Devices: auto (multiworker if TF_CONFIG, or else the Slurm step, has several workers; else all GPUs there are), none "
+        "(one device), mirrored (all of this machine), multiworker (those of TF_CONFIG or of the Slurm step).",
         ("auto", "none", "mirrored", "multiworker"),
         may_change=True,
         per_worker=True,
@@ -285,14 +290,19 @@ def _read_config_file(path: str) -> dict[str, Any]:
 
 
 def parse(
-    config_class: type, presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str], system: str = ""
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str],
+    arguments: str = "",
+    system: str = "",
 ) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, the flags that are not config: `config`, `preset`, `dry_run`, `help`).
+    """Command line -> (config, the flags that are not config: `config`, `preset`, `dry_run`, `help`, and `arguments`).
 
     Args:
         config_class: Its fields are the flags.
         presets: Settings by name; a program without any takes no `--config`, `--preset` and `--dry_run`.
         argv: Without the program's name.
+        arguments: What stands on the command line beside flags, for the usage; empty for nothing.
         system: Of the runs that `--config` may name.
 
     Raises:
@@ -312,13 +322,14 @@ def parse(
         raise UsageError(f"Unknown flag --{error.flagname}.{close} --help lists all flags.") from None
     except flags.Error as error:
         raise UsageError(f"{error} --help says what each flag takes.") from None
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         raise UsageError(f"Unexpected argument {rest[1]!r}: flags are written --name=value. --help lists them.")
     other = types.SimpleNamespace(
         config=values["config"].value if presets else "",
         preset=values["preset"].value if presets else "",
         dry_run=values["dry_run"].value if presets else False,
         help=values["help"].value,
+        arguments=rest[1:],
     )
     if other.preset and other.preset not in presets:
         raise UsageError(
@@ -336,9 +347,20 @@ def parse(
     return config, other
 
 
-def help_text(program: str, description: str, config_class: type, presets: Mapping[str, Mapping[str, Any]]) -> str:
+def help_text(
+    program: str,
+    description: str,
+    config_class: type,
+    presets: Mapping[str, Mapping[str, Any]],
+    arguments: str = "",
+) -> str:
     """Every flag with its meaning, default and choices; every preset with what it sets."""
-    lines = [description.strip(), "", f"Usage: python -m {program} [--flag=value ...]", ""]
+    lines = [
+        description.strip(),
+        "",
+        f"Usage: python -m {program} {arguments and arguments + ' '}[--flag=value ...]",
+        "",
+    ]
     if presets:
         lines += ["Presets (--preset=NAME):"]
         for name, preset in presets.items():
@@ -364,15 +386,22 @@ def main(
     presets: Mapping[str, Mapping[str, Any]],
     run: Callable[[Any, types.SimpleNamespace], int | None],
     argv: Sequence[str] | None = None,
+    arguments: str = "",
 ) -> int:
     """Parses, answers `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would hide the program's own lines
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
     try:
-        config, other = parse(config_class, presets, sys.argv[1:] if argv is None else argv, program.rpartition(".")[2])
+        given = sys.argv[1:] if argv is None else argv
+        config, other = parse(config_class, presets, given, arguments, program.rpartition(".")[2])
         if other.help:
-            print(help_text(program, description, config_class, presets))
+            print(help_text(program, description, config_class, presets, arguments))
             return 0
         return run(config, other) or 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         kind = "usage" if isinstance(error, UsageError) else "error"
         print(f"{program}: {kind}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 _EXAMPLE = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
+# What srun tells each task of a step.
+_TASKS, _NODES, _TASKS_PER_NODE = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"
+# Ports of a step's workers: each step has its own block, so that steps and jobs that share a node do not meet. All blocks lie
+# below the ports that Linux gives to outgoing connections.
+_FIRST_PORT, _PORTS_PER_STEP, _PORT_BLOCKS = 10000, 64, 311
 
 
 class Cluster(NamedTuple):
@@ -71,26 +77,105 @@ def read_cluster(text: str | None = None) -> Cluster | None:
     return Cluster(workers, index + (len(jobs.get("chief", [])) if job == "worker" else 0))
 
 
+def read_slurm() -> Cluster | None:
+    """The tasks of this Slurm step, which `srun` started, or None where there is no step.
+
+    Workers are numbered node after node, whatever way Slurm dealt the tasks out (`srun --distribution`); the tasks of a node
+    get ports that follow each other. TensorFlow's own `SlurmClusterResolver` is not used: it sorts the nodes as text, so that
+    task 0 of n9 and n10 is looked for on n10, knows only one range of numbers in a node's name, and needs a GPU.
+
+    Raises:
+        ValueError: If a variable is missing or contradicts the others, or node names cannot be written out.
+    """
+    if not os.environ.get(_TASKS, "").strip():
+        return None
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(
+            f"The tasks of this Slurm step cannot be joined: {what}. Start them with srun, which sets the variables, or write "
+            f"TF_CONFIG, which comes first, e.g. {_EXAMPLE}; --strategy=none or mirrored trains in this task alone."
+        )
+
+    def number(name: str, default: int | None = None) -> int:
+        text = os.environ.get(name, "" if default is None else str(default)).strip()
+        if not re.fullmatch(r"\d+", text):
+            raise wrong(f"{name} is {repr(text) if text else 'not set'}, and should be a whole number")
+        return int(text)
+
+    num_tasks, rank = number(_TASKS), number("SLURM_PROCID")
+    nodes, per_node = os.environ.get(_NODES, "").strip(), os.environ.get(_TASKS_PER_NODE, "").strip()
+    for name, text in ((_NODES, nodes), (_TASKS_PER_NODE, per_node)):
+        if not text:
+            raise wrong(f"{name} is not set")
+    counts: list[int] = []
+    for part in per_node.split(","):
+        match = re.fullmatch(
+            r"(\d+)(?:\(x(\d+)\))?", part
+        )  # 2(x3),1: two tasks on each of three nodes, one on a fourth
+        if not match:
+            raise wrong(f"{_TASKS_PER_NODE} is {per_node!r}, and should be like '2(x3),1'")
+        counts += [int(match[1])] * int(match[2] or 1)
+    try:
+        hosts = _node_names(nodes)
+    except ValueError as error:
+        raise wrong(str(error)) from None
+    if len(hosts) != len(counts) or sum(counts) != num_tasks:
+        raise wrong(
+            f"{_NODES}={nodes} has {len(hosts)} nodes, {_TASKS_PER_NODE}={per_node} counts {sum(counts)} tasks on "
+            f"{len(counts)} nodes, and {_TASKS} is {num_tasks}"
+        )
+    places = [(node, local) for node, count in enumerate(counts) for local in range(count)]
+    if rank >= num_tasks:
+        raise wrong(f"SLURM_PROCID is {rank}, and {num_tasks} tasks have 0..{num_tasks - 1}")
+    place = (number("SLURM_NODEID", places[rank][0]), number("SLURM_LOCALID", places[rank][1]))
+    if place not in places:
+        raise wrong(f"SLURM_NODEID={place[0]} and SLURM_LOCALID={place[1]} are no place among its tasks")
+    block = (31 * number("SLURM_JOB_ID", 0) + number("SLURM_STEP_ID", 0)) % _PORT_BLOCKS
+    first_port = _FIRST_PORT + _PORTS_PER_STEP * block
+    return Cluster(tuple(f"{hosts[node]}:{first_port + local}" for node, local in places), places.index(place))
+
+
+def _node_names(nodes: str) -> list[str]:
+    """`n[9-10],m1` -> names of nodes, in Slurm's order. Raises ValueError if Slurm's own program has to be asked and fails."""
+    if "[" not in nodes:
+        return nodes.split(",")
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except FileNotFoundError:
+        reason = "there is no program scontrol on PATH (in a container it has to be mounted)"
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip() or f"it ended with status {error.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    raise ValueError(f"`{' '.join(command)}` is needed to write {_NODES} out, and failed: {reason}")
+
+
 def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strategy:
     """Makes the strategy; for several workers it must come before TensorFlow runs any operation.
 
     Args:
         name: `none`: one device; `mirrored`: all GPUs, or all logical CPUs where there are none; `multiworker`: the
-            workers of TF_CONFIG with all their GPUs; `auto`: multiworker where TF_CONFIG names more than one worker,
-            mirrored where there are several GPUs, else none.
+            workers of TF_CONFIG with all their GPUs or, where that is not set, the tasks of this Slurm step with their
+            GPUs; `auto`: multiworker where those are more than one, mirrored where there are several GPUs, else none.
         devices: Names with commas between them, e.g. `GPU:0,GPU:1`, to take only these. `none` takes one.
 
     Raises:
-        ValueError: For an unknown name or device, or a TF_CONFIG that cannot be used.
+        ValueError: For an unknown name or device, or for a TF_CONFIG or Slurm step that cannot be used.
     """
     import tensorflow as tf
 
-    if _workers(name, devices):
+    if cluster := _cluster(name, devices):
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return tf.distribute.MultiWorkerMirroredStrategy(None if read_cluster() else _slurm_resolver(cluster))
         except RuntimeError as error:
             raise ValueError(
                 f"Several workers must be joined before TensorFlow runs anything: start a fresh process. ({error})"
+            ) from None
+        except tf.errors.UnknownError as error:
+            raise ValueError(
+                f"This worker cannot listen at {cluster.workers[cluster.index]} ({error.message}). If another program has the "
+                "port, choose others in TF_CONFIG; under Slurm, starting the step again gives it other ports."
             ) from None
     chosen, in_step = _of_this_machine(name, devices)
     if not in_step:
@@ -106,27 +191,68 @@ def num_replicas(name: str = "auto", devices: str = "") -> int:
     """
     import tensorflow as tf
 
-    if workers := _workers(name, devices):
-        return len(workers) * max(1, len(tf.config.list_logical_devices("GPU")))
+    if cluster := _cluster(name, devices):
+        gpus = tf.config.list_logical_devices("GPU")
+        return len(cluster.workers) * max(1, len(gpus if read_cluster() else _share(gpus, cluster)))
     chosen, in_step = _of_this_machine(name, devices)
     return len(chosen) if in_step else 1
 
 
-def _workers(name: str, devices: str) -> tuple[str, ...]:
-    """Addresses of the workers that a strategy joins; none for a strategy of this machine alone."""
+def _cluster(name: str, devices: str) -> Cluster | None:
+    """The workers that a strategy joins: TF_CONFIG's, else Slurm's; None for a strategy of this machine alone."""
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received {name!r}.")
-    cluster = read_cluster() if name in ("auto", "multiworker") else None
+    cluster = (read_cluster() or read_slurm()) if name in ("auto", "multiworker") else None
     if name == "multiworker" and cluster is None:
-        raise ValueError(f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}.")
+        raise ValueError(
+            f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}, or a Slurm step, started with srun."
+        )
     if cluster is None or (name == "auto" and len(cluster.workers) < 2):
-        return ()
+        return None
     if devices:
         raise ValueError(
             f"`devices` chooses among those of one machine, and a worker takes all of its own. Received {devices!r}: "
             "leave it out, and hide GPUs with the environment variable CUDA_VISIBLE_DEVICES."
         )
-    return cluster.workers
+    return cluster
+
+
+def _slurm_resolver(cluster: Cluster) -> tf.distribute.cluster_resolver.ClusterResolver:
+    """What TensorFlow asks about the cluster. Hides the GPUs that belong to other tasks of this node."""
+    import tensorflow as tf
+
+    gpus = _share(tf.config.list_physical_devices("GPU"), cluster)
+    tf.config.set_visible_devices(gpus, "GPU")
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+        task_type="worker",
+        task_id=cluster.index,
+        num_accelerators={"GPU": len(gpus)},
+        rpc_layer="grpc",
+    )
+
+
+def _share(gpus: Sequence[Any], cluster: Cluster) -> Sequence[Any]:
+    """The GPUs of this task, of those that it sees: all, or its part where the tasks of a node all see the same ones.
+
+    Slurm gives tasks GPUs of their own if asked to (`--gpus-per-task`): a task then sees fewer than the step has on the node.
+
+    Raises:
+        ValueError: If the GPUs of a node cannot be shared evenly.
+    """
+    hosts = [address.rpartition(":")[0] for address in cluster.workers]
+    num_tasks = hosts.count(hosts[cluster.index])
+    on_node = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if len(gpus) < max(num_tasks, int(on_node) if on_node.isdecimal() else 0):
+        return gpus
+    if len(gpus) % num_tasks:
+        raise ValueError(
+            f"{num_tasks} tasks of this node see the same {len(gpus)} GPUs and cannot share them evenly: start as many tasks as "
+            "GPUs, one task, or give each its own with srun --gpus-per-task."
+        )
+    size = len(gpus) // num_tasks
+    first = hosts[: cluster.index].count(hosts[cluster.index]) * size
+    return gpus[first : first + size]
 
 
 def _of_this_machine(name: str, devices: str) -> tuple[list[str], bool]:

@@ -47,6 +47,7 @@ class Action:
             keeps one.
         name: Under which a run remembers that it has finished; empty for that of `run`.
         rewind: Called as `rewind(step)` before steps after `step` are trained, perhaps again: forgets what it made of them.
+        product: The file that it leaves. Where that is missing, the action has not finished.
     """
 
     run: Callable[[int, Logs], None]
@@ -54,6 +55,7 @@ class Action:
     uses_weights: bool = True
     name: str = ""
     rewind: Callable[[int], None] | None = None
+    product: pathlib.Path | None = None
 
 
 def run(
@@ -222,7 +224,7 @@ def run(
         raise SystemExit(128 + stop.requested)
     if at < total_steps:
         progress.note(
-            f"stopped at step {saved_at}, before {max_minutes:g} minutes are up; the same command goes on from it"
+            f"stopped at step {saved_at}, as its time is up; the checkpoint is written and the same command goes on from it"
         )
     return logs
 
@@ -300,7 +302,12 @@ class _Finished:
 
     def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
         """Those that were due at a checkpoint's step, and of which there is no word that they finished then or later."""
-        return [a for a in actions if _is_due(a, at, total_steps) and self._steps.get(_name(a), _NONE) < at]
+
+        def is_finished(action: Action) -> bool:
+            product = getattr(action, "product", None)
+            return self._steps.get(_name(action), _NONE) >= at and (product is None or product.exists())
+
+        return [action for action in actions if _is_due(action, at, total_steps) and not is_finished(action)]
 
     def add(self, action: Action, at: int) -> None:
         """Notes that an action has finished."""

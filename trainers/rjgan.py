@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import TYPE_CHECKING
 
 from trainers import adversarial, mocogan, train
@@ -31,10 +30,6 @@ class Config(adversarial.ImageAndVideoConfig):
     )
     exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
     images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
-    init_from: str = option(
-        "",
-        "Begin with the networks of this RJGAN run, of images or of clips (Sec. 5.1); a run that goes on needs it no more.",
-    )
 
 
 # Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions stand in an appendix that is not public.
@@ -76,8 +71,6 @@ def build_model(config: Config, run_data: RunData) -> RJGAN:
         linear_residual=config.linear_residual,
     )
     model.build()
-    if config.init_from and not _goes_on(config):
-        copy_networks(config.init_from, model)
     model.compile(
         adversarial.adam(config, config.generator_learning_rate),
         adversarial.adam(config, config.discriminator_learning_rate),
@@ -87,39 +80,6 @@ def build_model(config: Config, run_data: RunData) -> RJGAN:
         **adversarial.compile_options(config),
     )
     return model
-
-
-def _goes_on(config: Config) -> bool:
-    """Whether the weights come from the run's own checkpoint: the run of `init_from` may be gone then."""
-    from trainers import checkpoints
-
-    return bool(config.run_dir and checkpoints.latest(pathlib.Path(config.run_dir) / "checkpoints"))
-
-
-def copy_networks(run_dir: str, model: RJGAN) -> None:
-    """Gives `model` every network that it shares with the model of another run: images then clips, or clips then images.
-
-    Raises:
-        ValueError: If the run is of another system, or its networks have other shapes.
-    """
-    from trainers import runs
-
-    system = runs.read(run_dir)["system"]
-    if system != "rjgan":
-        raise ValueError(f"--init_from must name a run of rjgan. {run_dir} holds one of {system}.")
-    source, _ = runs.load_model(run_dir)
-    found = {variable.path.partition("/")[2]: variable for variable in source.weights}
-    shared = [(variable, found.get(variable.path.partition("/")[2])) for variable in model.weights]
-    shared = [(variable, other) for variable, other in shared if other is not None]
-    different = [
-        f"{v.path.partition('/')[2]} is {o.shape} there, {v.shape} here" for v, o in shared if v.shape != o.shape
-    ]
-    if different:
-        raise ValueError(
-            f"The networks of {run_dir} do not fit: {'; '.join(different[:3])}. Use the same widths, heads and size."
-        )
-    for variable, other in shared:
-        variable.assign(other.value)
 
 
 def main(argv=None) -> int:

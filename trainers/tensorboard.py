@@ -5,13 +5,14 @@ tensorboard --logdir runs
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfvidgen import visualize
+from tfvidgen import storage, visualize
 from tfvidgen.data.video_io import encode_gif
 from trainers import loop, runs, samples
 
@@ -61,7 +62,7 @@ class EventLog:
 
     def _writing(self):
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(str(self._folder))
+            self._writer = tf.summary.create_file_writer(os.fsencode(self._folder))
         return self._writer.as_default()
 
 
@@ -69,7 +70,7 @@ def _drop_events_after(folder: pathlib.Path, step: int) -> None:
     for path in folder.glob("events.out.tfevents.*"):
         kept, complete = [], True
         try:
-            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            for record in tf.data.TFRecordDataset(os.fsencode(path)).as_numpy_iterator():
                 if tf.compat.v1.Event.FromString(record).step <= step:
                     kept.append(record)
                 else:
@@ -78,11 +79,9 @@ def _drop_events_after(folder: pathlib.Path, step: int) -> None:
             complete = False
         if complete:
             continue
-        temporary = path.with_name(f".{path.name}")
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
+        with storage.replaced(path) as part, tf.io.TFRecordWriter(os.fsencode(part)) as writer:
             for record in kept:
                 writer.write(record)
-        temporary.replace(path)
 
 
 class Clips:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pathlib
 import socket
+import time
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,11 @@ def main(
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
             run_dir = f"runs/{_repeated_name(other.config)}" if other.config else f"runs/{system}-{name}"
             config = dataclasses.replace(config, run_dir=run_dir)
+        if "://" in config.run_dir:
+            raise cli.UsageError(
+                f"--run_dir={config.run_dir} is not on a file system: a run needs one that can rename, append and lock. Name a "
+                "local or shared folder, and copy the run afterwards (docs/scaling.md)."
+            )
         if other.dry_run:
             print(dry_run(config, build_model, system))
             return 0
@@ -114,6 +120,7 @@ def train(
     system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
 ) -> VideoGenerator:
     """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
+    begin = time.monotonic()
     import tensorflow as tf
 
     from trainers import checkpoints, cluster, health
@@ -126,7 +133,7 @@ def train(
     num_workers = cluster.num_workers(strategy)
     folder = pathlib.Path(config.run_dir) / "checkpoints"
     with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
-        return _train(system, asked, config, build_model, strategy, report, notes)
+        return _train(system, asked, config, build_model, strategy, report, notes, begin)
 
 
 def _train(
@@ -137,10 +144,11 @@ def _train(
     strategy: tf.distribute.Strategy,
     report: Callable[[str], None] | None,
     notes: list[str],
+    begin: float,
 ) -> VideoGenerator:
     import keras
 
-    from trainers import checkpoints, cluster, loop, runs, samples, tensorboard
+    from trainers import checkpoints, cluster, init_from, loop, runs, samples, tensorboard
     from trainers.average import WeightAverage
     from trainers.lock import RunLock
 
@@ -155,6 +163,7 @@ def _train(
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    begun = init_from.begin(config, model, run_data, strategy)
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
         run_dir = runs.start(config, system, model, run_data, writes=is_chief, asked=asked)
         cluster.agree(
@@ -165,6 +174,8 @@ def _train(
         for line in (*notes, describe_data(run_data)):
             say(f"{system}: {line}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
+        if is_chief:
+            init_from.note(run_dir, begun, model, run_data, say)
         loop.run(
             model,
             _dataset_fn(config, run_data),
@@ -189,7 +200,7 @@ def _train(
             video_names=run_data.trained.names,
             xla=config.xla,
             keep_every=config.keep_every,
-            max_minutes=config.max_minutes,
+            max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
         )
     return model
 
@@ -218,7 +229,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     def run(step: int, logs: Mapping[str, float]) -> None:
         evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
 
-    return [loop.Action(run, every_steps=0, name="evaluation")]
+    return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json")]
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
@@ -299,12 +310,13 @@ def count_parameters(model: VideoGenerator) -> str:
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
-    from trainers import cluster, runs
+    from trainers import cluster, init_from, runs
 
     config = _resolved(config, system)
     run_data = runs.load_data(config)
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
+    begun = init_from.begin(config, model, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
     slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
@@ -318,7 +330,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
-    lines += [f"model: {count_parameters(model)}"]
+    lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     parts = {
         "videos": in_memory,
         "weights and codes": state + average,

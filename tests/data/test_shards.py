@@ -115,6 +115,18 @@ def test_a_shard_is_a_tfrecord_file_that_others_can_read(prepared, collection):
     np.testing.assert_array_equal(np.reshape(frames, collection.frames.shape), collection.frames)
 
 
+def test_any_folder_is_prepared_into_though_a_process_was_killed_there(source, collection, tmp_path):
+    out = tmp_path / os.fsdecode(b"lr[1e-3] caf\xe9")
+    left = out / ".part-0123abcd"  # as of a process that was killed while it wrote `index.json`
+    (left / "content").mkdir(parents=True)
+    (left / "lock").touch()
+    videos = prepare(source, out)
+    assert not left.exists()
+    batch = next(iter(make_sharded_dataset(videos, 2, 3)))
+    expected = next(iter(data.make_dataset(collection, 2, 3)))
+    np.testing.assert_array_equal(batch["video"], expected["video"])
+
+
 def test_labels_of_arrays(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 8, 8, 3), np.uint8)
     (tmp_path / "set").mkdir()

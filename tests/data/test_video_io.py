@@ -37,7 +37,7 @@ def encode(path, video, codec, container, pixel_format="yuv420p", options=None):
 
 
 def leftovers(folder):
-    return [name for name in os.listdir(folder) if name.endswith(".part")]
+    return [name for name in os.listdir(folder) if name.startswith(".")]
 
 
 @pytest.mark.parametrize("fps", [8, 23.976, 25.0])

@@ -1,5 +1,7 @@
 """ONNX and LiteRT of `decode`, run in their own runtimes."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,12 @@ def test_every_system_agrees(system, suffix, tmp_path):
     path, difference = formats.convert(model, tmp_path / f"decode{suffix}", batch_size=2)
     assert difference <= formats.TOLERANCE
     assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.stat().st_size > 1000
+
+
+def test_any_path_is_taken(suffix, tmp_path):
+    folder = tmp_path / os.fsdecode(b"lr[1e-3] caf\xe9")
+    path, _ = formats.convert(free_length.build(), folder / f"decode*{suffix}")
+    assert [file.name for file in folder.iterdir()] == [f"decode*{suffix}"] and path.stat().st_size > 1000
 
 
 def test_onnx_takes_any_number_of_videos_and_frames(tmp_path):

@@ -1,17 +1,21 @@
 """The folder of a published model: complete, checkable, and free of this machine's paths."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
 import os
+import shutil
+import socket
 import stat
 import subprocess
 
 import numpy as np
 import pytest
 
-from export import publish
+from export import public, publish, saved_model
 from tests.export.conftest import assert_same_frames
+from tests.systems import SYSTEMS
 from trainers import runs
 
 
@@ -69,12 +73,137 @@ def test_the_weights_go_on_with_tfvidgen(published, run):
     np.testing.assert_array_equal(model.generate(2, seed=3), expected.generate(2, seed=3))
 
 
-def test_no_path_of_this_machine_is_published(published, run):
-    folder = os.path.dirname(run.config.run_dir)
-    assert folder in runs.read(run.config.run_dir)["config"]["run_dir"]
-    for path in published.rglob("*"):
-        if path.is_file():
-            assert folder.encode() not in path.read_bytes(), path
+# ---------------------------------------------------------------- what stays at home
+SECRET = "s3cret"
+PLACES = (
+    f"/home/{SECRET}/set",
+    f"~{SECRET}/set",
+    f"../{SECRET}/set",
+    f"{SECRET}/set/",
+    f"C:\\Users\\{SECRET}\\set",
+    f"file:///home/{SECRET}/set",
+    f"https://{SECRET}:{SECRET}@{SECRET}.org/set?key={SECRET}",
+    f"grpc://{SECRET}:8500",
+    f"i3d=/home/{SECRET}/w.pt,vgg16=/{SECRET}/set",
+    f"--data_dir=/{SECRET}/set",
+    f"{SECRET}@{SECRET}:/{SECRET}/set",
+)
+FREE_TEXT = [f"{SECRET}", f"python -m trainers.navsynth --data_dir={SECRET}", *PLACES]
+
+
+def planted(content, text, path=()):
+    """The content of a config.json with a text in the place of every text but those that a model is built from."""
+    if isinstance(content, dict):
+        return {key: planted(value, text, (*path, key)) for key, value in content.items()}
+    if isinstance(content, list):
+        return [planted(value, text, path) for value in content]
+    return text if isinstance(content, str) and path[0] not in ("system", "model", "labels") else content
+
+
+def with_secrets(description: dict, text: str, place: str) -> dict:
+    """A run's description that names, wherever it can, what is nobody's business; `place` is where its data lies."""
+    content = planted(description, text)
+    content["data"]["source"] = place
+    content["config"] |= {"dataset": place, "image_dataset": place, "a_new_setting": text, "init_from": text, text: 3}
+    content["data"] |= {"host": text, text: text}
+    content["versions"] |= {text: "1.0", "commit": text}
+    content["environment"] = {"command": [text], "host": text, "user": text, "devices": {text: [text]}, "date": text}
+    content["resolved"] = {"precision": "bfloat16", "data_dir": text}
+    content["forms"] = {"settings": 2, "written_by": text}
+    return content
+
+
+@pytest.mark.parametrize("system", sorted({s.model_class.__module__.split(".")[-1] for s in SYSTEMS}))
+def test_numbers_and_choices_are_public_and_other_text_is_not(system):
+    config_class = importlib.import_module(f"trainers.{system}").Config
+    config = dataclasses.asdict(config_class())
+    public_settings = public.settings(system, config)
+    for field in dataclasses.fields(config_class):
+        if field.type != "str" or field.metadata["choices"] or field.name == "dataset":
+            assert public_settings[field.name] == config[field.name], field.name
+    description = {"system": system, "config": config, "data": {"source": "", "digest": "a" * 64}, "versions": {}}
+    for place in PLACES:
+        for text in FREE_TEXT:
+            content = public.description(with_secrets(description, text, place))
+            assert SECRET not in json.dumps(content), (text, place)
+            assert content["data"]["source"] == content["config"]["dataset"] != ""
+            assert content["resolved"] == {"precision": "bfloat16"} and content["forms"] == {"settings": 2}
+
+
+def test_data_is_called_by_the_last_part_of_its_path():
+    names = {"actors": "actors", "a/b.npz": "b.npz", "/data/My set (2)/": "My set (2)", "C:\\d\\clips": "clips"}
+    names |= {"..": public.UNNAMED, "~": public.UNNAMED, "/": public.UNNAMED, "~me": public.UNNAMED}
+    names |= {os.fsdecode(b"/data/caf\xe9"): "caf?"}
+    assert {path: public.last_part(path) for path in names} == names
+
+
+def test_settings_that_are_names_are_public():
+    given = {"augmentation": "colour, cutout", "image_dataset": "/data/faces"}
+    assert public.settings("rjgan", given) == {"augmentation": "colour, cutout", "image_dataset": "faces"}
+    assert "augmentation" not in public.settings("rjgan", {"augmentation": f"colour,{SECRET}"})
+
+
+def test_of_an_evaluation_its_numbers_and_protocol_are_public():
+    results = {
+        "step": 7,
+        "new_videos": {"fcs": 0.5, "run": SECRET, f"/{SECRET}": 1.0},
+        "protocol": {"size": 64, "psnr": "range 255", "weights": f"i3d=/{SECRET}"},
+        "versions": {"numpy": "2.4.0", "host": SECRET},
+        "command": SECRET,
+        "held_out_cells": None,
+    }
+    assert public.evaluation(results) == {
+        "step": 7,
+        "new_videos": {"fcs": 0.5},
+        "protocol": {"size": 64, "psnr": "range 255"},
+        "versions": {"numpy": "2.4.0"},
+        "held_out_cells": None,
+    }
+
+
+@pytest.fixture(scope="module")
+def secretive(run, tmp_path_factory):
+    """A run folder whose files are full of what is nobody's business, in a place that is nobody's business either."""
+    run_dir = tmp_path_factory.mktemp(SECRET) / "run"
+    shutil.copytree(run.config.run_dir, run_dir, ignore=shutil.ignore_patterns("export"))
+    place = os.fsdecode(f"/home/{SECRET}/caf".encode() + b"\xe9")
+    content = with_secrets(runs.read(run_dir), f"/home/{SECRET}/set", place)
+    (run_dir / "config.json").write_text(json.dumps(content))
+    measured = json.loads((run_dir / "evaluation.json").read_text())
+    (run_dir / "evaluation.json").write_text(json.dumps({**measured, "run": SECRET, "protocol": {"host": SECRET}}))
+    return run_dir
+
+
+def assert_says_nothing(folder, run_dir):
+    repository = os.path.dirname(os.path.dirname(publish.__file__))
+    host, user = socket.gethostname(), os.path.expanduser("~")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for known in (SECRET, str(run_dir), repository, *([host] if len(host) > 4 else []), user):
+            assert known.encode() not in content, (path, known)
+
+
+def test_no_published_byte_tells_of_this_machine(secretive, run, tmp_path):
+    folder = publish.build(secretive, tmp_path / "mine", license="apache-2.0")
+    assert_says_nothing(folder, secretive)
+    description = json.loads((folder / "config.json").read_text())
+    metadata = json.loads((folder / "saved_model" / "1" / "metadata.json").read_text())
+    assert description["data"]["source"] == metadata["config"]["dataset"] == "caf?"
+    assert "videos of `caf?`" in (folder / "README.md").read_text()
+    assert description["config"]["learning_rate"] == run.config.learning_rate
+    test_the_weights_go_on_with_tfvidgen(folder, run)
+
+
+def test_no_exported_byte_tells_of_this_machine(secretive):
+    assert_says_nothing(saved_model.export_run(secretive), secretive)
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", os.fsdecode(b"caf\xe9")])
+def test_any_folder_is_published_to(run, tmp_path, name):
+    folder = publish.build(run.config.run_dir, tmp_path / name, license="apache-2.0")
+    test_every_file_has_its_sum(folder)
+    test_the_weights_go_on_with_tfvidgen(folder, run)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_wrong_settings_are_one_message(run, published, tmp_path, capsys):

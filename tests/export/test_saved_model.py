@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import endpoints, saved_model
+from export import client, endpoints, runtime, saved_model, serving
 from tests.export import free_length as small
-from tests.export.conftest import assert_same_frames
+from tests.export.conftest import assert_same_frames, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.visualize import to_uint8
@@ -555,6 +555,62 @@ def test_a_failed_export_leaves_nothing_behind(free_length, tmp_path):
     assert not list((tmp_path / "1").iterdir())
 
 
+@pytest.mark.parametrize("name", ["lr[1e-3]", "back\\slash", os.fsdecode(b"caf\xe9")])
+def test_any_path_is_exported_to_and_loaded_from(free_length, tmp_path, name):
+    folder = saved_model.export_model(free_length.model, tmp_path / name, name="m")
+    version = runtime.Version(folder)
+    video = version.endpoint("").run({"seed": np.array([7], np.int64)})["video"]
+    assert_same_frames(video, free_length.model.generate(1, seed=7))
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "serving"]
+    assert serving.read_warmup(folder) or not serving.has_stubs()
+
+
+def test_any_path_is_served_from(free_length, tmp_path):
+    base = tmp_path / os.fsdecode(b"lr[1e-3] caf\xe9")
+    base.mkdir()
+    shutil.copytree(free_length.version, base / "1")
+    server = start_server(base)
+    asking = client.connect(f"http://127.0.0.1:{server.rest_port}", "m")
+    try:
+        found = asking.predict("serving_default", {"seed": [7]})
+    finally:
+        asking.close()
+        server.stop()
+    assert_same_frames(found["video"], free_length.model.generate(1, seed=7))
+
+
+STUCK_EXPORT = """
+import sys, time
+from export import card, saved_model
+from tests.export import free_length
+
+def stuck(*arguments):
+    print("writes", flush=True)
+    time.sleep(1000)
+
+card.model_card = stuck  # the last file of an export
+saved_model.export_model(free_length.build(), sys.argv[1], name="m")
+"""
+
+
+def test_the_next_export_sweeps_what_a_killed_one_left_but_no_living_one(free_length, tmp_path):
+    (tmp_path / ".export-0ld_left" / "model").mkdir(parents=True)  # as version 0.1 left it
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", STUCK_EXPORT, tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout.readline() == "writes\n"
+        (living,) = tmp_path.glob(".export-*")  # the old one is gone
+        saved_model.export_model(free_length.model, tmp_path, name="m")
+        assert (living / "content" / "model" / "saved_model.pb").is_file()
+    finally:
+        process.kill()
+        process.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "serving", living.name}
+    saved_model.export_model(free_length.model, tmp_path, name="m")
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "serving"}
+
+
 def test_limits_are_the_callers(free_length):
     made = endpoints.make(free_length.model, max_num_frames=5, max_num_steps=3)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"num_frames must lie in 1\.\.5"):
@@ -578,7 +634,7 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     metadata, description = json.loads((folder / "metadata.json").read_text()), runs.read(config.run_dir)
     assert metadata["step"] == 7
     assert metadata["name"] == metadata["system"] == "navsynth"
-    assert metadata["config"] == description["config"]
+    assert metadata["config"].items() <= description["config"].items() and metadata["config"]["width"] == 4
     assert metadata["data"] == description["data"] and metadata["versions"] == description["versions"]
     assert metadata["labels"] == description["labels"]
     assert {name: len(labels) for name, labels in metadata["labels"].items()} == {
@@ -591,6 +647,19 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     lookup = tf.saved_model.load(str(folder)).signatures["lookup"]
     ids = np.array([3, 1], np.int32)
     assert_same_frames(lookup(video_id=tf.constant(ids))["video"].numpy(), model.decode(model.lookup(ids)))
+
+
+def test_a_path_that_is_no_text_can_be_printed(run, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    command = [sys.executable, "-m", "export.saved_model", f"--run_dir={run.config.run_dir}", f"--out={out}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "PYTHONIOENCODING": "utf-8:strict",
+    }
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(rb"caf\udce9/1") and (out / "1" / "saved_model.pb").is_file()
 
 
 def test_bad_runs_are_one_message(tmp_path, capsys):

@@ -181,7 +181,8 @@ class Stub(tf.Module):
 def test_plain_saved_model_is_run_as_it_is(tmp_path):
     stub = Stub()
     tf.saved_model.save(stub, tmp_path / "stub", signatures={"serving_default": stub.__call__})
-    extractor = I3DFeatures(tmp_path / "stub", network="saved_model")
+    shutil.copytree(tmp_path / "stub", tmp_path / "stub [1]")  # which TensorFlow would take for a pattern
+    extractor = I3DFeatures(tmp_path / "stub [1]", network="saved_model")
     white = np.full((1, 9, 8, 8, 3), 255, np.uint8)
     np.testing.assert_allclose(extractor(white)[0], stub.row, rtol=1e-5)
     with pytest.raises(ValueError, match="holds no array with a name of I3D"):

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import zipfile
 
 import h5py
@@ -139,7 +140,11 @@ def test_numpy_hdf5_and_tensorflow_files_hold_the_same(tmp_path):
         for name, array in arrays.items():
             file[name] = array
         file["a/text"] = "no number"
-    for name in ("net.npz", "net.h5", "net.ckpt", "net.ckpt.index", "model"):
+    odd = tmp_path / "odd [1]"  # TensorFlow would take it for a pattern
+    shutil.copytree(tmp_path / "model", odd / "model")
+    for file in tmp_path.glob("net.ckpt.*"):
+        shutil.copy(file, odd / f"net[2]{file.suffix}")
+    for name in ("net.npz", "net.h5", "net.ckpt", "net.ckpt.index", "model", "odd [1]/model", "odd [1]/net[2]"):
         found = read_arrays(tmp_path / name, INFO)
         assert sorted(found) == sorted(arrays)
         for key, array in arrays.items():

@@ -1,5 +1,6 @@
 """The folder of checkpoints: no command ever loses a good one, whatever has happened to the files."""
 
+import json
 import pathlib
 import shutil
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export import saved_model
 from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
-from trainers import checkpoints
+from trainers import checkpoints, evaluate, generate, navsynth
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -350,3 +352,58 @@ def test_a_table_that_broke_is_found_wherever_it_did(monkeypatch):
         values[row, 1] = np.inf
         table.assign(values)
         assert checkpoints.not_finite({"table": table, "scalar": tf.Variable(np.nan)}) == ["table", "scalar"]
+
+
+# ---- programs that read a run ----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A run of the smallest NAVSynth with checkpoints of steps 2 and 4, by the trainer itself."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert navsynth.main(["--preset=smoke", f"--run_dir={run_dir}", "--notensorboard", "--strategy=none"]) == 0
+    return run_dir
+
+
+PROGRAMS = {
+    "generate": (generate.main, ["--num_videos=2"]),
+    "evaluate": (evaluate.main, ["--metrics=acd4", "--cache_dir=none"]),
+    "export": (saved_model.main, []),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_take_the_step_that_is_named(trained, tmp_path, program, capsys):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    main, flags = PROGRAMS[program]
+    assert main([f"--run_dir={run_dir}", "--step=2", *flags]) == 0
+    if program == "generate":
+        assert "2 videos at step 2" in capsys.readouterr().out
+    elif program == "evaluate":
+        assert json.loads((run_dir / "evaluation.json").read_text())["step"] == 2
+    else:
+        (metadata,) = (json.loads(path.read_text()) for path in (run_dir / "export").rglob("metadata.json"))
+        assert metadata["step"] == 2 and metadata["metrics"] is None  # those are of step 4
+    capsys.readouterr()
+    assert main([f"--run_dir={run_dir}", "--step=3", *flags]) == 1
+    assert "There is no checkpoint of step 3 under" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_go_back_to_the_newest_whole_checkpoint(trained, tmp_path, program, capsys):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    cut(file(run_dir, "ckpt-4.data-00000-of-00001"))
+    before = contents(run_dir / "checkpoints")
+    main, flags = PROGRAMS[program]
+    assert main([f"--run_dir={run_dir}", *flags]) == 0
+    assert "ckpt-4 is damaged (" in (error := capsys.readouterr().err) and "to the checkpoint of step 2." in error
+    assert contents(run_dir / "checkpoints") == before
+
+
+def test_the_trainer_goes_back_and_measures_again(trained, tmp_path, capsys):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    expected = checkpoints.read_values(file(run_dir, "ckpt-4"))
+    flip(file(run_dir, "ckpt-4.data-00000-of-00001"))
+    assert navsynth.main(["--preset=smoke", f"--run_dir={run_dir}", "--notensorboard", "--strategy=none"]) == 0
+    assert "set aside as damaged-ckpt-4.*: going back 2 steps" in capsys.readouterr().out
+    found = checkpoints.read_values(file(run_dir, "ckpt-4"))
+    expected.pop("lines"), found.pop("lines")  # they hold seconds
+    assert_equal(found, expected)

@@ -341,7 +341,10 @@ def test_a_run_ends_before_its_time_is_up_and_goes_on(tmp_path, straight, monkey
 
     said, action = [], loop.Action(wait, 4, name="wait")
     logs = train(mean_colour(), tmp_path, 10, actions=[action], max_minutes=100, report=said.append)
-    assert said[-1] == "stopped at step 4, before 100 minutes are up; the same command goes on from it"
+    assert (
+        said[-1]
+        == "stopped at step 4, as its time is up; the checkpoint is written and the same command goes on from it"
+    )
     assert logs["colour_loss"] == metrics(tmp_path)[-1]["colour_loss"]
     model = mean_colour()
     train(model, tmp_path, 10, actions=[action], max_minutes=100)

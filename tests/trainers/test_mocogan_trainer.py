@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfvidgen import data
-from trainers import checkpoints, cli, generate, images, loop, mocogan, rjgan, rmocogan, runs
+from trainers import checkpoints, cli, generate, images, init_from, loop, mocogan, rjgan, rmocogan, runs
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -46,6 +46,14 @@ def test_a_run_trains_samples_and_generates_longer_videos(tmp_path):
     assert model.generate(1, num_frames=11).shape == (1, 11, 16, 16, 3)
 
 
+def begun(config):
+    """A model of RJGAN that begins with another one, as `--init_from` does it."""
+    run_data = runs.load_data(config)
+    model = rjgan.build_model(config, run_data)
+    init_from.begin(config, model, run_data)
+    return model
+
+
 def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
     flags = ["--preset=smoke", *QUIET, "--total_steps=2"]
     status, out, error = call(rjgan.main, *flags, "--num_frames=1", f"--run_dir={tmp_path / 'images'}")
@@ -53,7 +61,7 @@ def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
     assert "summary_generator_loss" in out and "video_discriminator_loss" not in out
     trained, _ = runs.load_model(tmp_path / "images")
     config = parsed(rjgan, *flags, f"--init_from={tmp_path / 'images'}")
-    model = rjgan.build_model(config, runs.load_data(config))
+    model = begun(config)
     fresh = rjgan.build_model(parsed(rjgan, *flags), runs.load_data(config))
     for network in ("generator", "image_discriminator"):
         for ours, theirs in zip(getattr(model, network).weights, getattr(trained, network).weights, strict=True):
@@ -62,7 +70,7 @@ def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
         np.testing.assert_array_equal(ours, other)
     with pytest.raises(ValueError, match="do not fit: .*Use the same widths"):
         wider = parsed(rjgan, *flags, f"--init_from={tmp_path / 'images'}", "--width=5")
-        rjgan.build_model(wider, runs.load_data(wider))
+        begun(wider)
 
 
 def test_clips_then_images_which_go_on_without_the_clips(tmp_path):
@@ -74,7 +82,7 @@ def test_clips_then_images_which_go_on_without_the_clips(tmp_path):
     loop.run(clips, _dataset(config, run_data), tmp_path / "clips", 1, report=lambda line: None)
     flags += ["--num_frames=1", f"--init_from={tmp_path / 'clips'}", f"--run_dir={tmp_path / 'images'}"]
     config = parsed(rjgan, *flags)
-    model = rjgan.build_model(config, runs.load_data(config))
+    model = begun(config)
     np.testing.assert_array_equal(model.generate_images(2, seed=1), clips.generate_images(2, seed=1))
 
     shutil.rmtree(tmp_path / "clips")

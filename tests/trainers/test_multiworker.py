@@ -71,15 +71,37 @@ def two_addresses() -> list[str]:
         return [f"127.0.0.1:{free.getsockname()[1]}" for free in (first, second)]
 
 
-def start_two(*command: str, folder: pathlib.Path, flags=((), ())) -> list[subprocess.Popen]:
+def tf_config() -> list[dict[str, str]]:
+    """What makes two processes the workers of TF_CONFIG."""
+    jobs = {"worker": two_addresses()}
+    return [{"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": "worker", "index": i}})} for i in (0, 1)]
+
+
+def slurm(folder: pathlib.Path) -> list[dict[str, str]]:
+    """What makes two processes the tasks of a Slurm step on this machine, with a `scontrol` that knows its one node."""
+    program = folder / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    program.chmod(0o755)
+    step = {
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),  # it decides the ports
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "127.0.0.[1]",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+    }
+    return [{**step, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in (0, 1)]
+
+
+def start_two(*command: str, folder: pathlib.Path, flags=((), ()), cluster=None) -> list[subprocess.Popen]:
     """The same program as worker 0 and worker 1; temporary files go into `<folder>/tmp<index>`."""
-    addresses = two_addresses()
     workers = []
-    for index in (0, 1):
+    for index, joined in enumerate(cluster or tf_config()):
         (folder / f"tmp{index}").mkdir(exist_ok=True)
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         variables = {
-            "TF_CONFIG": json.dumps(config),
+            **joined,
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
             "TMPDIR": str(folder / f"tmp{index}"),
         }
@@ -99,8 +121,10 @@ def finish(workers) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_by_weights(tmp_path):
-    workers = start_two("-c", PROGRAM, str(tmp_path), "INDEX", folder=tmp_path)
+@pytest.mark.parametrize("joined_by", ["TF_CONFIG", "Slurm"])
+def test_two_processes_equal_one_by_weights(tmp_path, joined_by):
+    cluster = tf_config() if joined_by == "TF_CONFIG" else slurm(tmp_path)
+    workers = start_two("-c", PROGRAM, str(tmp_path), "INDEX", folder=tmp_path, cluster=cluster)
     alone = train(tf.distribute.get_strategy(), tmp_path / "alone", "alone")
     (code_0, out_0, error_0), (code_1, out_1, error_1) = finish(workers)
     assert (code_0, code_1) == (0, 0), error_0 + error_1
@@ -113,7 +137,12 @@ def test_two_processes_equal_one_by_weights(tmp_path):
 
     # only the first worker writes and talks; what the second saved is gone
     run_dir = tmp_path / "run"
-    assert sorted(path.name for path in run_dir.iterdir()) == ["acted_0_4", "checkpoints", "metrics.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "acted_0_4",
+        "actions.json",
+        "checkpoints",
+        "metrics.jsonl",
+    ]
     assert [line["step"] for line in metrics(run_dir)] == [2, 4]
     for line, expected in zip(metrics(run_dir), metrics(tmp_path / "alone"), strict=True):
         assert line == pytest.approx(expected, abs=1e-5)
@@ -125,6 +154,19 @@ def test_two_processes_equal_one_by_weights(tmp_path):
     assert checkpoints.restore(model, run_dir, raw_weights=True) == STEPS
     for name, variable in checkpoints.model_state(model).items():
         np.testing.assert_array_equal(variable.numpy(), together[0][name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_has_is_named(tmp_path):
+    config = tf_config()[0]
+    address = json.loads(config["TF_CONFIG"])["cluster"]["worker"][0]
+    host, _, port = address.partition(":")
+    program = "from trainers import cluster\ntry: cluster.make_strategy()\nexcept ValueError as error: print(error)"
+    with socket.create_server((host, int(port))):
+        variables = {**os.environ, **config, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        command = [sys.executable, "-c", program]
+        said = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert f"This worker cannot listen at {address} (" in said.stdout and "choose others in TF_CONFIG" in said.stdout
 
 
 # ---------------------------------------------------------------- the trainer itself

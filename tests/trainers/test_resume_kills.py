@@ -145,7 +145,7 @@ def assert_same(killed: pathlib.Path, straight: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_run_that_is_killed_equals_a_straight_run_bit_for_bit(system, tmp_path):
-    """Kills come in turn at a random moment, while a checkpoint is written and while an action runs; the last one in the evaluation."""
+    """Kills come at a random moment, while a checkpoint is written and while an action runs in turn; the last in the evaluation."""
     killed, straight = Trainer(system, tmp_path / "killed"), Trainer(system, tmp_path / "straight")
     undisturbed = straight.start()
     moments = random.Random(system)

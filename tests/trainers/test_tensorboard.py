@@ -1,6 +1,8 @@
 """TensorBoard: what is in the files is what its plugins show, and a killed run leaves no doubled curve."""
 
 import io
+import os
+import shutil
 
 import keras
 import numpy as np
@@ -127,6 +129,18 @@ def test_new_events_take_the_place_of_a_killed_process_s(tmp_path):
     values = [event.step for event in read(tmp_path).Tensors("loss_a")]
     assert values == [2, 4, 6] and "clips/new" not in read(tmp_path).Tags()["tensors"]
     assert not list((tmp_path / tensorboard.FOLDER).glob(".*"))
+
+
+def test_events_are_written_under_any_path(tmp_path):
+    folder = tmp_path / os.fsdecode(b"lr[1e-3] caf\xe9")
+    killed = tensorboard.EventLog(folder)
+    for step in (2, 4):
+        killed.scalars(step, {"loss_a": float(step)})
+    resumed = tensorboard.EventLog(folder)
+    resumed.rewind(2)
+    resumed.scalars(4, {"loss_a": 40.0})
+    shutil.copytree(folder, tmp_path / "plain")
+    assert curve(tmp_path / "plain", "loss_a") == {2: 2.0, 4: 40.0}
 
 
 def test_events_before_the_checkpoint_are_left_untouched(tmp_path):

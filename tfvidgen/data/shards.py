@@ -560,7 +560,7 @@ class _ShardWriter:
         self._out, self._made = out, made
         name = f"shard-{first_unit:08d}.tfrecord"
         self._part = out / f".{name}.part"
-        self._writer, self._error = tf.io.TFRecordWriter(str(self._part)), tf.errors.OpError
+        self._writer, self._error = tf.io.TFRecordWriter(os.fsencode(self._part)), tf.errors.OpError
         self.num_bytes = 0
         self._entry = {"file": name, "first_unit": first_unit, "num_units": 0, "names": [], "lengths": [], "fps": []}
         self._entry |= {**{field: [] for field in sources._LABELS}, "skipped": []}
@@ -783,6 +783,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_parts(folder: pathlib.Path) -> None:
+    storage.sweep(folder)
     for part in folder.glob(".*.part"):
         part.unlink()
 

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfvidgen import storage
 from tfvidgen._tensorflow import tf
 from tfvidgen.features.base import FeatureExtractor, digest_arrays, resize_videos
 from tfvidgen.features.weights import WeightsInfo, assign, read_arrays
@@ -348,12 +349,13 @@ def _load_saved_model(path: pathlib.Path):
         raise I3D_WEIGHTS.error(
             f"network='saved_model' needs a folder with a saved_model.pb, which {str(path)!r} is not"
         )
-    try:
-        import tensorflow_hub as hub
+    with storage.plain_path(path) as plain:
+        try:
+            import tensorflow_hub as hub
 
-        module = hub.load(str(path))
-    except ImportError:
-        module = tf.saved_model.load(str(path))
+            module = hub.load(plain)
+        except ImportError:
+            module = tf.saved_model.load(plain)
     signatures = module.signatures
     name = next((name for name in ("default", "serving_default") if name in signatures), None)
     if name is None:

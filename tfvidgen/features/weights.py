@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfvidgen._tensorflow import tf
+from tfvidgen.storage import plain_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +157,9 @@ def _read_hdf5(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_tensorflow(prefix: pathlib.Path, info: WeightsInfo) -> dict[str, np.ndarray]:
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        arrays = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        with plain_path(prefix) as plain:
+            reader = tf.train.load_checkpoint(plain)
+            arrays = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
         # beside variables, a checkpoint of TensorFlow 2 holds a description of itself
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray | np.number)}
     except (tf.errors.OpError, ValueError) as error:

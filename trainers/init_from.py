@@ -1,0 +1,299 @@
+"""Begins a run with the weights and the codes of another one: `--init_from=RUN_DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvidgen import storage
+from tfvidgen.layers.latent_table import LatentTable
+from trainers import checkpoints, runs
+
+if TYPE_CHECKING:
+    from tfvidgen.models.base import VideoGenerator
+    from trainers.runs import RunData
+
+REPORT = "init_from.json"
+VIDEOS = "videos.json"  # names of the videos that a run has codes of, in the order of the rows
+_SHOWN = 3  # names in the lines for the terminal
+_SHARED = ("all",)  # the name of the one row of a table that all videos share
+# Variables with a row for each video, identity or action -> whose rows they are: `action`, or what that attribute says.
+_ROWS = {
+    "static.rows": "static_by",
+    "transient.rows": "transient_by",
+    "generator.label_embedding.embeddings": "action",
+    "discriminator.of_category.kernel": "action",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a run began with, and what it did not find.
+
+    Attributes:
+        source: The run folder.
+        system: Its system.
+        step: The step of its weights.
+        averaged: Whether they are its running average.
+        taken: Names of the variables that were taken as they are.
+        rows: Name of a table -> what its rows belong to, how many were taken, and how many there are here.
+        left_out: Name of a variable of this run that begins as in any new run -> why.
+        unused: Names of variables that only the other run has.
+    """
+
+    source: str
+    system: str
+    step: int
+    averaged: bool
+    taken: list[str]
+    rows: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+    unused: list[str]
+
+    def lines(self) -> list[str]:
+        """The report in short, for a terminal."""
+        num_weights = len(self.taken) + len([name for name in self.left_out if name not in self.rows])
+        weights = "averaged weights" if self.averaged else "weights"
+        lines = [
+            f"begins with {len(self.taken)} of {num_weights} {weights} of {self.source} ({self.system}, step {self.step})"
+        ]
+        if self.rows:
+            tables = (f"{name} {r['taken']} of {r['rows']} by {r['by']}" for name, r in self.rows.items())
+            lines.append(f"rows taken: {', '.join(tables)}")
+        if self.left_out:
+            shown = [f"{name} ({why})" for name, why in list(self.left_out.items())[:_SHOWN]]
+            lines.append(f"begin anew: {_listed(shown, len(self.left_out))}")
+        if self.unused:
+            lines.append(f"not used of that run: {_listed(self.unused[:_SHOWN], len(self.unused))}")
+        return lines
+
+
+def begin(
+    config: Any, model: VideoGenerator, run_data: RunData, strategy: tf.distribute.Strategy | None = None
+) -> Begun | None:
+    """Puts the weights and codes of the run `config.init_from` into a new run's model. Optimizers and step stay new.
+
+    Weights are those of the last whole checkpoint, the running average where that run kept one, as in `generate` and
+    `export`. They are matched by name and shape, also between systems. The rows of codes and of label embeddings are matched
+    by the names of what they belong to: identities and actions by their labels; videos by their files, whose names have to
+    be unique, or by their ids where both runs have the same data. That a video of the same name is the same video is for the
+    caller to know.
+
+    Args:
+        config: Of the new run. Without `init_from`, or where its folder holds a checkpoint already, nothing is read: the
+            other run may be gone by then.
+        model: Built.
+        run_data: Of the new run.
+        strategy: In whose scope the model was built.
+
+    Returns:
+        What was taken, or None if nothing was asked for.
+
+    Raises:
+        ValueError: If the folder is no run, is this run's own, has no checkpoint, or holds networks or codes of the same system
+            in another size; or if nothing of it fits. The model is unchanged then.
+    """
+    if not config.init_from:
+        return None
+    source_dir = pathlib.Path(config.init_from)
+    if config.run_dir and source_dir.resolve() == pathlib.Path(config.run_dir).resolve():
+        raise ValueError(f"--init_from={source_dir} is the folder of this run itself: name another --run_dir.")
+    if config.run_dir and checkpoints.latest(pathlib.Path(config.run_dir) / "checkpoints"):
+        return None
+    try:
+        description = runs.read(source_dir)
+        source, step = runs.load_model(source_dir)
+    except ValueError as error:
+        raise ValueError(f"--init_from: {error}") from error
+    same_system = type(source) is type(model)
+    if same_system:
+        _check_form(source, model, source_dir)
+    ours, theirs = _variables(model), _variables(source)
+    names_here, names_there = _names_here(model, run_data), _names_there(source, description, source_dir)
+    same_data = description["data"]["digest"] == run_data.trained.digest
+
+    taken, pairs, rows, left_out, resized = [], {}, {}, {}, {}
+    for name, variable in ours.items():
+        if name not in theirs:
+            left_out[name] = "not there"
+        elif name in _ROWS and variable.shape[1:] == theirs[name].shape[1:]:
+            by, found = _matching_rows(name, model, source, names_here, names_there, same_data)
+            rows[name] = {"by": by, "taken": len(found), "rows": variable.shape[0], "rows_there": theirs[name].shape[0]}
+            if len(found):
+                pairs[name] = found
+            else:
+                left_out[name] = "no row of the same name"
+        elif variable.shape != theirs[name].shape:
+            resized[name] = f"{tuple(theirs[name].shape)} there, {tuple(variable.shape)} here"
+        else:
+            taken.append(name)
+    if same_system:
+        _check_sizes(ours, theirs, resized, source_dir)
+    left_out |= resized
+    if not pairs and not any(ours[name].trainable for name in taken):
+        raise ValueError(
+            f"Nothing of --init_from={source_dir}, a run of {description['system']}, fits: no weight has the same name and "
+            "shape, and no code the same label. Use the same widths and size, or leave --init_from out."
+        )
+    with (strategy or tf.distribute.get_strategy()).scope():  # outside of it, only the first replica would be written
+        for name in taken:
+            ours[name].value.assign(theirs[name].numpy())
+        for name, found in pairs.items():
+            values = _with_rows(ours[name], theirs[name], found, _tables(model).get(name), _tables(source).get(name))
+            ours[name].value.assign(values)
+    return Begun(
+        source=str(source_dir),
+        system=description["system"],
+        step=step,
+        averaged=bool(description["config"].get("ema_decay")),
+        taken=taken,
+        rows=rows,
+        left_out=left_out,
+        unused=[name for name in theirs if name not in ours],
+    )
+
+
+def note(
+    run_dir: str | os.PathLike,
+    begun: Begun | None,
+    model: VideoGenerator,
+    run_data: RunData,
+    say: Callable[[str], None],
+) -> None:
+    """Says and writes into the run folder what a run began with, and for runs that begin with it, whose its codes are.
+
+    Files: `init_from.json` with the whole of `begun`; `videos.json` where the model learns a code for each video.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if begun:
+        storage.write_json(run_dir / REPORT, dataclasses.asdict(begun))
+        for line in begun.lines():
+            say(f"init_from: {line}")
+    if "video" in _kinds(model).values() and not (run_dir / VIDEOS).exists():
+        names = {"digest": run_data.trained.digest, "names": list(run_data.trained.names)}
+        storage.write_json(run_dir / VIDEOS, names, indent=None)
+
+
+# ---------------------------------------------------------------- variables
+def _name(variable: Any) -> str:
+    """The name that a variable has in a checkpoint."""
+    return variable.path.partition("/")[2].replace("/", ".")
+
+
+def _tables(model: VideoGenerator) -> dict[str, LatentTable]:
+    return {_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
+
+
+def _variables(model: VideoGenerator) -> dict[str, Any]:
+    """Weights and codes by name, without what belongs to the optimizers of codes."""
+    slots = [slot for table in _tables(model).values() for slot in (*table.slots, getattr(table, "num_updates", None))]
+    slots = {id(slot) for slot in slots}
+    return {_name(variable): variable for variable in model.weights if id(variable) not in slots}
+
+
+def _check_form(source: VideoGenerator, model: VideoGenerator, source_dir: pathlib.Path) -> None:
+    there, here = getattr(source, "network_form", 1), getattr(model, "network_form", 1)
+    if there != here:
+        raise ValueError(
+            f"The networks of --init_from={source_dir} are of form {there}, those of this run of form {here}: pass "
+            f"--network_form={there}."
+        )
+
+
+def _check_sizes(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], resized: Mapping[str, str], source_dir: pathlib.Path
+) -> None:
+    """Raises ValueError if codes, or most of a network's weights, have another size: a mistake, and not just a new head."""
+    networks: dict[str, list[str]] = {}
+    for name, variable in ours.items():
+        if name in theirs and (variable.trainable or name in _ROWS):
+            networks.setdefault(name.partition(".")[0], []).append(name)
+    different = []
+    for names in networks.values():
+        other = [f"{name} is {resized[name]}" for name in names if name in resized]
+        different += other if 2 * len(other) > len(names) else []
+    if different:
+        raise ValueError(
+            f"The networks or codes of --init_from={source_dir} do not fit: {'; '.join(different[:_SHOWN])}. Use the same "
+            "widths, heads, number of frames and size."
+        )
+
+
+# ---------------------------------------------------------------- rows
+def _kinds(model: VideoGenerator) -> dict[str, str]:
+    """Name of a variable with rows of its own -> whose they are: video, identity, action, or shared by all."""
+    present = _variables(model)
+    return {name: "action" if by == "action" else getattr(model, by) for name, by in _ROWS.items() if name in present}
+
+
+def _names_here(model: VideoGenerator, run_data: RunData) -> dict[str, Sequence[str]]:
+    videos = run_data.trained
+    names = {"identity": videos.identity_names or (), "action": videos.action_names or ()}
+    return {**names, "video": videos.names, "shared": _SHARED}
+
+
+def _names_there(
+    source: VideoGenerator, description: Mapping[str, Any], source_dir: pathlib.Path
+) -> dict[str, Sequence[str]]:
+    """Whose the rows of a run are, as far as its folder says."""
+    labels, videos = description.get("labels", {}), ()
+    for path in (source_dir / VIDEOS, source_dir.parent / VIDEOS):  # best/ lies in the folder of its run
+        if "video" in _kinds(source).values() and not videos and path.is_file():
+            videos = _video_names(path, description["data"]["digest"])
+    names = {"identity": labels.get("identity_names", ()), "action": labels.get("action_names", ())}
+    return {**names, "video": videos, "shared": _SHARED}
+
+
+def _video_names(path: pathlib.Path, digest: str) -> Sequence[str]:
+    """The names in a `videos.json`, or none if it is of other data."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return noted["names"] if noted["digest"] == digest else ()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}), so nothing says whose the codes of that run are: restore it, "
+            "or remove it to take codes by their labels only, and those of videos only for the same data."
+        ) from None
+
+
+def _matching_rows(
+    name: str,
+    model: VideoGenerator,
+    source: VideoGenerator,
+    names_here: Mapping[str, Sequence[str]],
+    names_there: Mapping[str, Sequence[str]],
+    same_data: bool,
+) -> tuple[str, np.ndarray]:
+    """(whose the rows are, (n, 2) pairs of a row here and the row there that belongs to the same)."""
+    kind, kind_there = _kinds(model)[name], _kinds(source)[name]
+    num_here, num_there = (_variables(m)[name].shape[0] for m in (model, source))
+    if kind != kind_there:
+        return f"{kind} here, {kind_there} there", np.zeros((0, 2), np.int64)
+    if same_data and num_here == num_there:
+        return kind, np.stack([np.arange(num_here)] * 2, axis=1)
+    row_there = {key: row for row, key in enumerate(names_there[kind][:num_there])}
+    found = [(row, row_there[key]) for row, key in enumerate(names_here[kind][:num_here]) if key in row_there]
+    return kind, np.array(found, np.int64).reshape(-1, 2)
+
+
+def _with_rows(
+    ours: Any, theirs: Any, pairs: np.ndarray, table: LatentTable | None, their_table: LatentTable | None
+) -> np.ndarray:
+    """The values of a variable, with the rows of another one that belong to the same."""
+    rows = theirs.numpy()[pairs[:, 1]]
+    if table and (table.projection, table.rank) != (their_table.projection, their_table.rank):
+        rows = np.asarray(table.project(rows))
+    values = np.array(ours.numpy())
+    values[pairs[:, 0]] = rows
+    return values
+
+
+def _listed(shown: Sequence[str], total: int) -> str:
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")
