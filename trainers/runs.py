@@ -174,16 +174,22 @@ def begun(run_dir: str | pathlib.Path) -> dict[str, Any] | None:
             known then, so nothing may go on from them or be written over them.
     """
     path = pathlib.Path(run_dir) / "config.json"
-    return read(run_dir) if path.exists() or step_reached(run_dir) is not None else None
+    return read(run_dir) if path.exists() or _checkpoint_files(run_dir) else None
 
 
 def step_reached(run_dir: str | pathlib.Path) -> int | None:
-    """The step of the newest checkpoint in a run folder, by its files alone; None where there is none."""
-    folder = pathlib.Path(run_dir) / "checkpoints"
-    if not folder.is_dir():
-        return None
-    found = (re.fullmatch(r"ckpt-(\d+)\.index", path.name) for path in folder.iterdir())
+    """The step of the newest checkpoint in a run folder, by its files alone; None where there is none.
+
+    One that turns out to be damaged counts: the steps up to it were trained, and will be trained again as they were.
+    """
+    found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in _checkpoint_files(run_dir))
     return max((int(match[1]) for match in found if match), default=None)
+
+
+def _checkpoint_files(run_dir: str | pathlib.Path) -> list[str]:
+    """Names of files that belong to checkpoints, whole or not."""
+    folder = pathlib.Path(run_dir) / "checkpoints"
+    return [path.name for path in folder.iterdir() if "ckpt-" in path.name] if folder.is_dir() else []
 
 
 def going_on(config: Any, system: str = "") -> Any:
@@ -405,7 +411,7 @@ def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(run_dir) / "config.json"
     if path.is_file():
         return read_file(path)
-    if step_reached(run_dir) is not None:
+    if _checkpoint_files(run_dir):
         raise ValueError(
             f"{run_dir} holds checkpoints and {path} is missing, so nothing says what they are of; nothing was changed. "
             f"Restore the file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."

@@ -49,7 +49,8 @@ def settings(run_dir, **changes) -> navsynth.Config:
 
 def values(run_dir) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(checkpoints.latest(pathlib.Path(run_dir) / "checkpoints"))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+    others = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter")
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if not name.startswith(others)}
 
 
 def test_it_is_small():
@@ -63,7 +64,7 @@ def test_it_goes_on(run_dir, precision):
     model = train.train("navsynth", going, navsynth.build_model, report=lambda line: None)
     assert checkpoints.latest(run_dir / "checkpoints").endswith("ckpt-6")
     after = values(run_dir)
-    assert set(before) == set(after) and any(np.any(before[name] != after[name]) for name in before)
+    assert set(before) <= set(after) and any(np.any(before[name] != after[name]) for name in before)
     assert model.dtype_policy.name == "mixed_bfloat16"  # what its `auto` was
     description = runs.read(run_dir)
     assert description["config"]["precision"] == precision and description["resolved"] == {"precision": "bfloat16"}

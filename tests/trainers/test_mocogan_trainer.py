@@ -88,6 +88,7 @@ def test_clips_then_images_which_go_on_without_the_clips(tmp_path):
     shutil.rmtree(tmp_path / "clips")
     status, _, error = call(rjgan.main, *flags)
     assert status == 1 and f"{tmp_path / 'clips'} is not a run folder" in error
+    runs.start(config, "rjgan", model, runs.load_data(config))
     state = {"step": tf.Variable(1, dtype=tf.int64), **checkpoints.model_state(model)}
     checkpoints.Checkpoints(state, tmp_path / "images").save(1)
     status, out, error = call(rjgan.main, *flags, "--resume=must")

@@ -606,6 +606,9 @@ def test_checkpoints_without_config_json_are_not_written_over(begun, run_data):
         with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing.*Restore the file"):
             ask()
     assert contents(folder) == before
+    (folder / "checkpoints" / "ckpt-3.index").unlink()  # what is left may still be worth something
+    with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing"):
+        start(begun_config, model, run_data)
 
 
 def test_an_argument_that_the_model_does_not_take_is_named(begun):

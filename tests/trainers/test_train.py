@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests import systems
 from tfvidgen import data
-from trainers import checkpoints, environment, navsynth, runs, samples, train
+from trainers import checkpoints, environment, loop, navsynth, runs, samples, train
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -190,18 +190,18 @@ def test_a_run_measures_itself_and_keeps_its_best_checkpoint(folder, tmp_path):
 
 # ---------------------------------------------------------------- longer runs
 def all_state(run_dir, settings) -> dict[str, np.ndarray]:
-    """Everything that the last checkpoint of a run holds."""
+    """What the last checkpoint of a run holds of the model, its optimizers and its average."""
     path = checkpoints.latest(pathlib.Path(run_dir) / "checkpoints")
     assert path.endswith(f"ckpt-{settings.total_steps}")
     reader = tf.train.load_checkpoint(path)
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+    others = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter", "lines")  # the last are means over a period
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if not name.startswith(others)}
 
 
 def assert_same_state(one, two) -> None:
     assert set(one) == set(two)
     for name in one:
-        if "save_counter" not in name:
-            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 @pytest.mark.parametrize("stopped_at", [4, 3])
@@ -214,6 +214,17 @@ def test_a_finished_run_that_is_trained_longer_is_a_straight_run(folder, tmp_pat
     longer = config(folder, tmp_path / "longer", total_steps=9, steps_per_loop=3, checkpoint_every_steps=5, **settings)
     trained_weights(longer)
     assert_same_state(all_state(tmp_path / "straight", straight), all_state(tmp_path / "longer", longer))
+
+
+def test_time_limit_and_kept_checkpoints_are_the_loop_s(folder, tmp_path, monkeypatch):
+    handed, run = {}, loop.run
+    monkeypatch.setattr(loop, "run", lambda *arguments, **named: handed.update(named) or run(*arguments, **named))
+    trained_weights(
+        config(folder, tmp_path / "run", update="joint", total_steps=10, keep_every=4, max_minutes=60.0, resume="auto")
+    )
+    assert 0 < handed["max_minutes"] < 60.0  # what loading and building have left of it
+    assert (handed["keep_every"], handed["resume"]) == (4, "auto")
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [4, 8, 10]
 
 
 def test_a_run_cannot_be_shorter_than_it_is(folder, tmp_path):
