@@ -92,8 +92,9 @@ def _files(folder: pathlib.Path, half_written: bool = False) -> dict[int, dict[s
         ):  # where TensorFlow itself writes; version 0.1 left it to it
             unfinished.add(int(part[1]))
         elif path.name == _WRITING:
-            parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
-            unfinished |= {int(part[1]) for part in parts if part}
+            with contextlib.suppress(FileNotFoundError):  # a living writer has just finished
+                parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
+                unfinished |= {int(part[1]) for part in parts if part}
     unfinished = {step for step in unfinished if "index" not in found.get(step, {"index": None})}
     return {step: found[step] for step in sorted(found) if half_written or step not in unfinished}
 
