@@ -56,7 +56,6 @@ def test_the_list_is_one_that_tensorflow_reads(finished):
     assert file(finished[0], "checkpoint").read_text() == LIST
 
 
-@pytest.mark.parametrize("resume", ["auto", "must"])
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -70,12 +69,12 @@ def test_the_list_is_one_that_tensorflow_reads(finished):
         (b'model_checkpoint_path: "/elsewhere/ckpt-12"\n', "named ckpt-12"),
     ],
 )
-def test_a_list_that_is_wrong_is_written_again_from_the_files(run_dir, longer, text, what, resume):
+def test_a_list_that_is_wrong_is_written_again_from_the_files(run_dir, longer, text, what):
     path = file(run_dir, "checkpoint")
     path.unlink() if text is None else path.write_bytes(text)
     kept = {name: content for name, content in contents(run_dir).items() if "ckpt-16" in name}
     model, said = mean_colour(), []
-    train(model, run_dir, 20, resume=resume, report=said.append)
+    train(model, run_dir, 20, resume="auto" if text else "must", report=said.append)
     assert f"the list {path} {what}: it is written again from the files beside it" in said
     assert_equal(state(model), longer)
     assert written(run_dir) == ["ckpt-16", "ckpt-20"]
@@ -281,21 +280,7 @@ def test_a_step_may_be_named(run_dir, finished):
 
 # ---- names and files of a run folder ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "name",
-    [
-        "lr[1e-3]",
-        "a[b",
-        "a]b",
-        "star*",
-        "what?",
-        "back\\slash",
-        "{1,2}",
-        "new\nline",
-        "100 %",
-        "$HOME",
-        "é",
-        "caf\udce9",
-    ],
+    "name", ["lr[1e-3]", "what*?", "back\\slash]", "new\nline", "é {1,2} 100 % $HOME", "caf\udce9"]
 )
 def test_a_run_folder_may_have_any_name(tmp_path, name, longer):
     run_dir = tmp_path / name

@@ -271,8 +271,20 @@ def undisturbed(tmp_path_factory):
     return found, state(model)
 
 
-@pytest.mark.parametrize("half", ["before", "between", "after"])
-@pytest.mark.parametrize(("which", "step"), [(0, 6), (0, 12), (1, 8), (1, 16), (0, 18), (1, 18), (2, 18)])
+@pytest.mark.parametrize(
+    ("which", "step", "half"),
+    [
+        (0, 6, "before"),
+        (0, 12, "between"),
+        (1, 8, "after"),
+        (1, 16, "before"),
+        (0, 18, "between"),
+        (1, 18, "after"),
+        (2, 18, "before"),
+        (2, 18, "between"),
+        (2, 18, "after"),
+    ],
+)
 def test_an_action_that_a_kill_cut_short_is_done_on_resume_and_once(tmp_path, undisturbed, which, step, half):
     actions = diaries(tmp_path)
     actions[which].dies_at = (step, half)
@@ -287,7 +299,7 @@ def test_an_action_that_a_kill_cut_short_is_done_on_resume_and_once(tmp_path, un
     assert left(tmp_path) == before
 
 
-@pytest.mark.parametrize("at", range(1, 18))
+@pytest.mark.parametrize("at", [1, 4, 7, 8, 11, 12, 17])
 def test_a_run_that_is_stopped_after_any_step_leaves_the_same(tmp_path, undisturbed, at, monkeypatch):
     """Also between lines: what a line has of the steps before the stop goes through the checkpoint, bit for bit."""
     calls = loop.Steps.__call__
