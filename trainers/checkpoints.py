@@ -92,8 +92,9 @@ def _files(folder: pathlib.Path, half_written: bool = False) -> dict[int, dict[s
         ):  # where TensorFlow itself writes; version 0.1 left it to it
             unfinished.add(int(part[1]))
         elif path.name == _WRITING:
-            parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
-            unfinished |= {int(part[1]) for part in parts if part}
+            with contextlib.suppress(FileNotFoundError):  # its run is alive, and is done with it by now
+                parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
+                unfinished |= {int(part[1]) for part in parts if part}
     unfinished = {step for step in unfinished if "index" not in found.get(step, {"index": None})}
     return {step: found[step] for step in sorted(found) if half_written or step not in unfinished}
 
@@ -155,6 +156,10 @@ class Checkpoints:
         writes: False for workers that only read what the chief writes.
         keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none.
         optional: Names that a checkpoint may lack, because older versions did not write them. Such a variable is left as it is.
+        values: Reads what is saved under names that begin with this too.
+
+    Attributes:
+        values: What was read besides the variables, by name.
     """
 
     def __init__(
@@ -164,10 +169,12 @@ class Checkpoints:
         writes: bool = True,
         keep_every: int = 0,
         optional: Sequence[str] = (),
+        values: str = "",
     ):
         self.folder = pathlib.Path(run_dir) / "checkpoints"
         self.state = dict(state)
         self._writes, self._keep_every, self._optional = writes, keep_every, frozenset(optional)
+        self._values, self.values = values, {}
         self._checkpoint = tf.train.Checkpoint(**self.state)
 
     @property
@@ -201,6 +208,7 @@ class Checkpoints:
                 ]
                 if not differences:
                     self._checkpoint.read(f"{folder}/{prefix.name}").expect_partial()
+                    self.values = read_values(f"{folder}/{prefix.name}", self._values) if self._values else {}
         except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError):
             raise  # says nothing about the files
         except (
@@ -309,11 +317,14 @@ class Checkpoints:
         with storage.replaced(self.folder / _LIST) as part:
             part.write_text(self._list())
 
-    def _mend_list(self, report: Callable[[str], None]) -> None:
+    def _read_list(self) -> str:
         try:
-            text = (self.folder / _LIST).read_text(errors="replace")
+            return (self.folder / _LIST).read_text(errors="replace")
         except FileNotFoundError:
-            text = ""
+            return ""
+
+    def _mend_list(self, report: Callable[[str], None]) -> None:
+        text = self._read_list()
         listed = re.findall(r'^model_checkpoint_path: "(?:.*/)?(ckpt-\d+)"$', text, re.MULTILINE)
         if listed != [f"ckpt-{steps(self.folder)[-1]}"]:
             what = "was missing" if not text else f"named {listed[0]}" if listed else "was damaged"
@@ -357,7 +368,7 @@ def restore(
         ValueError: If there is no such checkpoint, none is whole, or it holds other weights than the model has.
     """
     state = {"step": tf.Variable(0, dtype=tf.int64), **model_state(model)}
-    checkpoints = Checkpoints(state, run_dir, writes=False)
+    checkpoints = Checkpoints(state, run_dir, writes=False, values="" if raw_weights else "average.")
     folder = checkpoints.folder
     if step is not None:
         if step not in steps(folder):
@@ -371,8 +382,7 @@ def restore(
         at = checkpoints.restore_newest(report or (lambda line: print(line, file=sys.stderr, flush=True)))
         if at is None:
             raise ValueError(_none(folder))
-    if not raw_weights:
-        average.load(model, read_values(folder / f"ckpt-{at}", "average."))
+    average.load(model, checkpoints.values)
     return at
 
 
