@@ -154,7 +154,8 @@ class Checkpoints:
         state: Variables by name, the step among them as `step`.
         run_dir: The run folder.
         writes: False for workers that only read what the chief writes.
-        keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none.
+        keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none. Those that were kept under another
+            period stay.
         optional: Names that a checkpoint may lack, because older versions did not write them. Such a variable is left as it is.
         values: Reads what is saved under names that begin with this too.
 
@@ -175,6 +176,7 @@ class Checkpoints:
         self.state = dict(state)
         self._writes, self._keep_every, self._optional = writes, keep_every, frozenset(optional)
         self._values, self.values = values, {}
+        self._stay: set[int] = set()  # steps that were kept before this process
         self._checkpoint = tf.train.Checkpoint(**self.state)
 
     @property
@@ -261,6 +263,7 @@ class Checkpoints:
         if self._writes:
             for step in damaged:
                 _set_aside(self.folder, step, files[step])
+            self._stay |= {*steps(self.folder)[: -NUM_KEPT - 1], *self._listed()[:-NUM_KEPT]}
             self.clean()
             self._mend_list(report)
         return at
@@ -272,7 +275,8 @@ class Checkpoints:
         files = _files(self.folder, half_written=True)
         half_written = set(files) - set(_files(self.folder))
         whole = steps(self.folder)
-        kept = {step for step in whole if self._keep_every and step % self._keep_every == 0} | set(whole[-NUM_KEPT:])
+        kept = {step for step in whole if self._keep_every and step % self._keep_every == 0}
+        kept |= {*self._stay, *whole[-NUM_KEPT:]}
         for step, parts in files.items():
             if step in half_written or step not in kept and step < max(whole, default=0):
                 for ending in sorted(parts, key=lambda ending: ending != "index"):  # without its index it is none
@@ -322,6 +326,11 @@ class Checkpoints:
             return (self.folder / _LIST).read_text(errors="replace")
         except FileNotFoundError:
             return ""
+
+    def _listed(self) -> list[int]:
+        """Steps in the list, if it can be read, ascending."""
+        found = re.findall(r'^all_model_checkpoint_paths: "(?:.*/)?ckpt-(\d+)"$', self._read_list(), re.MULTILINE)
+        return sorted(map(int, found))
 
     def _mend_list(self, report: Callable[[str], None]) -> None:
         text = self._read_list()
