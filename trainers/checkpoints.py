@@ -92,7 +92,7 @@ def _files(folder: pathlib.Path, half_written: bool = False) -> dict[int, dict[s
         ):  # where TensorFlow itself writes; version 0.1 left it to it
             unfinished.add(int(part[1]))
         elif path.name == _WRITING:
-            with contextlib.suppress(FileNotFoundError):  # its run is alive, and is done with it by now
+            with contextlib.suppress(FileNotFoundError):  # a living writer has just finished
                 parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
                 unfinished |= {int(part[1]) for part in parts if part}
     unfinished = {step for step in unfinished if "index" not in found.get(step, {"index": None})}

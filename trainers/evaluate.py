@@ -86,6 +86,7 @@ class Config:
     cache_dir: str = option(
         "", "Where features of real clips and judges are kept; empty for ~/.cache/tfvidgen, none for nowhere."
     )
+    dataset: str = option("", "The videos that the run was trained on, where they have moved since.")
     data_dir: str = option("", "Folder of the named datasets, where it has moved since.")
     seed: int = option(0, "Decides which new videos are drawn, and which real clips.")
     raw_weights: bool = option(False, "Measure the weights of the last step even where the run kept their average.")
@@ -136,13 +137,10 @@ def evaluate_run(
     settings = dataclasses.replace(settings or Config(), seed=seed)
     protocols = _protocols(settings)
     begin = time.monotonic()
-    config = runs.read_config(run_dir, **({"data_dir": data_dir} if data_dir else {}))
+    places = {"dataset": settings.dataset, "data_dir": data_dir}
+    config = runs.read_config(run_dir, **{name: place for name, place in places.items() if place})
     if run_data is None:
-        run_data = runs.load_data(config)
-        if run_data.trained.digest != runs.read(run_dir)["data"]["digest"]:
-            raise ValueError(
-                f"The data of {run_dir} has changed since it was trained: its SHA-256 is another. Restore it."
-            )
+        run_data = runs.load_own_data(run_dir, config)
     measurer = RunMeasurer(run_dir, run_data, config, settings)
     measurer.prepare(protocols)  # missing weights should be known before the work begins
     if model is None:

@@ -460,3 +460,17 @@ def test_the_trainer_goes_back_and_measures_again(trained, tmp_path, capsys):
     found = checkpoints.read_values(file(run_dir, "ckpt-4"))
     expected.pop("lines"), found.pop("lines")  # they hold seconds
     assert_equal(found, expected)
+
+
+def test_data_that_moved_is_the_same_data(tmp_path, capsys):
+    clips = tmp_path / "here"
+    clips.mkdir()
+    np.save(clips / "clips.npy", np.random.default_rng(0).integers(0, 256, (4, 8, 16, 16, 3), np.uint8))
+    flags = ["--preset=smoke", f"--run_dir={tmp_path / 'run'}", "--notensorboard", "--strategy=none", "--noevaluate"]
+    assert navsynth.main([*flags, f"--dataset={clips}"]) == 0
+    clips.rename(tmp_path / "there")
+    assert evaluate.main([f"--run_dir={tmp_path / 'run'}"]) == 1
+    assert f"is not at dataset={clips}: if it has moved, name its new place with --dataset" in capsys.readouterr().err
+    assert evaluate.main([f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'there'}", "--metrics=fcs4"]) == 0
+    assert navsynth.main([*flags, f"--dataset={tmp_path / 'there'}", "--total_steps=6"]) == 0
+    assert written(tmp_path / "run") == ["ckpt-4", "ckpt-6"]
