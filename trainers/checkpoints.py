@@ -154,8 +154,13 @@ class Checkpoints:
         state: Variables by name, the step among them as `step`.
         run_dir: The run folder.
         writes: False for workers that only read what the chief writes.
-        keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none.
+        keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none. Those that were kept under another
+            period stay.
         optional: Names that a checkpoint may lack, because older versions did not write them. Such a variable is left as it is.
+        values: Reads what is saved under names that begin with this too.
+
+    Attributes:
+        values: What was read besides the variables, by name.
     """
 
     def __init__(
@@ -165,10 +170,13 @@ class Checkpoints:
         writes: bool = True,
         keep_every: int = 0,
         optional: Sequence[str] = (),
+        values: str = "",
     ):
         self.folder = pathlib.Path(run_dir) / "checkpoints"
         self.state = dict(state)
         self._writes, self._keep_every, self._optional = writes, keep_every, frozenset(optional)
+        self._values, self.values = values, {}
+        self._stay: set[int] = set()  # steps that were kept before this process
         self._checkpoint = tf.train.Checkpoint(**self.state)
 
     @property
@@ -202,6 +210,7 @@ class Checkpoints:
                 ]
                 if not differences:
                     self._checkpoint.read(f"{folder}/{prefix.name}").expect_partial()
+                    self.values = read_values(f"{folder}/{prefix.name}", self._values) if self._values else {}
         except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError):
             raise  # says nothing about the files
         except (
@@ -254,6 +263,7 @@ class Checkpoints:
         if self._writes:
             for step in damaged:
                 _set_aside(self.folder, step, files[step])
+            self._stay |= {*steps(self.folder)[: -NUM_KEPT - 1], *self._listed()[:-NUM_KEPT]}
             self.clean()
             self._mend_list(report)
         return at
@@ -265,7 +275,8 @@ class Checkpoints:
         files = _files(self.folder, half_written=True)
         half_written = set(files) - set(_files(self.folder))
         whole = steps(self.folder)
-        kept = {step for step in whole if self._keep_every and step % self._keep_every == 0} | set(whole[-NUM_KEPT:])
+        kept = {step for step in whole if self._keep_every and step % self._keep_every == 0}
+        kept |= {*self._stay, *whole[-NUM_KEPT:]}
         for step, parts in files.items():
             if step in half_written or step not in kept and step < max(whole, default=0):
                 for ending in sorted(parts, key=lambda ending: ending != "index"):  # without its index it is none
@@ -310,11 +321,19 @@ class Checkpoints:
         with storage.replaced(self.folder / _LIST) as part:
             part.write_text(self._list())
 
-    def _mend_list(self, report: Callable[[str], None]) -> None:
+    def _read_list(self) -> str:
         try:
-            text = (self.folder / _LIST).read_text(errors="replace")
+            return (self.folder / _LIST).read_text(errors="replace")
         except FileNotFoundError:
-            text = ""
+            return ""
+
+    def _listed(self) -> list[int]:
+        """Steps in the list, if it can be read, ascending."""
+        found = re.findall(r'^all_model_checkpoint_paths: "(?:.*/)?ckpt-(\d+)"$', self._read_list(), re.MULTILINE)
+        return sorted(map(int, found))
+
+    def _mend_list(self, report: Callable[[str], None]) -> None:
+        text = self._read_list()
         listed = re.findall(r'^model_checkpoint_path: "(?:.*/)?(ckpt-\d+)"$', text, re.MULTILINE)
         if listed != [f"ckpt-{steps(self.folder)[-1]}"]:
             what = "was missing" if not text else f"named {listed[0]}" if listed else "was damaged"
@@ -358,7 +377,7 @@ def restore(
         ValueError: If there is no such checkpoint, none is whole, or it holds other weights than the model has.
     """
     state = {"step": tf.Variable(0, dtype=tf.int64), **model_state(model)}
-    checkpoints = Checkpoints(state, run_dir, writes=False)
+    checkpoints = Checkpoints(state, run_dir, writes=False, values="" if raw_weights else "average.")
     folder = checkpoints.folder
     if step is not None:
         if step not in steps(folder):
@@ -372,8 +391,7 @@ def restore(
         at = checkpoints.restore_newest(report or (lambda line: print(line, file=sys.stderr, flush=True)))
         if at is None:
             raise ValueError(_none(folder))
-    if not raw_weights:
-        average.load(model, read_values(folder / f"ckpt-{at}", "average."))
+    average.load(model, checkpoints.values)
     return at
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
-from trainers.progress import keep_lines
+from trainers.progress import keep_lines, read_text
 
 if TYPE_CHECKING:
     from tfvidgen.metrics.families import Networks
@@ -614,6 +614,7 @@ class EvaluateMetrics:
                 f"Models cannot be ranked by {names[self._position]}, so it cannot choose the best checkpoint: name another "
                 "metric first."
             )
+        _known_best(self._run_dir / "best" / "best.json")
         self._measurer = RunMeasurer(run_dir, run_data, config, self._settings)
         self._measurer.prepare(self._protocols)  # missing weights should be known before the training begins
 
@@ -631,7 +632,7 @@ class EvaluateMetrics:
         best = self._run_dir / "best"
         if result.loss is None or not np.isfinite(result.loss):
             return
-        known = json.loads((best / "best.json").read_text()) if (best / "best.json").is_file() else None
+        known = _known_best(best / "best.json")
         if known and known["metric"] == result.name and known["loss"] <= result.loss and known["step"] != step:
             return
         parts = sorted((self._run_dir / "checkpoints").glob(f"ckpt-{step}.*"))
@@ -643,6 +644,26 @@ class EvaluateMetrics:
             best / "best.json", {"metric": result.name, "value": result.value, "loss": result.loss, "step": step}
         )
         self._say(f"best so far by {result.name}: step {step}, {result.value:.4g}; kept in {best}")
+
+
+def _known_best(path: pathlib.Path) -> dict[str, Any] | None:
+    """Which checkpoint is the best so far, or None. Raises ValueError if the file is damaged."""
+    text = read_text(path)
+    if not path.exists():
+        return None
+    try:
+        known = json.loads(text)
+        if isinstance(known["metric"], str) and isinstance(known["loss"], int | float) and type(known["step"]) is int:
+            return known
+        what = "`metric`, `loss` or `step` is of the wrong type"
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = str(error)
+    except (KeyError, TypeError):
+        what = "it lacks `metric`, `loss` or `step`"
+    raise ValueError(
+        f"{path} is damaged ({what}): restore it from a copy, or move the folder away; the best of what is measured from now "
+        "on is then kept."
+    )
 
 
 def _copy_checkpoint(run_dir: pathlib.Path, best: pathlib.Path, step: int, parts: list[pathlib.Path]) -> None:

@@ -145,8 +145,10 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
         ):
             return found
         what = "it is no list of steps"
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        what = str(error) if isinstance(error, json.JSONDecodeError) else "a step lacks `step` or `skipped`"
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = str(error)
+    except (KeyError, TypeError):
+        what = "a step lacks `step` or `skipped`"
     raise ValueError(
         f"{path} is damaged ({what}): restore it from a copy, or delete it; the run then looks for bad steps anew."
     )

@@ -76,6 +76,7 @@ def run(
     xla: bool = False,
     keep_every: int = 0,
     max_minutes: float = 0.0,
+    begun: Callable[[], None] = lambda: None,
 ) -> Logs:
     """Trains a compiled model until `total_steps` and returns the last losses.
 
@@ -99,6 +100,8 @@ def run(
         xla: Compiles the step with XLA, on one device.
         keep_every: Checkpoints of these steps' multiples are kept for good, besides the last two; 0 for none.
         max_minutes: Saves and returns before this time is up, counted from the call; 0 for no limit.
+        begun: Called once, when a checkpoint was restored or there is none: a run that is refused for its checkpoints changes
+            nothing in its folder.
 
     Raises:
         TrainingDiverged: If a loss or a weight is not finite.
@@ -153,14 +156,16 @@ def run(
         """Returns the seconds that it took."""
         since = time.monotonic()
         lines.assign(json.dumps({"means": means.state(), "logs": logs}))
+        finished.write()  # what finished since the checkpoint before; of no weight if this one is not written
         checkpoints.save(at)
         return time.monotonic() - since
 
     with _StopRequest(strategy, progress.note) as stop, progress:
         found = go_back()
+        begun()
         at = saved_at = found or 0
         if found:
-            _act(finished.unfinished(actions, at, total_steps), at, logs, average, finished)
+            _act(finished.unfinished(actions, at, total_steps), at, logs, average, finished, True, stop)
         if at >= total_steps:
             progress.note(f"already trained for {at} steps")
             return {}
@@ -172,12 +177,12 @@ def run(
         steps = Steps(model, strategy, average, xla)
         steps.trace(iterator)
         pace = _Pace(cluster.num_workers(strategy) == 1)
-        checked_at = at
+        checked_at, taken = at, None
         stop.saves = True  # from here on there is something to lose
         while at < total_steps and not stop.asked(
             max_minutes > 0 and time.monotonic() - begin + 2 * save_seconds > 60 * max_minutes
         ):
-            first, taken = at, None
+            first = at
             if at in bad_steps.skipped:
                 next(iterator)
                 at += 1
@@ -195,9 +200,10 @@ def run(
             broken = not_finite(state) if is_checked else []
             if taken and (broken or not taken.is_good):
                 bad_steps.found(first if not taken.is_good else checked_at, at, taken, broken, checkpoints.latest)
+                wrong, taken = at - 1, None
                 at = saved_at = checked_at = go_back() or 0
                 iterator = cluster.distribute(strategy, dataset_fn(at))
-                progress.note(f"step {first + taken.num_steps - 1} went wrong: back to the checkpoint of step {at}")
+                progress.note(f"step {wrong} went wrong: back to the checkpoint of step {at}")
                 progress.begin(at)
                 continue
             if is_checked:
@@ -212,20 +218,20 @@ def run(
                 saved_at = at
             if is_line and not stop.requested:  # what is due after a signal waits until the run goes on
                 due = [action for action in actions if _is_due(action, at, total_steps)]
-                _act(due, at, logs, average, finished if saved_at == at else None)
+                _act(due, at, logs, average, finished, saved_at == at, stop)
         if saved_at < at and not not_finite(state):
             save(at)
             saved_at = at
     progress.note(clock.summary())
+    what_now = "the checkpoint is written and the same command goes on from it"
+    if not saved_at:
+        what_now = "there is no checkpoint yet, so the same command begins anew"
     if stop.requested:
-        progress.note(
-            f"stopped at step {saved_at} by a signal; the checkpoint is written and the same command goes on from it"
-        )
+        progress.note(f"stopped at step {saved_at} by a signal; {what_now}")
         raise SystemExit(128 + stop.requested)
     if at < total_steps:
-        progress.note(
-            f"stopped at step {saved_at}, as its time is up; the checkpoint is written and the same command goes on from it"
-        )
+        advice = "" if at > (found or 0) else ": no step was taken in that time, so raise max_minutes"
+        progress.note(f"stopped at step {saved_at}, as its time is up; {what_now}{advice}")
     return logs
 
 
@@ -269,14 +275,28 @@ def _is_due(action: Action, at: int, total_steps: int) -> bool:
     return at >= total_steps or bool(action.every_steps) and at % action.every_steps == 0
 
 
-def _act(due: Sequence[Action], at: int, logs: Logs, average: WeightAverage | None, finished: _Finished | None) -> None:
-    """Runs actions; those that use weights find their average."""
+def _act(
+    due: Sequence[Action],
+    at: int,
+    logs: Logs,
+    average: WeightAverage | None,
+    finished: _Finished,
+    is_saved: bool,
+    stop: _StopRequest,
+) -> None:
+    """Runs actions, until a signal comes; those that use weights find their average.
+
+    Each is noted as finished, on disk too where the step `is_saved`: if it is not, what a run goes on from is an earlier one.
+    """
     averaged = average is not None and any(action.uses_weights for action in due)
     with average.applied() if averaged else contextlib.nullcontext():
         for action in due:
+            if stop.requested:
+                break
             action.run(at, logs)
-            if finished is not None:
-                finished.add(action, at)
+            finished.add(action, at)
+            if is_saved:
+                finished.write()
 
 
 class _Finished:
@@ -289,15 +309,17 @@ class _Finished:
 
     def __init__(self, path: pathlib.Path, writes: bool):
         self._path, self._writes = path, writes
+        self._written: dict[str, int] = {}
         try:
             self._steps = json.loads(read_text(path) or "{}")
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): restore it, or delete it to run the last actions again."
             ) from None
-        if not isinstance(self._steps, dict):
+        if not isinstance(self._steps, dict) or not all(type(step) is int for step in self._steps.values()):
             raise ValueError(
-                f"{path} must hold an object. Received {self._steps!r}: delete it to run the last actions again."
+                f"{path} must hold an object of steps by name. Received {str(self._steps)[:80]}: delete it to run the last "
+                "actions again."
             )
 
     def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
@@ -312,16 +334,17 @@ class _Finished:
     def add(self, action: Action, at: int) -> None:
         """Notes that an action has finished."""
         self._steps[_name(action)] = at
-        self._write()
 
     def rewind(self, at: int) -> None:
         """Forgets what finished after a step: those steps are trained again."""
         if any(step > at for step in self._steps.values()):
             self._steps = {name: min(step, at) for name, step in self._steps.items()}
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
-        if self._writes:
+    def write(self) -> None:
+        """Writes the file where it is not up to date."""
+        if self._writes and self._steps != self._written:
+            self._written = dict(self._steps)
             storage.write_json(self._path, self._steps)
 
 

@@ -109,7 +109,8 @@ def keep_lines(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> No
 
     def is_kept(line: str) -> bool:
         try:
-            return keep(json.loads(line))
+            record = json.loads(line)
+            return isinstance(record, dict) and keep(record)
         except (json.JSONDecodeError, KeyError, TypeError):
             return False
 

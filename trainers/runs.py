@@ -492,6 +492,8 @@ def _wrong(description: Mapping[str, Any]) -> str:
             return f"{section}: {'; '.join(wrong[:3])}"
     if description["config"].get("precision") == "auto" and "resolved" not in description:
         return "precision is 'auto' and resolved is missing"
+    if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
+        return f"environment.resumed is {json.dumps(resumed)[:40]}"
     for name, labels in description.get("labels", {}).items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             return f"labels: {name} is not a list of names"

@@ -163,9 +163,15 @@ def _train(
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
-    begun = init_from.begin(config, model, run_data, strategy)
+    source = init_from.begin(config, model, run_data, strategy)
+
+    def begun() -> None:
+        if is_chief:
+            runs.start(config, system, model, run_data, asked=asked)
+            init_from.note(run_dir, source, model, run_data, say)
+
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
-        run_dir = runs.start(config, system, model, run_data, writes=is_chief, asked=asked)
+        run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked)  # only checks
         cluster.agree(
             strategy,
             runs.fingerprint(config, system, run_data),
@@ -174,8 +180,6 @@ def _train(
         for line in (*notes, describe_data(run_data)):
             say(f"{system}: {line}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
-        if is_chief:
-            init_from.note(run_dir, begun, model, run_data, say)
         loop.run(
             model,
             _dataset_fn(config, run_data),
@@ -201,6 +205,7 @@ def _train(
             xla=config.xla,
             keep_every=config.keep_every,
             max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
+            begun=begun,
         )
     return model
 

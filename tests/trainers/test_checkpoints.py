@@ -11,6 +11,7 @@ import tensorflow as tf
 from export import saved_model
 from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
 from trainers import checkpoints, evaluate, generate, navsynth
+from trainers.average import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -249,13 +250,52 @@ def test_reading_a_run_does_not_disturb_its_writer(run_dir):
 
 
 # ---- which are kept, and which is taken ------------------------------------------------------------------------------
+def test_a_writer_may_finish_while_its_folder_is_read(run_dir, monkeypatch):
+    writing, iterdir = file(run_dir, ".writing"), pathlib.Path.iterdir
+    writing.mkdir()
+
+    def too_late(path):
+        if path == writing:
+            writing.rmdir()
+        return iterdir(path)
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", too_late)
+    assert checkpoints.restore(mean_colour(), run_dir) == 16
+
+
+def test_a_damaged_average_is_a_damaged_checkpoint(tmp_path, capsys):
+    model = mean_colour()
+    train(model, tmp_path, 8, average=WeightAverage(model, 0.5))
+    name = "average.codes.rows.sums"
+    sums, path = (
+        checkpoints.read_values(file(tmp_path, "ckpt-8"), name)[name].tobytes(),
+        file(tmp_path, f"ckpt-8.{ENDINGS[1]}"),
+    )
+    content = path.read_bytes()
+    assert content.count(sums) == 1
+    path.write_bytes(content.replace(sums, bytes(len(sums))))
+    assert checkpoints.restore(mean_colour(), tmp_path) == 4
+    assert "going back 4 steps" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="ckpt-8 is damaged .*choose another step of 4, 8"):
+        checkpoints.restore(mean_colour(), tmp_path, step=8)
+    assert checkpoints.restore(mean_colour(), tmp_path, raw_weights=True) == 8
+
+
 def test_every_so_many_steps_a_checkpoint_is_kept_for_good(tmp_path):
     train(mean_colour(), tmp_path, 30, checkpoint_every_steps=2, keep_every=8)
     assert checkpoints.steps(tmp_path / "checkpoints") == [8, 16, 24, 28, 30]
-    train(
-        mean_colour(), tmp_path, 36, checkpoint_every_steps=2
-    )  # from now on no more, and those that were are no longer
-    assert checkpoints.steps(tmp_path / "checkpoints") == [34, 36]
+    train(mean_colour(), tmp_path, 36, checkpoint_every_steps=2)  # from now on no more, and those that were stay
+    assert checkpoints.steps(tmp_path / "checkpoints") == [8, 16, 24, 34, 36]
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_checkpoints_kept_for_good_stay_when_the_period_changes(tmp_path, is_listed):
+    train(mean_colour(), tmp_path, 24, keep_every=4)
+    if not is_listed:  # then the last three may be those of a process that was killed before it dropped one
+        file(tmp_path, "checkpoint").unlink()
+    train(mean_colour(), tmp_path, 32)
+    kept = [4, 8, 12, 16] if is_listed else [4, 8, 12]
+    assert checkpoints.steps(tmp_path / "checkpoints") == [*kept, 28, 32]
 
 
 def test_a_clock_that_runs_backward_leaves_no_checkpoint_behind(tmp_path, monkeypatch):
@@ -302,7 +342,7 @@ def test_a_file_that_is_not_text_is_named_and_the_run_is_not_resumed(run_dir, na
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("text", ["", "{}", "null", "[3]", '[{"step": 3}]', '[{"step": 3, "skip'])
+@pytest.mark.parametrize("text", ["", "{}", "null", "[3]", '[{"step": 3}]', '[{"step": 3, "skip', "[" * 9999])
 def test_a_damaged_list_of_bad_steps_is_named(run_dir, text):
     (run_dir / "bad_step.json").write_text(text)
     before = contents(run_dir)
@@ -311,7 +351,9 @@ def test_a_damaged_list_of_bad_steps_is_named(run_dir, text):
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("text", ["[]", "7", '{"samples": 1', "null"])
+@pytest.mark.parametrize(
+    "text", ["[]", "7", '{"samples": 1', "null", '{"samples": "x"}', '{"samples": null}', "[" * 9999]
+)
 def test_a_damaged_record_of_actions_is_named(run_dir, text):
     (run_dir / "actions.json").write_text(text)
     with pytest.raises(ValueError, match="actions.json .*delete it to run the last actions again"):
@@ -381,6 +423,17 @@ def test_programs_go_back_to_the_newest_whole_checkpoint(trained, tmp_path, prog
     assert main([f"--run_dir={run_dir}", *flags]) == 0
     assert "ckpt-4 is damaged (" in (error := capsys.readouterr().err) and "to the checkpoint of step 2." in error
     assert contents(run_dir / "checkpoints") == before
+
+
+def test_a_trainer_that_is_refused_changes_nothing(trained, tmp_path, capsys):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    for step in (2, 4):
+        cut(file(run_dir, f"ckpt-{step}.index"))
+    before = contents(run_dir)
+    flags = ["--preset=smoke", "--notensorboard", "--strategy=none", "--total_steps=8"]
+    assert navsynth.main([*flags, f"--run_dir={run_dir}"]) == 1
+    assert "Nothing was changed" in capsys.readouterr().err
+    assert contents(run_dir) == before
 
 
 def test_the_trainer_goes_back_and_measures_again(trained, tmp_path, capsys):

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import tempfile
 
 import numpy as np
@@ -398,6 +399,24 @@ def test_another_step_is_best_by_another_metric(tmp_path):
     assert json.loads((run.run_dir / "best" / "best.json").read_text())["metric"] == "motion8_8f"
     with pytest.raises(cli.UsageError, match="one of acd8, motion8. Received 'fcs8'"):
         watcher(run, "acd8,motion8", best="fcs8")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", '{"metric": "acd8_8f"}', '{"step": 2', "\xff", "[" * 9999])
+def test_a_damaged_best_json_is_named_before_training(codes, tmp_path, text):
+    run = dataclasses.replace(codes, run_dir=shutil.copytree(codes.run_dir, tmp_path / "run"))
+    (run.run_dir / "best").mkdir()
+    (run.run_dir / "best" / "best.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"best\.json is (damaged|not UTF-8)"):
+        watcher(run, "acd8")
+
+
+def test_lines_that_are_no_records_are_dropped_when_a_run_goes_on(codes, tmp_path):
+    run = dataclasses.replace(codes, run_dir=shutil.copytree(codes.run_dir, tmp_path / "run"))
+    action, _ = watcher(run, "acd8")
+    by_hand = '{"step": 9, "metric": "acd8"}\n'
+    (run.run_dir / "evaluation.jsonl").write_text(f'7\n[1]\n"x"\nnull\n{by_hand}{{"during_training": true}}\n{{"step"')
+    action.rewind(2)
+    assert (run.run_dir / "evaluation.jsonl").read_text() == by_hand
 
 
 def test_bad_periods_and_metrics_are_refused_before_training(codes):

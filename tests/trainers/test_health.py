@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 
 import keras
@@ -174,6 +175,18 @@ def test_a_broken_gradient_is_found_where_its_loss_is_fine(tmp_path):
     storage.write_json(tmp_path / "known" / "bad_step.json", [{"step": 6, "skipped": True}])
     train(known, tmp_path / "known", 12, steep())
     assert_equal(state(found), state(known))
+
+
+def test_weights_that_broke_just_before_a_step_that_is_passed_over_are_not_saved(tmp_path):
+    train(steep_colour(), tmp_path, 8, steep(7), max_bad_steps=2)
+    assert [record["step"] for record in records(tmp_path)] == [7]
+    shutil.rmtree(tmp_path / "checkpoints")
+    model = steep_colour()
+    train(
+        model, tmp_path, 16, steep(6), max_bad_steps=2
+    )  # the checkpoint of step 8 is due after a step that is not taken
+    assert [record["step"] for record in records(tmp_path)] == [7, 6]
+    assert all(np.isfinite(value).all() for value in state(model).values() if value.dtype.kind == "f")
 
 
 def test_bad_steps_at_the_beginning_and_at_the_end(tmp_path):

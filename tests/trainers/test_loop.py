@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import nullcontext
 
 import keras
 import numpy as np
@@ -321,6 +322,39 @@ def test_a_run_that_is_stopped_after_any_step_leaves_the_same(tmp_path, undistur
     train(model, tmp_path, 18, actions=diaries(tmp_path), **PERIODS)
     assert left(tmp_path) == undisturbed[0]
     assert_equal(state(model), undisturbed[1])
+
+
+@pytest.mark.parametrize("end", ["signal", "time"])
+def test_an_action_between_checkpoints_is_done_once_where_the_run_is_stopped_there(tmp_path, end):
+    done = []
+
+    def act(name, step):
+        done.append((name, step))
+        if (name, step) == ("first", 6) and done.count((name, step)) == 1:
+            if end == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                clock.setattr(loop.time, "monotonic", lambda: 1e9)
+
+    actions = [
+        loop.Action(lambda step, logs, name=name: act(name, step), every_steps=6, name=name)
+        for name in ("first", "second")
+    ]
+    with pytest.MonkeyPatch.context() as clock, pytest.raises(SystemExit) if end == "signal" else nullcontext():
+        train(mean_colour(), tmp_path, 12, actions=actions, max_minutes=60)
+    assert written(tmp_path) == ["ckpt-4", "ckpt-6"]
+    assert done == ([("first", 6)] if end == "signal" else [("first", 6), ("second", 6)])
+    train(mean_colour(), tmp_path, 12, actions=actions)
+    assert done == [(name, step) for step in (6, 12) for name in ("first", "second")]
+
+
+def test_a_run_that_had_no_time_for_a_step_says_so(tmp_path):
+    said = []
+    train(mean_colour(), tmp_path, 4, max_minutes=1e-9, report=said.append)
+    assert "there is no checkpoint yet" in said[-1] and "raise max_minutes" in said[-1]
+    train(mean_colour(), tmp_path, 4)
+    train(mean_colour(), tmp_path, 8, max_minutes=1e-9, report=said.append)
+    assert "stopped at step 4" in said[-1] and "raise max_minutes" in said[-1]
 
 
 def test_a_finished_run_that_is_trained_longer_equals_one_of_that_length(tmp_path, straight):

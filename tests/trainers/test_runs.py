@@ -550,6 +550,7 @@ DAMAGE = {
     "a form is text": (with_("1", "forms", "digest"), "forms is {"),
     "a form is zero": (with_(0, "forms", "digest"), "forms is {"),
     "environment is text": (with_("x", "environment"), "environment is"),
+    "starts are a number": (with_({"resumed": 3}, "environment"), "environment.resumed is 3"),
     "auto is not resolved": (
         lambda description: without("resolved")(with_("auto", "config", "precision")(description)),
         "precision is 'auto' and resolved is missing",
