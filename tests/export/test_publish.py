@@ -168,7 +168,10 @@ def secretive(run, tmp_path_factory):
     shutil.copytree(run.config.run_dir, run_dir, ignore=shutil.ignore_patterns("export"))
     place = os.fsdecode(f"/home/{SECRET}/caf".encode() + b"\xe9")
     description = runs.read(run_dir)
-    content = {**with_secrets(description, f"/home/{SECRET}/set", place), "forms": description["forms"]}  # text is refused there
+    content = {
+        **with_secrets(description, f"/home/{SECRET}/set", place),
+        "forms": description["forms"],
+    }  # text is refused there
     (run_dir / "config.json").write_text(json.dumps(content))
     measured = json.loads((run_dir / "evaluation.json").read_text())
     (run_dir / "evaluation.json").write_text(json.dumps({**measured, "run": SECRET, "protocol": {"host": SECRET}}))

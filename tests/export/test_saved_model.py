@@ -611,6 +611,7 @@ saved_model.export_model(free_length.build(), sys.argv[1], name="m")
 """
 
 
+@pytest.mark.slow
 def test_the_next_export_sweeps_what_a_killed_one_left_but_no_living_one(free_length, tmp_path):
     (tmp_path / ".export-0ld_left" / "model").mkdir(parents=True)  # as version 0.1 left it
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "TF_CPP_MIN_LOG_LEVEL": "3"}

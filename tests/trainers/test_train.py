@@ -204,7 +204,7 @@ def assert_same_state(one, two) -> None:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("stopped_at", [4, 3])
+@pytest.mark.parametrize("stopped_at", [pytest.param(4, marks=pytest.mark.slow), 3])
 def test_a_finished_run_that_is_trained_longer_is_a_straight_run(folder, tmp_path, stopped_at):
     """Weights, codes, optimizers and averages, bit for bit, though the periods change on the way."""
     settings = {"update": "joint", "ema_decay": 0.9, "latent_rule": "adam", "learning_rate": 0.01}
@@ -249,6 +249,7 @@ class Killed(Exception):
     """Ends a run between two checkpoints, as a kill does."""
 
 
+@pytest.mark.slow
 def test_a_run_with_a_schedule_is_stretched_and_then_resumes_exactly(folder, tmp_path, monkeypatch):
     """Two extensions, the first in one process or in two: the numbers of one run that is told so from the beginning."""
 
@@ -285,6 +286,7 @@ def processor(monkeypatch, *units):
     monkeypatch.setattr(environment, "vector_units", lambda: units)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU is fast in bfloat16 anyway")
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, monkeypatch):
     """On a processor that would take another one, with a line that says so."""
@@ -326,6 +328,7 @@ def test_a_run_in_float16_says_why_it_does_not_go_on_without_a_gpu(folder, tmp_p
         trained_weights(settings)
 
 
+@pytest.mark.slow
 # ---------------------------------------------------------------- repeating a run
 def test_a_run_is_repeated_by_its_config_json(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
