@@ -28,6 +28,8 @@ from tests.trainers.mean_colour import (
 )
 from trainers import checkpoints, loop
 
+pytestmark = pytest.mark.usefixtures("quick_graphs")
+
 
 # ---------------------------------------------------------------- going on
 @pytest.fixture(scope="module")
