@@ -6,6 +6,10 @@ import re
 
 import pytest
 
+import export
+import tfvidgen
+import trainers
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 GAP = "\0"  # where a message has a value
@@ -14,7 +18,10 @@ GAP = "\0"  # where a message has a value
 def texts() -> list[str]:
     """Every text in the code of the programs, with a gap where a value is put into it."""
     found = []
-    for path in sorted(p for folder in ("tfvidgen", "trainers", "export") for p in (ROOT / folder).rglob("*.py")):
+    folders = [
+        pathlib.Path(package.__file__).parent for package in (tfvidgen, trainers, export)
+    ]  # of an installed wheel, too
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found.append("".join(v.value if isinstance(v, ast.Constant) else GAP for v in node.values))
