@@ -1,7 +1,7 @@
 """What does saving a large latent table cost beside writing its bytes, in time and in memory?
 
 A table of a million rows, with the slots of its update rule, is saved and restored as a run does it, in turns with writing
-as many bytes from memory to a file in the same folder. Between two of them a training step moves rows, as in a run: it puts
+as many bytes from memory to a new file in the same folder; of both the last two are kept. Between two of them a training step moves rows, as in a run: it puts
 TensorFlow's variables into the mode in which an ordinary read copies them whole.
 """
 
@@ -28,7 +28,7 @@ def serve() -> None:
     import tensorflow as tf
 
     from tfvidgen.layers.latent_table import LatentTable
-    from trainers.checkpoints import Checkpoints, not_finite
+    from trainers.checkpoints import NUM_KEPT, Checkpoints, not_finite
 
     table = LatentTable(NUM_ROWS, (WIDTH,), learning_rate=0.01, update_rule="adam", seed=0)
     table.build()
@@ -61,8 +61,10 @@ def serve() -> None:
         watcher.start()
         start, start_processor = time.monotonic(), time.process_time()
         if task == "write":
-            with open(f"{sys.argv[2]}/plain", "wb") as file:
+            with open(f"{sys.argv[2]}/plain-{step}", "wb") as file:
                 file.write(plain)
+            old = pathlib.Path(sys.argv[2], f"plain-{step - NUM_KEPT}")
+            old.unlink(missing_ok=True)
         elif task == "check":
             if not_finite(state):
                 raise ValueError("The table is not finite.")
