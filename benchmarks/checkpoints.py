@@ -1,8 +1,8 @@
 """What does saving a large latent table cost beside writing its bytes, in time and in memory?
 
 A table of a million rows, with the slots of its update rule, is saved and restored as a run does it, in turns with writing
-as many bytes from memory to a new file in the same folder; of both the last two are kept. Between two of them a training step moves rows, as in a run: it puts
-TensorFlow's variables into the mode in which an ordinary read copies them whole.
+as many bytes from memory to a new file in the same folder; of both the last two are kept. Between two of them a training
+step moves rows, as in a run: it puts TensorFlow's variables into the mode in which an ordinary read copies them whole.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ def serve() -> None:
         seconds, processor = time.monotonic() - start, time.process_time() - start_processor
         done.set()
         watcher.join()
+        os.sync()
         return {
             "seconds": seconds,
+            "seconds_to_disk": time.monotonic() - start,
             "processor_seconds": processor,
             "growth": max(0, peak[0] - before),
             "bytes": len(plain),
@@ -103,24 +105,30 @@ def run(rounds: int = 3, **unused: Any) -> dict[str, Any]:
     num_bytes = answers["write"][0]["bytes"]
     print(
         f"\nCheckpoints: a table of {NUM_ROWS:,} rows of {WIDTH} floats with Adam's slots, {num_bytes / 2**20:.0f} MiB\n"
-        f"{'':>10}{'s':>8}{'to writing':>12}{'processor s':>13}{'memory grew by, MiB':>21}"
+        f"{'':>10}{'s':>8}{'to writing':>12}{'s to disk':>11}{'to writing':>12}{'processor s':>13}{'memory grew by, MiB':>21}"
     )
     rows = {}
     for task in tasks:
-        pairs = zip(answers[task], answers["write"], strict=True)
+        pairs = list(zip(answers[task], answers["write"], strict=True))
         rows[task] = {
             "seconds": benchmarks.median([a["seconds"] for a in answers[task]]),
             "ratio": benchmarks.median([a["seconds"] / b["seconds"] for a, b in pairs]),
+            "seconds_to_disk": benchmarks.median([a["seconds_to_disk"] for a in answers[task]]),
+            "ratio_to_disk": benchmarks.median([a["seconds_to_disk"] / b["seconds_to_disk"] for a, b in pairs]),
             "processor_seconds": benchmarks.median([a["processor_seconds"] for a in answers[task]]),
             "growth": max(a["growth"] for a in answers[task]),
         }
         row = rows[task]
         print(
-            f"{task:>10}{row['seconds']:8.2f}{row['ratio']:12.2f}{row['processor_seconds']:13.2f}{row['growth'] / 2**20:21.0f}",
+            f"{task:>10}{row['seconds']:8.2f}{row['ratio']:12.2f}{row['seconds_to_disk']:11.2f}{row['ratio_to_disk']:12.2f}"
+            f"{row['processor_seconds']:13.2f}{row['growth'] / 2**20:21.0f}",
             flush=True,
         )
-    verdict = "within" if max(rows["save"]["ratio"], rows["restore"]["ratio"]) <= LIMIT else "NOT within"
-    print(f"    saving and restoring are {verdict} {LIMIT} times the seconds of writing the bytes", flush=True)
+    verdict = "within" if max(rows["save"]["ratio_to_disk"], rows["restore"]["ratio"]) <= LIMIT else "NOT within"
+    print(
+        f"    saving (to the disk) and restoring are {verdict} {LIMIT} times the seconds of writing the bytes",
+        flush=True,
+    )
     return {"bytes": num_bytes, "tasks": rows}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -25,6 +26,7 @@ _LIST = "checkpoint"  # TensorFlow's list of checkpoints; its other tools read i
 _WRITING = ".writing"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _CHUNK = 2**24  # numbers that are looked at together
+_LARGE, _MAX_FILES = 2**26, 4  # bytes of a variable that is worth a file of its own, and how many such files there are
 
 
 class NotSaved(ValueError):
@@ -69,12 +71,76 @@ def not_finite(state: Mapping[str, tf.Variable]) -> list[str]:
 
 
 def _is_finite(variable: tf.Variable) -> bool:
-    # An ordinary read copies a table whose rows are updated in place.
-    value = variable.read_value_no_copy() if hasattr(variable, "read_value_no_copy") else tf.convert_to_tensor(variable)
+    value = _value(variable)
     num_rows = value.shape[0] if value.shape.rank else 1
     rows = max(1, num_rows * _CHUNK // max(1, value.shape.num_elements()))
     parts = [value] if rows >= num_rows else (value[first : first + rows] for first in range(0, num_rows, rows))
     return all(bool(tf.reduce_all(tf.math.is_finite(part))) for part in parts)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+# In TensorFlow's format and under the names of `tf.train.Checkpoint`, so that `tf.train.load_checkpoint` reads them. That class
+# itself writes and reads everything in one operation, on one core and with all of it in memory once more while reading.
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "..") + _VALUE
+
+
+def _copies(variable: tf.Variable) -> Sequence[tf.Variable]:
+    """The copies of a variable on the devices of this process, which hold the same."""
+    return getattr(variable, "values", None) or [variable]
+
+
+def _value(variable: tf.Variable) -> tf.Tensor:
+    """An ordinary read would copy a table whose rows are updated in place."""
+    return _copies(variable)[0].read_value_no_copy()
+
+
+def _num_bytes(variable: tf.Variable) -> int:
+    return variable.shape.num_elements() * variable.dtype.size
+
+
+def _write(state: Mapping[str, tf.Variable], prefix: str) -> None:
+    """Writes variables, large ones into files of their own at the same time: their checksums keep more than one core busy."""
+    large = [name for name in state if _num_bytes(state[name]) >= _LARGE]
+    parts: list[list[str]] = [[name for name in state if name not in large], *([] for _ in large[:_MAX_FILES])]
+    for name in sorted(large, key=lambda name: -_num_bytes(state[name])):
+        min(parts[1:], key=lambda part: sum(_num_bytes(state[other]) for other in part)).append(name)
+
+    def write(names: Sequence[str], prefix: str) -> None:
+        with tf.device("CPU:0"):
+            keys, values = [_key(name) for name in names], [tf.identity(_value(state[name])) for name in names]
+            tf.raw_ops.SaveV2(prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), tensors=values)
+
+    if not large:
+        write(parts[0], prefix)
+        return
+    prefixes = [f"{prefix}-part{i}" for i in range(len(parts))]
+    with concurrent.futures.ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(write, parts, prefixes))
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=prefix, delete_old_dirs=False)
+
+
+def _read(state: Mapping[str, tf.Variable], prefix: str) -> None:
+    """Reads variables, large ones two at a time: what is read and not yet assigned is in memory twice."""
+    small = [name for name in state if _num_bytes(state[name]) < _LARGE]
+    large = [[name] for name in state if _num_bytes(state[name]) >= _LARGE]
+
+    def read(names: Sequence[str]) -> None:
+        with tf.device("CPU:0"):
+            keys, types = [_key(name) for name in names], [state[name].dtype for name in names]
+            values = tf.raw_ops.RestoreV2(
+                prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), dtypes=types
+            )
+        for name, value in zip(names, values, strict=True):
+            for copy in _copies(state[name]):
+                copy.assign(value)
+
+    if small:
+        read(small)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(read, large))
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------
@@ -177,7 +243,6 @@ class Checkpoints:
         self._writes, self._keep_every, self._optional = writes, keep_every, frozenset(optional)
         self._values, self.values = values, {}
         self._stay: set[int] = set()  # steps that were kept before this process
-        self._checkpoint = tf.train.Checkpoint(**self.state)
 
     @property
     def latest(self) -> str | None:
@@ -209,7 +274,7 @@ class Checkpoints:
                     if name in saved and saved[name] != tuple(variable.shape)
                 ]
                 if not differences:
-                    self._checkpoint.read(f"{folder}/{prefix.name}").expect_partial()
+                    _read({name: v for name, v in self.state.items() if name in saved}, f"{folder}/{prefix.name}")
                     self.values = read_values(f"{folder}/{prefix.name}", self._values) if self._values else {}
         except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError):
             raise  # says nothing about the files
@@ -297,7 +362,7 @@ class Checkpoints:
         try:
             writing.mkdir(parents=True, exist_ok=True)
             with storage.plain_path(self.folder) as folder:
-                self._checkpoint.write(f"{folder}/{_WRITING}/{name}")
+                _write(self.state, f"{folder}/{_WRITING}/{name}")
             (self.folder / f"{name}.index").unlink(missing_ok=True)
             for path in sorted(writing.glob(f"{name}.*"), key=lambda path: path.suffix == ".index"):  # the index last
                 os.replace(path, self.folder / path.name)

@@ -190,10 +190,10 @@ def test_a_checkpoint_that_does_not_fit_is_no_damaged_one(run_dir):
 
 
 def test_a_lack_of_memory_or_rights_is_no_damage(run_dir, monkeypatch):
-    def fail(self, path):
+    def fail(state, prefix):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM")
 
-    monkeypatch.setattr(tf.train.Checkpoint, "read", fail)
+    monkeypatch.setattr(checkpoints, "_read", fail)
     before = contents(run_dir)
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(mean_colour(), run_dir, 20)
@@ -368,6 +368,30 @@ def test_losses_may_be_missing(run_dir, longer, text):
     train(model, run_dir, 20)
     assert_equal(state(model), longer)
     assert [line["step"] for line in metrics(run_dir)] == [18, 20]
+
+
+def test_large_variables_have_files_of_their_own(tmp_path, longer, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_LARGE", 36)  # bytes: the kernel, its slots, the codes and theirs
+    train(mean_colour(), tmp_path, 16)
+    endings = sorted(path.name.split(".")[1] for path in (tmp_path / "checkpoints").glob("ckpt-16.*"))
+    assert endings == [*(f"data-{i:05d}-of-00005" for i in range(5)), "index"]
+    assert checkpoints.read_values(file(tmp_path, "ckpt-16"))["codes.rows"].shape == (6, 3)
+    file(tmp_path, "ckpt-16.data-00003-of-00005").unlink()
+    model, said = mean_colour(), []
+    train(model, tmp_path, 20, report=said.append)
+    assert any("there is no file ckpt-16.data-00003-of-00005" in line for line in said)
+    assert_equal(state(model), longer)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [16, 20]
+
+
+def test_every_replica_gets_what_was_saved(run_dir, two_replicas):
+    with two_replicas.scope():
+        model = mean_colour()
+    checkpoints.restore(model, run_dir)
+    saved = checkpoints.read_values(file(run_dir, "ckpt-16"))
+    for name, variable in checkpoints.model_state(model).items():
+        for copy in variable.values:
+            np.testing.assert_array_equal(copy.numpy(), saved[name], err_msg=name)
 
 
 def test_a_table_that_broke_is_found_wherever_it_did(monkeypatch):
