@@ -13,7 +13,7 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 
 demo: $(READY)  ## Train a small model on clips made on the spot and show what it learned
-	$(RUN) -m trainers.demo
+	$(RUN) -m export.demo
 
 test: $(READY)  ## Run the tests
 	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder

@@ -28,7 +28,7 @@ def serve() -> None:
     import tensorflow as tf
 
     from tfvidgen.layers.latent_table import LatentTable
-    from trainers.checkpoints import NUM_KEPT, Checkpoints, not_finite
+    from trainers.engine.checkpoints import NUM_KEPT, Checkpoints, not_finite
 
     table = LatentTable(NUM_ROWS, (WIDTH,), learning_rate=0.01, update_rule="adam", seed=0)
     table.build()

@@ -78,7 +78,7 @@ class Application:
     """What both interfaces share: the model's versions, the batcher, the counts, and whether the server is stopping."""
 
     def __init__(self, config: Config):
-        from export import runtime
+        from export.server import runtime
 
         self.config, self.stopping = config, False
         self.metrics = Metrics(lambda: self.batcher)
@@ -108,7 +108,7 @@ class Application:
     @contextlib.contextmanager
     def counted(self, api: str) -> Iterator[_Call]:
         """Round a predict request, for the metrics."""
-        from export import runtime
+        from export.server import runtime
 
         call = _Call(self)
         begin, code = time.monotonic(), "OK"
@@ -148,7 +148,7 @@ class Server:
     """
 
     def __init__(self, config: Config):
-        from export import rest
+        from export.server import rest
 
         self.app = Application(config)
         self.grpc_port, self._grpc = None, None
@@ -161,7 +161,7 @@ class Server:
                 reason = "; ".join(failed) or "it has no folder named by a number that holds a saved_model.pb"
                 raise ValueError(f"--model_base_path={config.model_base_path} holds nothing to serve: {reason}")
             if config.grpc_port >= 0:
-                from export import rpc
+                from export.server import rpc
 
                 self._grpc, self.grpc_port = rpc.start(self.app, config.host, config.grpc_port)
         except BaseException:
@@ -174,7 +174,7 @@ class Server:
 
     def stop(self) -> None:
         """Takes no new connections, answers what is running within the time of grace, refuses the rest, and ends."""
-        from export import rest
+        from export.server import rest
 
         grace = self.app.config.grace_seconds
         self.app.stopping = True

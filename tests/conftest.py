@@ -21,7 +21,7 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def two_replicas():
     """A MirroredStrategy over two logical CPUs."""
-    from trainers import cluster
+    from trainers.engine import cluster
 
     return cluster.make_strategy("mirrored", "CPU:0,CPU:1")
 

@@ -9,7 +9,7 @@ from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import num_replicas
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
-from trainers import checkpoints, loop
+from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

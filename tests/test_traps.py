@@ -11,7 +11,7 @@
 | 7 Gradient accumulation of Keras fails on several replicas | it is refused by name | here: test_gradient_accumulation_on_replicas_is_refused |
 | 8 A distributed iterator cannot be saved | a batch is a function of the step | here: test_dropout_and_several_replicas_resume_bit_for_bit; tests/data/test_clips.py::test_starting_late_equals_skipping |
 | 9 Adam of Keras moves rows that a batch does not use, at the cost of the whole table | tables have their own lazy rules | tests/layers/test_latent_table.py::test_adam_is_lazy_and_equals_keras_adam_on_rows_used_in_every_step, tests/layers/test_latent_table.py::test_lookup_never_reads_the_whole_table |
-| 10 A weights file that is written in place breaks when its writer is killed | checkpoints take the old one's place when they are whole | tests/trainers/test_loop.py::test_a_stopped_process_goes_on_and_equals_a_straight_run_bit_for_bit, tests/trainers/test_checkpoints.py::test_half_written_checkpoints_are_removed_and_are_no_damage |
+| 10 A weights file that is written in place breaks when its writer is killed | checkpoints take the old one's place when they are whole | tests/trainers/engine/test_loop.py::test_a_stopped_process_goes_on_and_equals_a_straight_run_bit_for_bit, tests/trainers/engine/test_checkpoints.py::test_half_written_checkpoints_are_removed_and_are_no_damage |
 """  # noqa: E501
 
 import pathlib
@@ -30,7 +30,7 @@ from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import num_replicas, replica_slice, step_key
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import Adam, StepGuard, optimizers_of
-from trainers import checkpoints, loop
+from trainers.engine import checkpoints, loop
 
 TESTS = pathlib.Path(__file__).parent
 PACKAGE = pathlib.Path(tfvidgen.__file__).parent  # the installed one, wherever the tests lie

@@ -23,7 +23,7 @@ import numpy as np
 from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
-from trainers.progress import keep_lines, read_text
+from trainers.engine.progress import keep_lines, read_text
 
 if TYPE_CHECKING:
     from tfvidgen.metrics.families import Networks
@@ -437,7 +437,7 @@ def _networks(settings: Config, real: VideoClips) -> Networks:
 
     scope = contextlib.nullcontext
     if settings.strategy == "mirrored":
-        from trainers import cluster
+        from trainers.engine import cluster
 
         scope = cluster.make_strategy("mirrored", "").scope
     return Networks(
@@ -454,7 +454,7 @@ def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> 
     """The real clips of a run."""
     from tfvidgen import data
     from tfvidgen.data.codecs import NO_CODEC, folder_codecs
-    from tfvidgen.data.named import NAMED
+    from tfvidgen.data.loading import NAMED
     from tfvidgen.metrics.sampling import VideoClips
 
     videos = run_data.originals
@@ -490,7 +490,7 @@ def _folder(path: str, settings: Config, size: int = 0, generated: bool = False,
     """
     from tfvidgen import data
     from tfvidgen.data.codecs import NO_CODEC, folder_codecs
-    from tfvidgen.data.named import NAMED
+    from tfvidgen.data.loading import NAMED
     from tfvidgen.data.shards import is_prepared
     from tfvidgen.data.sources import load_videos
     from tfvidgen.metrics.sampling import VideoClips

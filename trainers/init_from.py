@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfvidgen import storage
 from tfvidgen.layers.latent_table import LatentTable
-from trainers import checkpoints, runs
+from trainers import runs
+from trainers.engine import checkpoints
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator

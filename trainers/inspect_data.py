@@ -110,7 +110,7 @@ def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report and writes the sheet. Returns 0; raises ValueError for data that cannot be used."""
-    from tfvidgen.data.named import NAMED, load
+    from tfvidgen.data.loading import NAMED, load
     from tfvidgen.data.shards import ShardedVideos, is_prepared
     from tfvidgen.data.sources import scan
 

@@ -19,7 +19,7 @@ import numpy as np
 from tfvidgen import data, models, storage
 from tfvidgen.data import clips as clips_module
 from tfvidgen.data import collection as collection_module
-from tfvidgen.data import named
+from tfvidgen.data import loading
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
@@ -118,7 +118,7 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
     """
     description = read(run_dir)
     _require_forms(description, run_dir, "digest")
-    is_path = config.dataset not in named.NAMED
+    is_path = config.dataset not in loading.NAMED
     if not pathlib.Path(config.dataset if is_path else config.data_dir).exists():
         missing = f"dataset={config.dataset}" if is_path else f"data_dir={config.data_dir}"
         raise ValueError(
@@ -563,7 +563,7 @@ def load_model(
         raw_weights: Takes the weights of the last step where the run kept an average of them.
         step: Takes the checkpoint of this step.
     """
-    from trainers import checkpoints
+    from trainers.engine import checkpoints
 
     description = read(run_dir)
     _require_forms(description, run_dir, "network")

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfvidgen import storage, visualize
 from tfvidgen.data.video_io import encode_gif
-from trainers import loop, runs, samples
+from trainers import runs, samples
+from trainers.engine import loop
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator

@@ -123,7 +123,7 @@ def train(
     begin = time.monotonic()
     import tensorflow as tf
 
-    from trainers import checkpoints, cluster, health
+    from trainers.engine import checkpoints, cluster, health
 
     notes: list[str] = []
     asked, config = config, _resolved(config, system, notes.append)
@@ -148,9 +148,10 @@ def _train(
 ) -> VideoGenerator:
     import keras
 
-    from trainers import checkpoints, cluster, init_from, loop, runs, samples, tensorboard
-    from trainers.average import WeightAverage
-    from trainers.lock import RunLock
+    from trainers import init_from, runs, samples, tensorboard
+    from trainers.engine import checkpoints, cluster, loop
+    from trainers.engine.ema import WeightAverage
+    from trainers.engine.lock import RunLock
 
     is_chief, num_replicas = cluster.is_chief(strategy), strategy.num_replicas_in_sync
     say = (report or (lambda line: print(line, flush=True))) if is_chief else (lambda line: None)
@@ -229,7 +230,8 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     """The action that evaluates the run after its last step."""
     if not config.evaluate:
         return []
-    from trainers import evaluate, loop
+    from trainers import evaluate
+    from trainers.engine import loop
 
     def run(step: int, logs: Mapping[str, float]) -> None:
         evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
@@ -315,7 +317,8 @@ def count_parameters(model: VideoGenerator) -> str:
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
-    from trainers import cluster, init_from, runs
+    from trainers import init_from, runs
+    from trainers.engine import cluster
 
     config = _resolved(config, system)
     run_data = runs.load_data(config)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tests.conformance.order import rewritten_graphs, unordered
 from tests.systems import NUM_FRAMES, SYSTEMS, System, collection
 from tfvidgen import data
-from trainers import loop
+from trainers.engine import loop
 
 
 def result(system: System, num_steps: int) -> dict:

@@ -19,7 +19,7 @@ from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_vari
 from tfvidgen import data
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import optimizers_of
-from trainers import loop
+from trainers.engine import loop
 
 BATCH = 4
 pytestmark = pytest.mark.usefixtures("quick_graphs")

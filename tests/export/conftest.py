@@ -11,7 +11,8 @@ import tensorflow as tf
 from export import saved_model
 from tests.systems import SYSTEMS, vivid
 from tfvidgen.models.base import VideoGenerator
-from trainers import average, checkpoints, navsynth, runs
+from trainers import navsynth, runs
+from trainers.engine import checkpoints, ema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run(tmp_path_factory) -> Run:
     model = navsynth.build_model(config, run_data)
     runs.start(config, "navsynth", model, run_data)
     vivid(model)
-    kept = average.WeightAverage(model, config.ema_decay)
+    kept = ema.WeightAverage(model, config.ema_decay)
     kept.update()
     averaged = [weight.numpy() for weight in model.trainable_variables]
     for weight in model.trainable_variables:  # those of the last step, which nobody asks for

@@ -7,7 +7,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from export import rest
+from export.server import rest
 from tests.export.malformed import GrpcSender, Malformed, rest_status
 
 MANY = pytest.param(10_000, marks=pytest.mark.slow)

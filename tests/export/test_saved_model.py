@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import client, endpoints, runtime, saved_model, serving
+from export import client, endpoints, saved_model, serving
+from export.server import runtime
 from tests.export import free_length as small
 from tests.export.conftest import assert_same_frames, assert_same_pixels, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid

@@ -271,7 +271,7 @@ def test_grpc_errors_have_the_official_codes(stub):
 
 # ---------------------------------------------------------------- batches
 def test_requests_that_wait_run_together_and_get_their_own_rows(signatures):
-    from export import runtime
+    from export.server import runtime
 
     endpoint = runtime.Endpoint("serving_default", signatures["serving_default"])
     alone = {seed: endpoint.run({"seed": np.array([seed])})["video"] for seed in range(6)}
@@ -305,7 +305,7 @@ def test_requests_that_wait_run_together_and_get_their_own_rows(signatures):
 
 def test_one_request_has_the_same_bytes_however_often_it_is_asked(signatures):
     """Of the same rows, on one machine, also while others keep its processors busy."""
-    from export import runtime
+    from export.server import runtime
 
     endpoint = runtime.Endpoint("serving_default", signatures["serving_default"])
     requests = [{"seed": np.arange(first, first + rows)} for first, rows in ((1, 1), (1, 4), (7, 3))] * 8
@@ -316,7 +316,7 @@ def test_one_request_has_the_same_bytes_however_often_it_is_asked(signatures):
 
 
 def test_only_requests_of_one_length_run_together_and_outlive_their_version(free_length):
-    from export import runtime
+    from export.server import runtime
 
     version = runtime.Version(free_length.version)
     decode, generate = version.endpoint("decode"), version.endpoint("generate")
@@ -350,7 +350,7 @@ def test_only_requests_of_one_length_run_together_and_outlive_their_version(free
 
 
 def test_one_wrong_request_does_not_fail_its_batch(signatures):
-    from export import runtime
+    from export.server import runtime
 
     endpoint = runtime.Endpoint("lookup", signatures["lookup"])
     rows = []
@@ -376,7 +376,7 @@ def test_one_wrong_request_does_not_fail_its_batch(signatures):
 
 
 def test_a_full_queue_and_a_late_answer_are_errors(signatures):
-    from export import runtime
+    from export.server import runtime
 
     endpoint = runtime.Endpoint("serving_default", signatures["serving_default"])
     batcher = runtime.Batcher(max_rows=1, max_queue=1)

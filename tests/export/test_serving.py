@@ -57,7 +57,7 @@ def test_warm_up_requests_come_back_as_arrays(model, stubs):
 
 
 def test_the_development_server_calls_every_endpoint_before_it_serves(free_length, monkeypatch):
-    from export import runtime
+    from export.server import runtime
 
     called, run = [], runtime.Endpoint.run
     monkeypatch.setattr(runtime.Endpoint, "run", lambda self, inputs: called.append(self.name) or run(self, inputs))
@@ -136,7 +136,7 @@ def test_batching_config_is_of_tf_servings_form(exported):
 
 
 def test_monitoring_config_has_the_path_of_the_development_server(exported):
-    from export import rest
+    from export.server import rest
 
     parsed = parse(config_text(exported, "monitoring.config"), {"prometheus_config": {"enable": bool, "path": str}})
     assert parsed.prometheus_config.enable and parsed.prometheus_config.path == rest.METRICS_PATH

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfvidgen.data.actors import actors
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.sets.actors import actors
 from tfvidgen.data.shards import prepare_shards
 from tfvidgen.features.judge import (
     NETWORKS,

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tests.systems import NUM_FRAMES, SYSTEMS, collection, vivid
 from tfvidgen import data
 from tfvidgen.models.base import VideoGenerator
-from trainers import checkpoints
+from trainers.engine import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -12,7 +12,7 @@ from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import num_replicas
 from tfvidgen.models.base import VideoGenerator
-from trainers import checkpoints, loop
+from trainers.engine import checkpoints, loop
 
 
 class MeanColour(VideoGenerator):

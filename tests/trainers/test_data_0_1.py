@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from export import saved_model
-from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, train
+from trainers import cli, evaluate, generate, navsynth, runs, train
+from trainers.engine import checkpoints
 
 ARCHIVE = pathlib.Path(__file__).parents[1] / "data_0_1" / "navsynth.tar.gz"
 pytestmark = pytest.mark.usefixtures("quick_graphs")

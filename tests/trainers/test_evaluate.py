@@ -15,7 +15,8 @@ import tensorflow as tf
 from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.video_io import write_mp4
-from trainers import checkpoints, cli, evaluate, loop, mocogan, navsynth, runs
+from trainers import cli, evaluate, mocogan, navsynth, runs
+from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tests.trainers.test_mocogan_trainer import call
 from tfvidgen.data.collection import VideoCollection
-from trainers import average, checkpoints, init_from, mocogan, navsynth, rmocogan, runs, train
+from trainers import init_from, mocogan, navsynth, rmocogan, runs, train
+from trainers.engine import checkpoints, ema
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -91,7 +92,7 @@ def test_the_average_of_a_run_that_kept_one_is_what_it_begins_with(tmp_path):
     run_data = runs.load_data(config)
     source = built("navsynth", config, run_data)
     runs.start(config, "navsynth", source, run_data)
-    kept = average.WeightAverage(source, 0.5)
+    kept = ema.WeightAverage(source, 0.5)
     kept.update()
     averaged = by_name(source)
     for variable in source.trainable_variables:

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from tfvidgen import data
-from trainers import checkpoints, cli, generate, images, init_from, loop, mocogan, rjgan, rmocogan, runs
+from trainers import cli, generate, images, init_from, mocogan, rjgan, rmocogan, runs
+from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -17,15 +17,15 @@ import tensorflow as tf
 from tests import systems
 from tests.trainers.mean_colour import metrics
 from tfvidgen import data
-from trainers import checkpoints, loop
-from trainers.average import WeightAverage
+from trainers.engine import checkpoints, loop
+from trainers.engine.ema import WeightAverage
 
 STEPS = 4
 # Both the tests and the processes that they start run this: the same system, data, optimizers and loop.
 PROGRAM = """
 import os, pathlib, sys
 import keras
-from trainers import cluster
+from trainers.engine import cluster
 strategy = cluster.make_strategy("auto")
 from tests.trainers import test_multiworker
 folder = pathlib.Path(sys.argv[1])

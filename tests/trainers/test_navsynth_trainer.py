@@ -18,7 +18,8 @@ from tests.systems import vivid
 from tfvidgen import data, storage
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
-from trainers import checkpoints, cli, evaluate, generate, navsynth, runs, samples, train
+from trainers import cli, evaluate, generate, navsynth, runs, samples, train
+from trainers.engine import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from tests.trainers.mean_colour import metrics
-from trainers import checkpoints
+from trainers.engine import checkpoints
 
 NUM_KILLS = int(os.environ.get("TFVIDGEN_KILLS", 6))
 STEPS, CHECKPOINTS, SHEETS, MEASUREMENTS = 12 * (NUM_KILLS + 2), 2, 6, 10

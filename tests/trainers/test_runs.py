@@ -16,7 +16,8 @@ from tfvidgen.data import clips as clips_module
 from tfvidgen.data import collection as collection_module
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.navsynth import NAVSynth
-from trainers import checkpoints, environment, navsynth, rjgan, runs
+from trainers import environment, navsynth, rjgan, runs
+from trainers.engine import checkpoints
 
 TINY = {
     "num_identities": 2,

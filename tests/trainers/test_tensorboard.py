@@ -14,7 +14,8 @@ from tensorboard.util import img_mime_type_detector, tensor_util
 
 from tests import systems
 from tfvidgen import data
-from trainers import loop, navsynth, runs, tensorboard
+from trainers import navsynth, runs, tensorboard
+from trainers.engine import loop
 
 FPS = 10.0
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tests import systems
 from tfvidgen import data
-from trainers import checkpoints, environment, loop, navsynth, runs, samples, train
+from trainers import environment, navsynth, runs, samples, train
+from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 
-# A function named like its module must be bound before anything imports that module as an attribute of this package.
-from tfvidgen.data.actors import actors
-from tfvidgen.data.shapes import shapes
-from tfvidgen.data.sprites import sprites
-from tfvidgen.data.weizmann import weizmann
-
 _MODULES = {
+    "actors": "sets.actors",
+    "shapes": "sets.shapes",
+    "sprites": "sets.sprites",
+    "weizmann": "sets.weizmann",
     "ShardedVideos": "shards",
     "VideoCollection": "collection",
     "apply_short_clip_policy": "clips",
@@ -18,7 +16,7 @@ _MODULES = {
     "make_dataset": "clips",
     "make_sharded_dataset": "shards",
     "prepare_shards": "shards",
-    "load": "named",
+    "load": "loading",
     "load_videos": "sources",
     "scan": "sources",
     "hold_out_cells": "splits",
@@ -27,7 +25,7 @@ _MODULES = {
     "write_gif": "video_io",
     "write_webp": "video_io",
 }
-__all__ = ["actors", "shapes", "sprites", "weizmann", *_MODULES]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str):

@@ -90,7 +90,7 @@ class VideoGenerator(keras.Model):
         `steps_per_epoch` and `validation_steps`.
 
         Raises:
-            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.loop.run` trains there; and
+            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.engine.loop.run` trains there; and
                 for batches that replicas cannot share evenly, where their losses would count for more or less.
         """
         self._refuse_many_workers("fit")
@@ -108,8 +108,8 @@ class VideoGenerator(keras.Model):
             system = type(self).__module__.rpartition(".")[2]
             raise ValueError(
                 f"`{method}` of Keras works on one device and under MirroredStrategy. Received a "
-                f"MultiWorkerMirroredStrategy: use `trainers.loop.run(model, dataset_fn, run_dir, total_steps, strategy)` or "
-                f"`python -m trainers.{system}`, which train with the same `train_step` on any number of workers."
+                "MultiWorkerMirroredStrategy: use `trainers.engine.loop.run(model, dataset_fn, run_dir, total_steps, "
+                f"strategy)` or `python -m trainers.{system}`, which train with the same `train_step` on any number of workers."
             )
 
     def _refuse_uneven_batches(self, dataset: Any) -> None:

@@ -81,7 +81,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
 
 
 def main(argv=None) -> int:
-    return cli.main("trainers.demo", __doc__, Config, {}, _run, argv)
+    return cli.main("export.demo", __doc__, Config, {}, _run, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfvidgen.data.weizmann import ACTION_NAMES, weizmann
+from tfvidgen.data.sets.weizmann import ACTION_NAMES, weizmann
 
 FOLDERS = {"one_hand_wave": "0", "two_hand_wave": "1", "jumping_jack": "3", "bend": "4"}
 

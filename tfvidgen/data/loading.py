@@ -37,7 +37,7 @@ def load(
         ValueError: If the name is neither, the data is missing, or it cannot be read.
     """
     if dataset == "actors":
-        from tfvidgen.data.actors import actors
+        from tfvidgen.data.sets.actors import actors
 
         counts = {"num_identities": num_identities, "num_actions": num_actions}
         return actors(num_frames=num_frames, size=size, **{name: count for name, count in counts.items() if count})
@@ -47,16 +47,16 @@ def load(
                 f"The dataset {dataset!r} is read from a folder: pass --data_dir (docs/data.md says where from)."
             )
         if dataset == "shapes":
-            from tfvidgen.data.shapes import shapes
+            from tfvidgen.data.sets.shapes import shapes
 
             return shapes(data_dir, size=size)
         if dataset == "sprites":
-            from tfvidgen.data.sprites import sprites
+            from tfvidgen.data.sets.sprites import sprites
 
             if size != 64:
                 raise ValueError(f"Sprites are drawn at 64x64 pixels. Received size={size}.")
             return sprites(data_dir, num_identities=num_identities or None)
-        from tfvidgen.data.weizmann import weizmann
+        from tfvidgen.data.sets.weizmann import weizmann
 
         return weizmann(data_dir, size=size)
     if not pathlib.Path(dataset).exists():

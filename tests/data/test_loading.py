@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfvidgen import data
-from tfvidgen.data.named import NAMED
+from tfvidgen.data.loading import NAMED
 
 
 def test_actors_are_drawn_as_asked():
@@ -17,7 +17,7 @@ def test_actors_are_drawn_as_asked():
 
 
 def test_zero_means_the_default_number_of_actors():
-    from tfvidgen.data.actors import actors
+    from tfvidgen.data.sets.actors import actors
 
     collection, default = data.load("actors", size=16, num_frames=1), actors(size=16, num_frames=1)
     assert collection.digest == default.digest

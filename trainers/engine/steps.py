@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvidgen.models.base import VideoGenerator
-from trainers.average import WeightAverage
+from trainers.engine.ema import WeightAverage
 
 # What a float16 step says of its own loss scaling. Where `skipped` is 1 the step has undone itself.
 _SKIPPED, _SCALE = "skipped", "loss_scale"

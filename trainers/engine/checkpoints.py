@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfvidgen import storage
 from tfvidgen.models.base import VideoGenerator
-from trainers import average
+from trainers.engine import ema
 
 RESUME = ("auto", "never", "must")
 NUM_KEPT = 2  # one more than the last: the way back if the last one is damaged
@@ -456,7 +456,7 @@ def restore(
         at = checkpoints.restore_newest(report or (lambda line: print(line, file=sys.stderr, flush=True)))
         if at is None:
             raise ValueError(_none(folder))
-    average.load(model, checkpoints.values)
+    ema.load(model, checkpoints.values)
     return at
 
 

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from export.runtime import INVALID_ARGUMENT, NOT_FOUND, Endpoint, RequestError, Version, as_request_error
+from export.server.runtime import INVALID_ARGUMENT, NOT_FOUND, Endpoint, RequestError, Version, as_request_error
 
 if TYPE_CHECKING:
     from export.serve import Application

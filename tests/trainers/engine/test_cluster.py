@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.systems import NUM_FRAMES, collection
 from tfvidgen import data
-from trainers import cluster
+from trainers.engine import cluster
 
 TWO = {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}
 

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from tests.systems import SYSTEMS
 from tests.trainers.mean_colour import NormedColour, assert_equal, train
-from trainers import checkpoints, evaluate, generate, loop, navsynth, runs, samples
-from trainers.average import WeightAverage
+from trainers import evaluate, generate, navsynth, runs, samples
+from trainers.engine import checkpoints, loop
+from trainers.engine.ema import WeightAverage
 
 DECAY, STEPS = 0.7, 4
 pytestmark = pytest.mark.usefixtures("quick_graphs")

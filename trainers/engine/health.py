@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfvidgen import storage
-from trainers.checkpoints import NotSaved
-from trainers.progress import read_text
-from trainers.steps import Taken
+from trainers.engine.checkpoints import NotSaved
+from trainers.engine.progress import read_text
+from trainers.engine.steps import Taken
 
 
 class TrainingDiverged(ValueError):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tfvidgen import data
-from tfvidgen.data.shapes import ACTION_NAMES, shapes
+from tfvidgen.data.sets.shapes import ACTION_NAMES, shapes
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.trainers.mean_colour import (
     train,
     written,
 )
-from trainers import checkpoints, loop
+from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfvidgen.data.actors import (
+from tfvidgen.data.sets.actors import (
     ACTION_NAMES,
     FPS,
     _Canvas,

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 
-from trainers.progress import Progress
+from trainers.engine.progress import Progress
 
 
 @contextlib.contextmanager

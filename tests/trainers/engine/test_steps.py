@@ -13,9 +13,9 @@ import tensorflow as tf
 from tests.systems import NUM_FRAMES, SYSTEMS, collection
 from tests.trainers.mean_colour import MeanColour, NormedColour, assert_equal, dataset, lines, mean_colour, state, train
 from tfvidgen import data
-from trainers import loop
-from trainers.progress import Clock
-from trainers.steps import Steps
+from trainers.engine import loop
+from trainers.engine.progress import Clock
+from trainers.engine.steps import Steps
 
 
 # ---------------------------------------------------------------- time
@@ -52,7 +52,7 @@ SHARE = """
 import time, keras, tensorflow as tf
 from tests.systems import NUM_FRAMES, SYSTEMS, collection
 from tfvidgen import data
-from trainers.steps import Steps
+from trainers.engine.steps import Steps
 tf.config.threading.set_inter_op_parallelism_threads(1)
 model = SYSTEMS[0].build()
 SYSTEMS[0].compile(model, keras.optimizers.SGD)

@@ -16,9 +16,10 @@ import tensorflow as tf
 from tests.systems import collection
 from tests.trainers.mean_colour import MeanColour, assert_equal, dataset, mean_colour, metrics, state, train, written
 from tfvidgen import storage
-from trainers import checkpoints, cli, health, loop, navsynth
+from trainers import cli, navsynth
 from trainers import train as course
-from trainers.steps import Taken
+from trainers.engine import checkpoints, health, loop
+from trainers.engine.steps import Taken
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

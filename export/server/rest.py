@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.runtime import INVALID_ARGUMENT, NOT_FOUND, Endpoint, RequestError, TensorSpec, Version, as_request_error
+from export.server.runtime import (
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    Endpoint,
+    RequestError,
+    TensorSpec,
+    Version,
+    as_request_error,
+)
 
 if TYPE_CHECKING:
     from export.serve import Application

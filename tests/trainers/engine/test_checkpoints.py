@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from export import saved_model
 from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
-from trainers import checkpoints, evaluate, generate, navsynth
-from trainers.average import WeightAverage
+from trainers import evaluate, generate, navsynth
+from trainers.engine import checkpoints
+from trainers.engine.ema import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 

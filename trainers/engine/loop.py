@@ -23,12 +23,12 @@ import tensorflow as tf
 
 from tfvidgen import storage
 from tfvidgen.models.base import VideoGenerator
-from trainers import cluster
-from trainers.average import WeightAverage
-from trainers.checkpoints import Checkpoints, check_resume, model_state, not_finite
-from trainers.health import BadSteps
-from trainers.progress import Clock, Logs, Metrics, Progress, read_text
-from trainers.steps import LossMeans, Steps
+from trainers.engine import cluster
+from trainers.engine.checkpoints import Checkpoints, check_resume, model_state, not_finite
+from trainers.engine.ema import WeightAverage
+from trainers.engine.health import BadSteps
+from trainers.engine.progress import Clock, Logs, Metrics, Progress, read_text
+from trainers.engine.steps import LossMeans, Steps
 
 _CALL_SECONDS = (
     0.5  # steps are taken in calls of about this long, so that signals and progress do not wait for an inner loop

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfvidgen.data.sprites import ACTION_NAMES, NUM_CHARACTERS, character, published_split, sprites
+from tfvidgen.data.sets.sprites import ACTION_NAMES, NUM_CHARACTERS, character, published_split, sprites
 
 WALK, SPELLCAST, SLASH = (8, 1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 3, 4, 5, 4, 6), (0, 1, 2, 3, 4, 5, 4, 0)
 # motion -> row and columns of the sheets' cells, typed out from the published script

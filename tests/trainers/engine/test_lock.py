@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from trainers import navsynth
-from trainers.lock import RunLock
+from trainers.engine.lock import RunLock
 
 
 def test_a_lock_is_there_while_it_is_held(tmp_path):
@@ -49,7 +49,7 @@ def test_a_holder_without_a_name_is_another_process(tmp_path):
 
 def holding(folder: pathlib.Path) -> subprocess.Popen:
     """A process that holds the lock until it is killed."""
-    program = f"import sys, time\nfrom trainers.lock import RunLock\nwith RunLock({str(folder)!r}):\n"
+    program = f"import sys, time\nfrom trainers.engine.lock import RunLock\nwith RunLock({str(folder)!r}):\n"
     program += "    print('held', flush=True)\n    time.sleep(600)\n"
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(
