@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import os
 import pathlib
@@ -84,9 +85,80 @@ def test_there_are_programs():
     assert "trainers.navsynth" in programs()
 
 
-def test_version_is_one_everywhere(project):
-    assert tfvidgen.__version__ == project["version"]
-    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+# ---------------------------------------------------------------- version
+def test_the_version_has_one_source(project):
+    assert "version" in project["dynamic"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert settings["dynamic"]["version"] == {"attr": "tfvidgen.__version__"}
+    assert f"\nversion: {tfvidgen.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_changelog_is_that_of_this_version():
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", tfvidgen.__version__]
+
+
+# ---------------------------------------------------------------- dependencies
+# Where the name of a distribution is not that of what is imported, but for case and hyphens.
+MODULES = {
+    "absl-py": "absl",
+    "grpcio": "grpc",
+    "pillow": "PIL",
+    "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "tensorflow-serving-api": "tensorflow_serving",
+}
+# Run or needed by name, and not imported here: where to find that name.
+NOT_IMPORTED = {
+    "build": (".ci/run", "-m build"),
+    "pytest-xdist": ("Makefile", "pytest -n"),
+    "ruff": ("Makefile", "bin/ruff"),
+    "setuptools": ("docs/dependencies.md", "tensorflow-hub imports `pkg_resources`"),
+}
+
+
+def imported_modules(paths) -> set[str]:
+    """Dotted names of what files import, with all their parents; `pytest.importorskip` and `find_spec` count."""
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("importorskip", "find_spec")):
+                names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            else:
+                continue
+            for name in names:
+                parts = name.split(".")
+                found |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return found
+
+
+def test_every_dependency_is_used(project):
+    """What users install is imported by the packages; the extras of development by tests or tools."""
+    packages = imported_modules(path for package in PACKAGES for path in sources(package))
+    tools = imported_modules(
+        path for folder in ("tests", "benchmarks", "docs", ".ci") for path in sorted((ROOT / folder).rglob("*.py"))
+    )
+    unused = []
+    for extra, requirements in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        used = tools if extra in ("bench", "dev", "docs") else packages
+        for name in sorted(distributions(requirements) - {"tfvidgen"}):
+            if name in NOT_IMPORTED:
+                file, words = NOT_IMPORTED[name]
+                if words not in (ROOT / file).read_text(encoding="utf-8"):
+                    unused.append(f"{name}: no {words!r} in {file}")
+            elif MODULES.get(name, name.replace("-", "_")) not in used:
+                unused.append(f"{name}: declared {f'in [{extra}]' if extra else 'as needed'} and not imported")
+    assert not unused
+
+
+def test_names_that_are_mapped_are_declared(project):
+    declared = distributions(project["dependencies"] + sum(project["optional-dependencies"].values(), []))
+    assert {*MODULES, *NOT_IMPORTED} <= declared
 
 
 def test_every_import_is_declared(project):
@@ -119,6 +191,13 @@ def test_licence_is_stated_and_shipped(project):
         assert "Apache License" in (ROOT / name).read_text(encoding="utf-8")
 
 
+def test_type_checkers_are_told_of_the_annotations():
+    for package in PACKAGES:  # where tests run against an installed wheel, of that
+        assert (importlib.resources.files(package) / "py.typed").is_file(), package
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert settings["package-data"] == {"*": ["py.typed"]}
+
+
 # ---------------------------------------------------------------- supported versions
 @pytest.fixture(scope="module")
 def versions():
@@ -142,10 +221,8 @@ def test_supported_pythons_are_the_same_everywhere(project, versions):
     assert ruff["target-version"] == f"py3{low}"
 
 
-def test_every_needed_package_has_a_floor_or_a_reason(project, versions):
-    pinned = distributions(versions.floors(project["dependencies"]))
-    # a ceiling only: tensorflow-hub needs an old one
-    assert distributions(project["dependencies"]) - pinned == {"setuptools"}
+def test_every_needed_package_has_a_floor(project, versions):
+    assert distributions(versions.floors(project["dependencies"])) == distributions(project["dependencies"])
     assert versions.floors(["a>=1.2,<3", "b-c>=0.16.1", "d[x]>=2", "e<4"]) == ["a==1.2", "b-c==0.16.1"]
 
 
