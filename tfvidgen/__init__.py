@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 
+from tfvidgen.models import systems as _systems
+
 __version__ = "0.1.0"
 
 _NAMES = {
-    "NAVSynth": "models.navsynth",
+    **{name: f"models.{module}" for name, module in _systems().items()},
     "VideoGenerator": "models.base",
     "LatentSpec": "models.base",
     "LatentTable": "layers.latent_table",

@@ -1,1 +1,26 @@
 """One file per published system; import a system from its own module or from `tfvidgen`."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+
+def systems() -> dict[str, str]:
+    """Class of each public system -> its module in this folder: `{"NAVSynth": "navsynth", ...}`.
+
+    A system is a public subclass of `VideoGenerator`. The files are read, not imported, as that would import TensorFlow.
+    """
+    found = {}  # class -> (first base, module)
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        for name, base in re.findall(r"^class (\w+)\((\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.setdefault(name, (base, path.stem))
+
+    def is_generator(name: str) -> bool:
+        return name == "VideoGenerator" or (name in found and is_generator(found[name][0]))
+
+    return {
+        name: module
+        for name, (base, module) in found.items()
+        if is_generator(base) and not name.startswith("_")  # `VideoGenerator` itself is none
+    }
