@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:  ## Show this list
 	@echo "Usage: make TARGET [PYTHON=python3.11]"
@@ -22,11 +22,17 @@ lint: $(READY)  ## Check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+docs: $(VENV)/.docs  ## Build the documentation as a site
+	rm -rf .cache/docs
+	mkdir -p .cache/docs/source
+	TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m sphinx -W --keep-going -q -c docs .cache/docs/source .cache/docs/html
+	@echo "The site begins at .cache/docs/html/index.html"
+
 bench: $(VENV)/.bench  ## Measure speed against peers
 	$(RUN) -m benchmarks.run
 
 clean:  ## Remove the environment, builds and caches (never runs/)
-	rm -rf $(VENV) .cache/build .pytest_cache .ruff_cache dist *.egg-info
+	rm -rf $(VENV) .cache/build .cache/docs .pytest_cache .ruff_cache dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml setup.cfg
@@ -36,6 +42,6 @@ $(READY): pyproject.toml setup.cfg
 	$(RUN) -m pip install -e '.[dev]'
 	@touch $@
 
-$(VENV)/.bench: $(READY)
-	$(RUN) -m pip install -e '.[bench]'
+$(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(READY)
+	$(RUN) -m pip install -e '.[$*]'
 	@touch $@

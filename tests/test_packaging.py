@@ -112,6 +112,7 @@ MODULES = {
 # Run or needed by name, and not imported here: where to find that name.
 NOT_IMPORTED = {
     "build": (".ci/run", "-m build"),
+    "myst-parser": ("docs/conf.py", '"myst_parser"'),
     "pytest-xdist": ("Makefile", "pytest -n"),
     "ruff": ("Makefile", "bin/ruff"),
     "setuptools": ("docs/dependencies.md", "tensorflow-hub imports `pkg_resources`"),

@@ -1,7 +1,8 @@
 """Metrics by names that say how they are measured: `fvd2048_16f`, `mcs500_16f_stride2`, `judge_prdc256_16f`.
 
     results = evaluate("fvd2048_16f,fcs", generated, real, Networks({"i3d": "i3d-kinetics-400"}), cache_dir="cache")
-    print("\n".join(table(results)))
+    for line in table(results):
+        print(line)
 
 A name is a family, the number of generated clips, their frames and, if not 1, their stride; before it the network where it
 is not the family's own (`judge_`, `pixels_`), behind it variants (`_halfpixel`, `_covn`). What is left out is filled in and
