@@ -49,7 +49,7 @@ html_show_sourcelink = False
 
 
 def pages(readme: str) -> list[str]:
-    """Pages of the repository in the order in which the README names them. One that it leaves out fails the build."""
+    """Pages of the repository in the order in which the README names them, then what it leaves out."""
     named = dict.fromkeys(re.findall(r"\]\(([\w/]+)\.md\)", readme))
     folders = ((ROOT, "*.md"), (ROOT / "docs", "*.md"), (ROOT / "benchmarks", "*.md"))
     found = {

@@ -186,6 +186,14 @@ def test_every_dependency_has_its_reason(project):
     assert [name for name in sorted(distributions(requirements) - {"tfvidgen"}) if f"`{name}`" not in reasons] == []
 
 
+def test_extras_that_are_asked_for_exist(project):
+    """By the documents, the programs' messages and the Makefile."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md", ROOT / "Makefile"]
+    texts = [path.read_text(encoding="utf-8") for path in [*pages, *(p for name in PACKAGES for p in sources(name))]]
+    asked = set(re.findall(r"(?:tfvidgen|pip install (?:-e )?'\.)\[(\w+)\]", "\n".join(texts)))
+    assert "serving" in asked and asked <= set(project["optional-dependencies"])
+
+
 def test_licence_is_stated_and_shipped(project):
     assert project["license"] == "Apache-2.0"
     for name in project["license-files"]:
