@@ -200,6 +200,15 @@ def test_licence_is_stated_and_shipped(project):
         assert "Apache License" in (ROOT / name).read_text(encoding="utf-8")
 
 
+def test_hooks_before_a_commit_are_those_of_make_lint():
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"repo: (\S+)", text)) == {
+        "local"
+    }  # what runs is the environment's own, and nothing is fetched
+    linted = re.findall(r"bin/ruff (\w+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert re.findall(r"entry: \.venv/bin/ruff (\w+)", text) == linted == ["check", "format"]
+
+
 def test_type_checkers_are_told_of_the_annotations():
     for package in PACKAGES:  # where tests run against an installed wheel, of that
         assert (importlib.resources.files(package) / "py.typed").is_file(), package
