@@ -85,6 +85,26 @@ def test_epochs_differ():
     assert len(orders) > 4
 
 
+def test_order_and_random_starts_stay_those_of_form_1():
+    """What every run was begun with: another order needs another of DATA_ORDER_FORMS."""
+    collection = videos((5, 9, 4, 7, 6))
+    begin = batches(collection, 4, 2, clip_start="random", seed=11)
+    late = batches(collection, 4, 2, clip_start="random", seed=11, start_step=123_456)
+    drawn = [
+        [
+            (int(i), frames[0] - 1 - 20 * int(i))
+            for i, frames in zip(batch["video_id"], seen(batch["video"]), strict=True)
+        ]
+        for batch in begin + late
+    ]
+    assert drawn == [
+        [(3, 4), (2, 0), (4, 3), (1, 3)],
+        [(0, 1), (4, 1), (3, 2), (0, 1)],
+        [(4, 0), (0, 2), (4, 2), (1, 5)],
+        [(2, 0), (3, 1), (0, 1), (3, 3)],
+    ]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29])
 def test_every_video_is_seen_equally_often(batch_size):
     num_videos = 6

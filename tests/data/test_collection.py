@@ -91,6 +91,15 @@ def test_digest_is_the_same_for_the_same_content():
     assert collection().digest == collection(fps=9, source="elsewhere").digest
 
 
+def test_digest_stays_that_of_form_1():
+    """What results and runs are compared by: another recipe needs another of DIGEST_FORMS."""
+    packed = collection(names=("a", "b", "ä"))
+    assert packed.digest == "0e739942c8bba673ee355cce9e9365bea2f8f4f2bcc064a1314aa173927759cd"
+    assert packed.subset([2, 0]).digest == "1e4bab13931f42b1d806fc1a5bdbf1eda21e756bacc6de9ca1128d31aac9cbd7"
+    unlabelled = VideoCollection.from_videos(videos())
+    assert unlabelled.digest == "e1e528c02c4e14c00ed286fd74afead23340679c0ff2267965bc1a114b8cdff1"
+
+
 def test_digest_changes_with_a_pixel():
     changed = videos()
     changed[1][3, 1, 4, 2] += 1
