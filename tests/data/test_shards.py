@@ -15,7 +15,9 @@ from PIL import Image
 
 from tfvidgen import data
 from tfvidgen.data import shards
-from tfvidgen.data.shards import ShardedVideos, distribute, make_sharded_dataset, prepare_shards
+from tfvidgen.data.batches import distribute, make_sharded_dataset
+from tfvidgen.data.prepare import prepare_shards
+from tfvidgen.data.shards import ShardedVideos
 from tfvidgen.data.sources import load_videos, scan
 from tfvidgen.data.video_io import write_mp4
 
@@ -104,7 +106,7 @@ def test_worker_processes_write_the_same_files(source, prepared, tmp_path):
 
 
 def test_workers_need_no_tensorflow():
-    code = "import sys, tfvidgen.data.shards as s; s._Decode; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, tfvidgen.data.prepare as p; p._Decode; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -141,7 +141,7 @@ class VideoCollection:
         self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
     ) -> np.ndarray:
         """uint8 (N, num_frames, H, W, 3): one clip of each video, cut at its first or centre position."""
-        from tfvidgen.data.clips import clip_frame_indices
+        from tfvidgen.data.videos import clip_frame_indices
 
         return self.frames[clip_frame_indices(self, num_frames, stride, clip_start, short_clip)]
 

@@ -9,7 +9,7 @@
 
 The layout is told by what files hold, never by what they are called. Class folders give actions; so do, with
 identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`. A folder that
-`shards.prepare_shards` wrote is told by its index and read without decoding.
+`prepare.prepare_shards` wrote is told by its index and read without decoding.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ from keras import layers, ops
 
 from tfvidgen import storage
 from tfvidgen._tensorflow import tf
-from tfvidgen.data.clips import SHORT_CLIP_POLICIES, make_dataset
+from tfvidgen.data.batches import make_dataset, make_sharded_dataset
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.shards import ShardedVideos, make_sharded_dataset
+from tfvidgen.data.shards import ShardedVideos
+from tfvidgen.data.videos import SHORT_CLIP_POLICIES
 from tfvidgen.features.base import FeatureExtractor, check_videos, digest_arrays, resize_videos
 from tfvidgen.features.resnet3d import ResNet3D
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tfvidgen import data
-from tfvidgen.data.clips import clip_frame_indices, clip_span
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.videos import clip_frame_indices, clip_span
 
 
 def videos(lengths=(5, 7, 4), labels: bool = False) -> VideoCollection:
