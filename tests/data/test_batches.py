@@ -5,7 +5,7 @@ import pytest
 
 from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.videos import clip_frame_indices, clip_span
+from tfvidgen.data.videos import clip_positions, clip_span
 
 
 def videos(lengths=(5, 7, 4), labels: bool = False) -> VideoCollection:
@@ -259,7 +259,7 @@ def test_bad_arguments(arguments, message, where):
         if where == "dataset":
             data.make_dataset(videos(), **{"batch_size": 2, "num_frames": 3, **arguments})
         else:
-            clip_frame_indices(videos(), **{"num_frames": 3, **arguments})
+            clip_positions(videos(), **{"num_frames": 3, **arguments})
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])

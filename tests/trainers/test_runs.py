@@ -12,8 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen
-from tfvidgen.data import batches
-from tfvidgen.data import collection as collection_module
+from tfvidgen.data import batches, videos
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.navsynth import NAVSynth
 from trainers import environment, navsynth, rjgan, runs
@@ -408,7 +407,7 @@ def later_form(monkeypatch, name, forms):
     place, attribute = {
         "settings": (runs, "SETTINGS_FORMS"),
         "data_order": (batches, "DATA_ORDER_FORMS"),
-        "digest": (collection_module, "DIGEST_FORMS"),
+        "digest": (videos, "DIGEST_FORMS"),
         "network": (NAVSynth, "network_forms"),
     }[name]
     monkeypatch.setattr(place, attribute, forms)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tfvidgen.data.shards import ShardedVideos, _record_bytes
-from tfvidgen.data.videos import CLIP_STARTS, apply_short_clip_policy, clip_span
+from tfvidgen.data.videos import CLIP_STARTS, Videos, check_clips, clip_span
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -173,7 +173,7 @@ def distribute(
 
 
 def batch_plan(
-    videos: VideoCollection | ShardedVideos,
+    videos: Videos,
     batch_size: int,
     num_frames: int,
     stride: int,
@@ -200,9 +200,7 @@ def batch_plan(
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
     if clip_start not in CLIP_STARTS:
         raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
-    if short_clip == "drop":
-        raise ValueError("short_clip='drop' changes which videos there are: call `apply_short_clip_policy` first.")
-    apply_short_clip_policy(videos, num_frames, stride, short_clip)
+    check_clips(videos, num_frames, stride, short_clip)
     num_videos = len(videos)
     with tf.device("CPU:0"):
         lengths = tf.constant(videos.lengths)

@@ -28,7 +28,7 @@ import numpy as np
 
 from tfvidgen.data import codecs, sources, video_io
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.videos import clip_frame_indices
+from tfvidgen.data.videos import Videos
 
 INDEX = "index.json"
 VERSION = 1
@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ShardedVideos:
+class ShardedVideos(Videos):
     """What is known about prepared videos, whose pixels stay on disk. It stands where a `VideoCollection` would.
 
     Attributes:
@@ -59,7 +59,7 @@ class ShardedVideos:
         shard: int64 (N,), position in `shards` of the file that holds each video.
         first_byte: int64 (N,), where in it the video begins.
         lengths: int64 (N,), frames of each video.
-        names, identity, action, identity_names, action_names, fps, source: As in a `VideoCollection`.
+        names, identity, action, identity_names, action_names, fps, source: As of all `Videos`.
         stored_digest: Digest of all videos, or None for a subset, whose digest has to be computed.
         codecs: What the videos were read through, as of `codecs.folder_codecs`; of a folder that was prepared before this
             was noted, unknown.
@@ -121,9 +121,6 @@ class ShardedVideos:
             **_labels(index),
         )
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): reads one video."""
         path = self.folder / self.shards[self.shard[index]].file
@@ -133,58 +130,17 @@ class ShardedVideos:
             raise ValueError(f"The shard {str(path)!r} is truncated. {_AGAIN}")
         return _frames(content, self.size)
 
-    def clips(
-        self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
-    ) -> np.ndarray:
-        """uint8 (N, num_frames, H, W, 3): one clip of each video, as `VideoCollection.clips` cuts them."""
-        rows = clip_frame_indices(self, num_frames, stride, clip_start, short_clip)
-        clips = np.empty((len(self), num_frames, *self.size, 3), np.uint8)
-        for index, row in enumerate(rows - self.first_frame[:, None]):
-            clips[index] = self.video(index)[row]
-        return clips
-
-    @functools.cached_property
-    def first_frame(self) -> np.ndarray:
-        """int64 (N,): position at which each video begins where all frames lie one after the other."""
-        return np.cumsum(self.lengths) - self.lengths
-
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 as of `VideoCollection.digest`: a run may go on from memory or from shards. Reads all of a subset."""
-        if self.stored_digest is not None:
-            return self.stored_digest
-        sha = hashlib.sha256()
-        for array in (self.lengths, self.identity, self.action):
-            sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        sha.update("\n".join(self.names).encode())
-        sha.update(str((int(self.lengths.sum()), *self.size, 3)).encode())
-        for index in range(len(self)):
-            sha.update(self.video(index).data)
-        return sha.hexdigest()
+        """SHA-256 as of all `Videos`, so a run may go on from memory or from shards. Reads all of a subset."""
+        return self.stored_digest or super().digest
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> ShardedVideos:
-        """The videos at `indices` (positions or a boolean mask), in that order. Nothing is copied."""
-        indices = np.asarray(indices)
-        if indices.dtype == bool:
-            if indices.shape != (len(self),):
-                raise ValueError(f"A mask must have shape ({len(self)},). Received {indices.shape}.")
-            indices = np.flatnonzero(indices)
-        if len(indices) == 0:
-            raise ValueError(f"A collection needs at least one video. Received none from {self.source!r}.")
-        return dataclasses.replace(
-            self,
-            shard=self.shard[indices],
-            first_byte=self.first_byte[indices],
-            lengths=self.lengths[indices],
-            names=tuple(self.names[index] for index in indices),
-            identity=None if self.identity is None else self.identity[indices],
-            action=None if self.action is None else self.action[indices],
-            stored_digest=None,
-        )
+    def _pixels_of(self, indices: np.ndarray) -> dict[str, Any]:
+        return {"shard": self.shard[indices], "first_byte": self.first_byte[indices], "stored_digest": None}
 
     def collection(self) -> VideoCollection:
         """Reads everything into memory and checks the SHA-256 of every shard on the way. Raises ValueError."""
-        frames = np.empty((int(self.lengths.sum()), *self.size, 3), np.uint8)
+        frames = np.empty((self.num_frames, *self.size, 3), np.uint8)
         for position in np.unique(self.shard):
             shard = self.shards[position]
             content = np.fromfile(self.folder / shard.file, np.uint8)
