@@ -44,6 +44,21 @@ def test_videos_come_back_as_they_were_given():
     assert (packed.names, packed.fps, packed.source) == (("a", "b", "c"), 5.0, "here")
 
 
+def test_repr_is_one_line():
+    assert repr(collection()) == (
+        "<VideoCollection: 3 videos of 2 to 4 frames (9 in all), 2x5 (height x width), 2 identities, 2 actions, 5 fps, "
+        "from 'here'>"
+    )
+    single = VideoCollection.from_videos(videos((1,)), action=[0], action_names=("bow",), fps=12.5, source="a\nb")
+    assert repr(single) == (
+        "<VideoCollection: 1 video of 1 frame (1 in all), 2x5 (height x width), 1 action, 12.5 fps, from 'a\\nb'>"
+    )
+    many = VideoCollection(np.zeros((3000, 1, 1, 3), np.uint8), np.full(1500, 2), tuple(map(str, range(1500))))
+    assert repr(many) == (
+        "<VideoCollection: 1,500 videos of 2 frames (3,000 in all), 1x1 (height x width), no labels, 8 fps, from 'arrays'>"
+    )
+
+
 def test_a_video_is_a_view():
     packed = collection()
     assert np.shares_memory(packed.video(1), packed.frames)

@@ -97,6 +97,13 @@ def test_the_same_as_decoding(prepared, collection):
     np.testing.assert_array_equal(videos.clips(80, 1, "first", "loop"), collection.clips(80, 1, "first", "loop"))
 
 
+def test_repr_is_one_line(prepared):
+    assert repr(ShardedVideos.open(prepared)) == (
+        "<ShardedVideos: 6 videos of 33 to 90 frames (331 in all), 64x64 (height x width), 2 actions, 8 fps, "
+        f"from {str(prepared)!r}>"
+    )
+
+
 def test_worker_processes_write_the_same_files(source, prepared, tmp_path):
     seen = []
     videos = prepare(source, tmp_path / "out", num_workers=2, report=seen.append)

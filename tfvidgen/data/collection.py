@@ -10,7 +10,7 @@ import numpy as np
 from tfvidgen.data.videos import Videos
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VideoCollection(Videos):
     """Decoded videos of one frame size, with what is known about each.
 

@@ -47,7 +47,7 @@ class Shard(NamedTuple):
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedVideos(Videos):
     """What is known about prepared videos, whose pixels stay on disk. It stands where a `VideoCollection` would.
 

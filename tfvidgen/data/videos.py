@@ -55,6 +55,20 @@ class Videos:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        parts = [
+            f"{_counted(len(self), 'video', 'videos')} of {_counted(high, 'frame', 'frames', low)} ({self.num_frames:,} in all)",
+            f"{self.size[0]}x{self.size[1]} (height x width)",
+        ]
+        if self.identity_names is not None:
+            parts.append(_counted(len(self.identity_names), "identity", "identities"))
+        if self.action_names is not None:
+            parts.append(_counted(len(self.action_names), "action", "actions"))
+        if len(parts) == 2:
+            parts.append("no labels")
+        return f"<{type(self).__name__}: {', '.join(parts)}, {self.fps:g} fps, from {self.source!r}>"
+
     @property
     def num_frames(self) -> int:
         """Frames of all videos together."""
@@ -108,6 +122,12 @@ class Videos:
             action=None if self.action is None else self.action[indices].astype(np.int32),
             **self._pixels_of(indices),
         )
+
+
+def _counted(count: int, singular: str, plural: str, least: int | None = None) -> str:
+    """Such as `1 video`, `1,200 videos`, or `3 to 7 frames` with the least of a range."""
+    noun = singular if count == 1 else plural
+    return f"{count:,} {noun}" if least in (None, count) else f"{least:,} to {count:,} {noun}"
 
 
 def clip_span(num_frames: int, stride: int) -> int:
