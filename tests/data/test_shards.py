@@ -15,7 +15,7 @@ from PIL import Image
 
 from tfvidgen import data
 from tfvidgen.data import shards
-from tfvidgen.data.batches import distribute, make_sharded_dataset
+from tfvidgen.data.batches import distribute, make_dataset
 from tfvidgen.data.prepare import prepare_shards
 from tfvidgen.data.shards import ShardedVideos
 from tfvidgen.data.sources import load_videos, scan
@@ -131,8 +131,8 @@ def test_any_folder_is_prepared_into_though_a_process_was_killed_there(source, c
     (left / "lock").touch()
     videos = prepare(source, out)
     assert not left.exists()
-    batch = next(iter(make_sharded_dataset(videos, 2, 3)))
-    expected = next(iter(data.make_dataset(collection, 2, 3)))
+    batch = next(iter(make_dataset(videos, 2, 3)))
+    expected = next(iter(make_dataset(collection, 2, 3)))
     np.testing.assert_array_equal(batch["video"], expected["video"])
 
 
@@ -154,7 +154,7 @@ def test_no_labels(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 8, 8, 3), np.uint8))
     videos = prepare(tmp_path / "a.npy", tmp_path / "out", size=8)
     assert videos.identity is None and videos.action is None
-    assert set(make_sharded_dataset(videos, 2, 3).element_spec) == {"video", "video_id", "step"}
+    assert set(make_dataset(videos, 2, 3).element_spec) == {"video", "video_id", "step"}
 
 
 def test_options_reach_the_decoder(source, tmp_path):
@@ -226,8 +226,8 @@ def test_a_folder_of_something_else_is_none(tmp_path):
 )
 def test_batches_are_those_of_make_dataset(prepared, collection, batch_size, arguments):
     arguments = {"num_frames": 8, **arguments}
-    sharded = make_sharded_dataset(ShardedVideos.open(prepared), batch_size, **arguments)
-    memory = data.make_dataset(collection, batch_size, **arguments)
+    sharded = make_dataset(ShardedVideos.open(prepared), batch_size, **arguments)
+    memory = make_dataset(collection, batch_size, **arguments)
     assert sharded.element_spec == memory.element_spec
     for a, b in zip(sharded.take(7), memory.take(7), strict=True):
         assert set(a) == set(b) == {"video", "video_id", "step", "action"}
@@ -239,8 +239,8 @@ def test_starting_late_equals_skipping(prepared):
     arguments = {"batch_size": 3, "num_frames": 4, "clip_start": "random", "seed": 2}
     videos = ShardedVideos.open(prepared)
     for a, b in zip(
-        make_sharded_dataset(videos, **arguments).skip(9).take(3),
-        make_sharded_dataset(videos, **arguments, start_step=9).take(3),
+        make_dataset(videos, **arguments).skip(9).take(3),
+        make_dataset(videos, **arguments, start_step=9).take(3),
         strict=True,
     ):
         assert int(a["step"][0]) == int(b["step"][0])
@@ -249,8 +249,8 @@ def test_starting_late_equals_skipping(prepared):
 
 def test_batches_of_a_subset(prepared, collection):
     chosen = [5, 0, 3]
-    sharded = make_sharded_dataset(ShardedVideos.open(prepared).subset(chosen), 3, 8)
-    for a, b in zip(sharded.take(3), data.make_dataset(collection.subset(chosen), 3, 8).take(3), strict=True):
+    sharded = make_dataset(ShardedVideos.open(prepared).subset(chosen), 3, 8)
+    for a, b in zip(sharded.take(3), make_dataset(collection.subset(chosen), 3, 8).take(3), strict=True):
         np.testing.assert_array_equal(a["video"], b["video"])
         np.testing.assert_array_equal(a["action"], b["action"])
 
@@ -261,11 +261,11 @@ def test_short_videos_are_dropped_as_from_a_collection(prepared, collection):
     assert isinstance(settled, ShardedVideos)
     assert settled.digest == data.apply_short_clip_policy(collection, **arguments).digest
     with pytest.raises(ValueError, match="3 of 6 videos are shorter"):
-        make_sharded_dataset(ShardedVideos.open(prepared), 2, 45)
+        make_dataset(ShardedVideos.open(prepared), 2, 45)
 
 
 def test_replicas_share_a_batch(prepared, two_replicas):
-    dataset = make_sharded_dataset(ShardedVideos.open(prepared), 4, 3, clip_start="random")
+    dataset = make_dataset(ShardedVideos.open(prepared), 4, 3, clip_start="random")
     shared_out = iter(two_replicas.experimental_distribute_dataset(dataset))
     for batch in dataset.take(3):
         parts = [part.numpy() for part in two_replicas.experimental_local_results(next(shared_out)["video"])]
@@ -278,7 +278,7 @@ def test_a_damaged_frame_is_never_trained_on(copy):
     for shard in videos.shards:
         flip(copy / shard.file, shard.num_bytes // 2)
     with pytest.raises(tf.errors.DataLossError):
-        for _ in make_sharded_dataset(ShardedVideos.open(copy), 6, 90, short_clip="hold").take(1):
+        for _ in make_dataset(ShardedVideos.open(copy), 6, 90, short_clip="hold").take(1):
             pass
 
 
@@ -298,7 +298,7 @@ def dispatcher():
 
 def test_a_service_sends_equal_batches(prepared, dispatcher):
     arguments = {"batch_size": 4, "num_frames": 5, "clip_start": "random", "start_step": 6}
-    dataset = make_sharded_dataset(ShardedVideos.open(prepared), **arguments)
+    dataset = make_dataset(ShardedVideos.open(prepared), **arguments)
     served = distribute(dataset, dispatcher.target, start_step=6)
     assert served.element_spec == dataset.element_spec
     for _ in range(2):  # a second process, or the same after a restart
@@ -308,7 +308,7 @@ def test_a_service_sends_equal_batches(prepared, dispatcher):
 
 
 def test_batches_out_of_order_are_refused(prepared, dispatcher):
-    dataset = make_sharded_dataset(ShardedVideos.open(prepared), 2, 3)
+    dataset = make_dataset(ShardedVideos.open(prepared), 2, 3)
     with pytest.raises(tf.errors.InvalidArgumentError, match="out of order"):
         next(iter(distribute(dataset, dispatcher.target, start_step=1)))
 
@@ -316,7 +316,7 @@ def test_batches_out_of_order_are_refused(prepared, dispatcher):
 def test_a_second_worker_is_noticed(prepared):
     dispatcher = tf.data.experimental.service.DispatchServer()
     workers = [start_worker(dispatcher) for _ in range(2)]
-    dataset = make_sharded_dataset(ShardedVideos.open(prepared), 2, 3)
+    dataset = make_dataset(ShardedVideos.open(prepared), 2, 3)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must have one worker"):
         for _ in distribute(dataset, dispatcher.target).take(200):
             pass
@@ -326,7 +326,7 @@ def test_a_second_worker_is_noticed(prepared):
 @pytest.mark.parametrize("address", ["localhost:5000", "grpc://localhost", ""])
 def test_addresses(prepared, address):
     with pytest.raises(ValueError, match="grpc://host:port"):
-        distribute(make_sharded_dataset(ShardedVideos.open(prepared), 2, 3), address)
+        distribute(make_dataset(ShardedVideos.open(prepared), 2, 3), address)
 
 
 # ---------------------------------------------------------------- damage, and mending it

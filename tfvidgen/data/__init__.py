@@ -14,7 +14,6 @@ _MODULES = {
     "apply_short_clip_policy": "videos",
     "distribute": "batches",
     "make_dataset": "batches",
-    "make_sharded_dataset": "batches",
     "prepare_shards": "prepare",
     "load": "loading",
     "load_videos": "sources",

@@ -29,9 +29,9 @@ from tfvidgen.data.shards import (
     _check_version,
     _read_index,
     _read_json,
-    _record_bytes,
     _sha256,
     is_prepared,
+    record_bytes,
 )
 
 _OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|\..+\.part")
@@ -222,7 +222,7 @@ class _ShardWriter:
             for field in sources._LABELS:
                 entry[field].append(clip.labels.get(field))
             num_frames += len(clip.frames)
-            self.num_bytes += len(clip.frames) * _record_bytes(clip.frames.shape[1:3])
+            self.num_bytes += len(clip.frames) * record_bytes(clip.frames.shape[1:3])
         return num_frames
 
     def close(self) -> dict[str, Any]:

@@ -104,14 +104,14 @@ class ShardedVideos(Videos):
     def _of(cls, folder: pathlib.Path, index: dict[str, Any]) -> ShardedVideos:
         entries = index["shards"]
         lengths = [np.array(entry["lengths"], np.int64) for entry in entries]
-        record_bytes = _record_bytes(index["options"]["size"])
+        frame_bytes = record_bytes(index["options"]["size"])
         return cls(
             folder=folder,
             size=tuple(index["options"]["size"]),
             resize=index["options"]["resize"],
             shards=tuple(Shard(entry["file"], entry["num_bytes"], entry["sha256"]) for entry in entries),
             shard=np.repeat(np.arange(len(entries)), [len(each) for each in lengths]),
-            first_byte=np.concatenate([record_bytes * (np.cumsum(each) - each) for each in lengths]),
+            first_byte=np.concatenate([frame_bytes * (np.cumsum(each) - each) for each in lengths]),
             lengths=np.concatenate(lengths),
             names=tuple(name for entry in entries for name in entry["names"]),
             fps=index["fps"],
@@ -124,11 +124,16 @@ class ShardedVideos(Videos):
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): reads one video."""
         path = self.folder / self.shards[self.shard[index]].file
-        num_bytes = int(self.lengths[index]) * _record_bytes(self.size)
+        num_bytes = int(self.lengths[index]) * self.record_bytes
         content = np.fromfile(path, np.uint8, num_bytes, offset=int(self.first_byte[index]))
         if len(content) < num_bytes:
             raise ValueError(f"The shard {str(path)!r} is truncated. {_AGAIN}")
         return _frames(content, self.size)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes that a frame takes in a shard."""
+        return record_bytes(self.size)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -148,7 +153,7 @@ class ShardedVideos(Videos):
                 raise ValueError(_damaged(self.folder, [shard]))
             for index in np.flatnonzero(self.shard == position):
                 first, start, length = self.first_byte[index], self.first_frame[index], self.lengths[index]
-                video = content[first : first + length * _record_bytes(self.size)]
+                video = content[first : first + length * self.record_bytes]
                 frames[start : start + length] = _frames(video, self.size)
         return VideoCollection(
             frames,
@@ -299,13 +304,14 @@ def _sha256(path: pathlib.Path) -> str:
     return sha.hexdigest()
 
 
-def _record_bytes(size: Sequence[int]) -> int:
+def record_bytes(size: Sequence[int]) -> int:
+    """Bytes of the record of a frame of `size`, height and width."""
     return _FRAME_HEADER + size[0] * size[1] * 3 + _FRAME_FOOTER
 
 
 def _frames(records: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 bytes of whole records -> (T, H, W, 3)."""
-    pixels = records.reshape(-1, _record_bytes(size))[:, _FRAME_HEADER:-_FRAME_FOOTER]
+    pixels = records.reshape(-1, record_bytes(size))[:, _FRAME_HEADER:-_FRAME_FOOTER]
     return np.ascontiguousarray(pixels).reshape(-1, *size, 3)
 
 
