@@ -113,7 +113,7 @@ def test_worker_processes_write_the_same_files(source, prepared, tmp_path):
 
 
 def test_workers_need_no_tensorflow():
-    code = "import sys, tfvidgen.data.prepare as p; p._Decode; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, tfvidgen.data.prepare as p; p.Decoder; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

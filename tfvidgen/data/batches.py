@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tfvidgen.data.shards import ShardedVideos
-from tfvidgen.data.videos import CLIP_STARTS, Videos, check_clips, clip_span
+from tfvidgen.data.videos import CLIP_STARTS, LABELS, Videos, check_clips, clip_span
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -107,9 +107,7 @@ def batch_plan(
     num_videos = len(videos)
     with tf.device("CPU:0"):
         lengths = tf.constant(videos.lengths)
-    labels = {
-        name: tf.constant(getattr(videos, name)) for name in ("identity", "action") if getattr(videos, name) is not None
-    }
+    labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
     span = clip_span(num_frames, stride)
     epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # a batch may reach into so many epochs
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfvidgen.data.videos import Videos
+from tfvidgen.data.videos import LABELS, Videos
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +47,7 @@ class VideoCollection(Videos):
                 f"`names` must hold one unique name per video. Received {len(self.names)} names "
                 f"({len(set(self.names))} different) for {len(self.lengths)} videos."
             )
-        for field in ("identity", "action"):
+        for field in LABELS:
             labels, label_names = getattr(self, field), getattr(self, f"{field}_names")
             if (labels is None) != (label_names is None):
                 raise ValueError(f"`{field}` and `{field}_names` must be given together or not at all.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
 import multiprocessing
 import os
@@ -17,22 +16,21 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tfvidgen import storage
 from tfvidgen.data import codecs, sources, video_io
 from tfvidgen.data.shards import (
-    _FORMAT,
+    FORMAT,
     INDEX,
     VERSION,
     ShardedVideos,
-    _check_version,
-    _read_index,
-    _read_json,
-    _sha256,
+    file_sha256,
     is_prepared,
+    read_index,
+    read_note,
     record_bytes,
 )
+from tfvidgen.data.sources import Decoded, Decoder, Unit, Unreadable
+from tfvidgen.data.videos import LABELS
 
 _OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|\..+\.part")
 
@@ -43,25 +41,6 @@ class Progress(NamedTuple):
     num_done: int
     num_files: int
     num_frames: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decode:
-    """What a worker does with a file (or a folder of frames). Both ways it travels between processes."""
-
-    root: pathlib.Path
-    layout: str
-    size: tuple[int, int]
-    resize: str
-    max_frames: int | None
-
-    def __call__(self, unit: sources._Unit) -> list[sources._Clip] | tuple[str, str]:
-        """The videos in it, or (file, what is wrong with it)."""
-        try:
-            clips = sources._decode(unit, self.layout, self.size, self.resize, self.max_frames)
-        except video_io.UnreadableFileError as error:
-            return sources._relative(error.path, self.root), error.reason
-        return [dataclasses.replace(clip, frames=np.ascontiguousarray(clip.frames)) for clip in clips]
 
 
 def prepare_shards(
@@ -110,16 +89,16 @@ def prepare_shards(
     ):
         if value is not None and value < least:
             raise ValueError(f"`{name}` must be at least {least}. Received {value}.")
-    root, out = sources._existing(source), pathlib.Path(out)
+    root, out = sources.existing(source), pathlib.Path(out)
     if is_prepared(root):
         raise ValueError(f"{str(source)!r} is already prepared: give the folder of the videos themselves.")
     if out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{str(out)!r} lies in {str(source)!r}: prepare into a folder outside, where it is no video.")
     made = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "version": VERSION,
         "source": str(source),
-        "source_digest": sources._cache_key(root, []),
+        "source_digest": sources.fingerprint(root),
         "options": {"size": list(size), "resize": resize, "max_frames": max_frames},
         "codec": "raw RGB, one TFRecord per frame",
     }
@@ -127,18 +106,18 @@ def prepare_shards(
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             kept = _kept_shards(out, made)
-            found = sources._find(root)
+            found = sources.find(root)
             if found.unreadable and not skip_bad:
-                raise sources._unreadable_error(root, found.unreadable, bool(found.units), skip_bad)
-            decode = _Decode(root, found.layout, size, resize, max_frames)
+                raise sources.unreadable_error(root, found.unreadable, bool(found.units), skip_bad)
+            decode = Decoder(root, found.layout, size, resize, max_frames)
             workers = num_workers or os.cpu_count() or 1
             entries = _write_shards(out, made, found.units, kept, decode, workers, shard_mb << 20, report)
             skipped = [*found.unreadable, *(bad for entry in entries for bad in entry["skipped"])]
             if skipped and not (skip_bad and any(entry["names"] for entry in entries)):
-                raise sources._unreadable_error(root, skipped, bool(found.units), skip_bad)
+                raise sources.unreadable_error(root, skipped, bool(found.units), skip_bad)
             index = _index(root, made, entries)
             index["source_codecs"] = codecs.folder_codecs(root, [name for entry in entries for name in entry["names"]])
-            index["digest"] = dataclasses.replace(ShardedVideos._of(out, index), stored_digest=None).digest
+            index["digest"] = ShardedVideos.of_index(out, index).digest
             storage.write_json(out / INDEX, index, indent=None)
             files = {entry["file"] for entry in entries}
             for path in [*out.glob("shard-*.json"), *out.glob("shard-*.tfrecord")]:
@@ -147,17 +126,16 @@ def prepare_shards(
     except OSError as error:
         raise ValueError(f"Cannot prepare into {str(out)!r}: {error}. Free the disk or name another folder.") from None
     if skipped:
-        listed = sources._listed([f"{file}: {reason}" for file, reason in skipped], 20, "; ")
-        warnings.warn(f"Skipped {len(skipped)} unreadable files of {str(source)!r}: {listed}", stacklevel=2)
+        warnings.warn(sources.skipped_message(source, skipped), stacklevel=2)
     return ShardedVideos.open(out)
 
 
 def _write_shards(
     out: pathlib.Path,
     made: dict[str, Any],
-    units: Sequence[sources._Unit],
+    units: Sequence[Unit],
     kept: dict[int, dict[str, Any]],
-    decode: _Decode,
+    decode: Decoder,
     num_workers: int,
     shard_bytes: int,
     report: Callable[[Progress], None] | None,
@@ -201,28 +179,28 @@ class _ShardWriter:
         self._writer, self._error = tf.io.TFRecordWriter(os.fsencode(self._part)), tf.errors.OpError
         self.num_bytes = 0
         self._entry = {"file": name, "first_unit": first_unit, "num_units": 0, "names": [], "lengths": [], "fps": []}
-        self._entry |= {**{field: [] for field in sources._LABELS}, "skipped": []}
+        self._entry |= {**{field: [] for field in LABELS}, "skipped": []}
 
-    def add(self, decoded: list[sources._Clip] | tuple[str, str]) -> int:
+    def add(self, decoded: list[Decoded] | Unreadable) -> int:
         """Writes the videos of a unit, or notes what is wrong with it. Returns the number of frames."""
         entry, num_frames = self._entry, 0
         entry["num_units"] += 1
-        if isinstance(decoded, tuple):
+        if isinstance(decoded, Unreadable):
             entry["skipped"].append(decoded)
             return 0
-        for clip in decoded:
+        for video in decoded:
             try:
-                for frame in clip.frames:
+                for frame in video.frames:
                     self._writer.write(frame.tobytes())
             except self._error as error:
                 raise OSError(error.message) from None
-            entry["names"].append(clip.name)
-            entry["lengths"].append(len(clip.frames))
-            entry["fps"].append(clip.fps)
-            for field in sources._LABELS:
-                entry[field].append(clip.labels.get(field))
-            num_frames += len(clip.frames)
-            self.num_bytes += len(clip.frames) * record_bytes(clip.frames.shape[1:3])
+            entry["names"].append(video.name)
+            entry["lengths"].append(len(video.frames))
+            entry["fps"].append(video.fps)
+            for field in LABELS:
+                entry[field].append(video.labels.get(field))
+            num_frames += len(video.frames)
+            self.num_bytes += len(video.frames) * record_bytes(video.frames.shape[1:3])
         return num_frames
 
     def close(self) -> dict[str, Any]:
@@ -231,14 +209,14 @@ class _ShardWriter:
             self._writer.close()
         except self._error as error:
             raise OSError(error.message) from None
-        entry = {**self._entry, "num_bytes": self.num_bytes, "sha256": _sha256(self._part)}
+        entry = {**self._entry, "num_bytes": self.num_bytes, "sha256": file_sha256(self._part)}
         path = self._out / entry["file"]
         os.replace(self._part, path)
         storage.write_json(path.with_suffix(".json"), {**self._made, "shard": entry}, indent=None)
         return entry
 
 
-def _decoded(decode: _Decode, units: Sequence[sources._Unit], num_workers: int) -> Iterator:
+def _decoded(decode: Decoder, units: Sequence[Unit], num_workers: int) -> Iterator:
     """Yields decode(unit) in order, computed by worker processes, never far ahead of who consumes them."""
     num_workers = min(num_workers, len(units))
     if num_workers <= 1:
@@ -298,22 +276,21 @@ def _kept_shards(out: pathlib.Path, made: dict[str, Any]) -> dict[int, dict[str,
         )
     entries = []
     if (out / INDEX).exists():
-        index = _read_index(out)
+        index = read_index(out)
         _check_same(out, index, made)
         entries += index["shards"]
     for path in sorted(out.glob("shard-*.json")):
-        noted = _read_json(path)
+        noted = read_note(path)
         _check_same(out, noted, made)
         entries.append(noted["shard"])
     return {entry["first_unit"]: entry for entry in entries if _is_whole(out / entry["file"], entry)}
 
 
 def _is_whole(path: pathlib.Path, entry: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == entry["num_bytes"] and _sha256(path) == entry["sha256"]
+    return path.is_file() and path.stat().st_size == entry["num_bytes"] and file_sha256(path) == entry["sha256"]
 
 
 def _check_same(out: pathlib.Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    _check_version(out, there)
     differences = [
         f"{name}={there['options'].get(name)} there, {value} now"
         for name, value in now["options"].items()
@@ -334,11 +311,9 @@ def _index(root: pathlib.Path, made: dict[str, Any], entries: list[dict[str, Any
     names = [name for entry in entries for name in entry["names"]]
     lengths = [length for entry in entries for length in entry["lengths"]]
     index = {**made, "num_videos": len(names), "num_frames": sum(lengths), "digest": None}
-    index["fps"] = sources._common_fps(rate for entry in entries for rate in entry["fps"]) or video_io.DEFAULT_FPS
-    for field in sources._LABELS:
-        values = [value for entry in entries for value in entry[field]]
-        index[f"{field}_names"] = sources._label_names(root, field, names, values)
-    return {**index, "shards": entries}
+    rates = [rate for entry in entries for rate in entry["fps"]]
+    labels = {field: [value for entry in entries for value in entry[field]] for field in LABELS}
+    return {**index, **sources.common_facts(root, names, rates, labels), "shards": entries}
 
 
 @contextlib.contextmanager

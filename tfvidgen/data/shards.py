@@ -1,4 +1,4 @@
-"""Videos decoded once into sharded files, and trained on from there without fitting into memory.
+"""Videos that were decoded once into sharded files (by `prepare`), and are trained on from there without fitting into memory.
 
 A prepared folder holds `shard-<position of its first file>.tfrecord` and, written last, `index.json`: what was prepared
 and how, names, lengths and labels, the SHA-256 of every shard and the digest of the whole.
@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfvidgen.data import codecs, sources, video_io
+from tfvidgen.data import codecs, video_io
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.videos import Videos
+from tfvidgen.data.videos import LABELS, Videos
 
 INDEX = "index.json"
+FORMAT = "tfvidgen shards"
 VERSION = 1
 
-_FORMAT = "tfvidgen shards"
 _FRAME_HEADER, _FRAME_FOOTER = 12, 4  # TFRecord: uint64 length, CRC of it, the bytes, CRC of them
 _BLOCK = 1 << 22
 _AGAIN = "Run trainers.prepare_data again with the same arguments: only what is damaged or missing is decoded again."
@@ -91,9 +91,9 @@ class ShardedVideos(Videos):
                 truncated or too long. Other damage is found by `verify`, by `collection` and when a frame is read.
         """
         folder = pathlib.Path(folder)
-        index = _read_index(folder)
+        index = read_index(folder)
         try:
-            videos = cls._of(folder, index)
+            videos = cls.of_index(folder, index)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(_damaged_index(folder, error)) from None
         for shard in videos.shards:
@@ -101,7 +101,8 @@ class ShardedVideos(Videos):
         return videos
 
     @classmethod
-    def _of(cls, folder: pathlib.Path, index: dict[str, Any]) -> ShardedVideos:
+    def of_index(cls, folder: pathlib.Path, index: dict[str, Any]) -> ShardedVideos:
+        """What an index says, unchecked. Raises KeyError, TypeError or ValueError where it is damaged."""
         entries = index["shards"]
         lengths = [np.array(entry["lengths"], np.int64) for entry in entries]
         frame_bytes = record_bytes(index["options"]["size"])
@@ -169,7 +170,7 @@ class ShardedVideos(Videos):
 
     def verify(self) -> None:
         """Reads every shard and compares its SHA-256. Raises ValueError naming all that differ."""
-        damaged = [shard for shard in self.shards if _sha256(self.folder / shard.file) != shard.sha256]
+        damaged = [shard for shard in self.shards if file_sha256(self.folder / shard.file) != shard.sha256]
         if damaged:
             raise ValueError(_damaged(self.folder, damaged))
 
@@ -186,58 +187,20 @@ class ShardedVideos(Videos):
 
 
 def is_prepared(folder: str | os.PathLike) -> bool:
-    """Whether a folder was written by `prepare_shards`, finished or not."""
+    """Whether a folder was written by `prepare.prepare_shards`, finished or not."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         return False
     try:
         with open(folder / INDEX, encoding="utf-8", errors="replace") as file:
-            return _FORMAT in file.read(64)
+            return FORMAT in file.read(64)
     except FileNotFoundError:
         return any(folder.glob("shard-*.json"))
 
 
-def load_prepared(
-    folder: str | os.PathLike,
-    size: int | tuple[int, int] | None = None,
-    resize: str = "centre_crop",
-    max_videos: int | None = None,
-    max_frames: int | None = None,
-) -> VideoCollection:
-    """What `load_videos` makes of a prepared folder; the arguments are its."""
-    videos = ShardedVideos.open(folder)
-    videos.require(size, resize)
-    if max_videos is not None and max_videos < len(videos):
-        videos = videos.subset(np.arange(max_videos))
-    if max_frames is not None:
-        videos = dataclasses.replace(videos, lengths=np.minimum(videos.lengths, max_frames), stored_digest=None)
-    return videos.collection()
-
-
-def scan_prepared(folder: str | os.PathLike) -> sources.SourceReport:
-    """What `scan` says of a prepared folder: the index, without reading a shard."""
-    videos = ShardedVideos.open(folder)
-
-    def counts(labels: np.ndarray | None, names: tuple[str, ...] | None) -> dict[str, int]:
-        return {} if labels is None else {name: int((labels == index).sum()) for index, name in enumerate(names)}
-
-    return sources.SourceReport(
-        source=str(folder),
-        layout=f"prepared ({len(videos.shards)} shards)",
-        names=videos.names,
-        lengths=videos.lengths,
-        sizes=np.tile(np.array(videos.size, np.int64), (len(videos), 1)),
-        fps=videos.fps,
-        classes=counts(videos.action, videos.action_names),
-        identities=counts(videos.identity, videos.identity_names),
-        ignored=(),
-        unreadable=(),
-    )
-
-
 def _labels(index: dict[str, Any]) -> dict[str, Any]:
     labels = {}
-    for field in sources._LABELS:
+    for field in LABELS:
         names = index[f"{field}_names"]
         position = {name: number for number, name in enumerate(names or ())}
         values = [value for entry in index["shards"] for value in entry[field]]
@@ -246,33 +209,29 @@ def _labels(index: dict[str, Any]) -> dict[str, Any]:
     return labels
 
 
-def _read_index(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
+    """The index of a prepared folder. Raises ValueError if it is missing, damaged or of another version."""
+    if not (folder / INDEX).is_file():
         if any(folder.glob("shard-*.json")):
             raise ValueError(f"{str(folder)!r} is not finished. {_AGAIN}")
         raise ValueError(f"{str(folder)!r} has no {INDEX}: give a folder that trainers.prepare_data wrote.")
-    index = _read_json(path)
-    _check_version(folder, index)
-    return index
+    return read_note(folder / INDEX)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_note(path: pathlib.Path) -> dict[str, Any]:
+    """The index, or what an unfinished preparation notes of a shard. Raises ValueError if it is damaged or of another version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
+        if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(_damaged_index(path.parent, error, path.name)) from None
-    return content
-
-
-def _check_version(folder: pathlib.Path, index: dict[str, Any]) -> None:
-    if index.get("version") != VERSION:
+    if content.get("version") != VERSION:
         raise ValueError(
-            f"{str(folder / INDEX)!r} is of version {index.get('version')}, and this tfvidgen reads version {VERSION}: "
+            f"{str(path)!r} is of version {content.get('version')}, and this tfvidgen reads version {VERSION}: "
             "prepare the videos again into another folder."
         )
+    return content
 
 
 def _damaged_index(folder: pathlib.Path, error: Exception, name: str = INDEX) -> str:
@@ -296,7 +255,8 @@ def _check_size(folder: pathlib.Path, shard: Shard) -> None:
         )
 
 
-def _sha256(path: pathlib.Path) -> str:
+def file_sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -12,6 +12,7 @@ import numpy as np
 
 CLIP_STARTS = ("first", "centre", "random")
 SHORT_CLIP_POLICIES = ("error", "loop", "hold", "drop")
+LABELS = ("identity", "action")  # fields of `Videos`, each with its `_names`
 # Forms of the recipe of `Videos.digest` that this version computes; the last is what it gives. Digests of different forms
 # cannot be compared.
 DIGEST_FORMS = (1,)
