@@ -233,7 +233,7 @@ def distribute(
         The same batches in the same order. A batch out of order ends it with `tf.errors.InvalidArgumentError`.
 
     Raises:
-        ValueError: If `address` is none.
+        ValueError: If `address` is not that of a dispatcher.
     """
     import tensorflow as tf
 

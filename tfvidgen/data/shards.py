@@ -87,8 +87,9 @@ class ShardedVideos(Videos):
         """Reads the index of a prepared folder and checks that every shard is there with all its bytes.
 
         Raises:
-            ValueError: If the folder is none or not finished, was prepared by another version, or a shard is missing,
-                truncated or too long. Other damage is found by `verify`, by `collection` and when a frame is read.
+            ValueError: If the folder is not a prepared folder or not finished, was prepared by another version, or a shard
+                is missing, truncated or too long. Other damage is found by `verify`, by `collection` and when a frame is
+                read.
         """
         folder = pathlib.Path(folder)
         index = read_index(folder)
