@@ -46,7 +46,7 @@ class Ours:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
         import numpy as np
 
-        from tfvidgen.data.clips import make_dataset
+        from tfvidgen.data.batches import make_dataset
         from tfvidgen.data.collection import VideoCollection
 
         self.tf, self.precision = tf, precision

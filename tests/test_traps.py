@@ -9,7 +9,7 @@
 | 5 XLA makes 3-D convolutions on a CPU 20 to 140 times slower | as 4 | here: test_nothing_is_compiled_by_xla |
 | 6 `fit` fails on several workers | it says so and names the loop | tests/models/test_base.py::test_fit_on_many_workers_is_refused_and_names_the_loop |
 | 7 Gradient accumulation of Keras fails on several replicas | it is refused by name | here: test_gradient_accumulation_on_replicas_is_refused |
-| 8 A distributed iterator cannot be saved | a batch is a function of the step | here: test_dropout_and_several_replicas_resume_bit_for_bit; tests/data/test_clips.py::test_starting_late_equals_skipping |
+| 8 A distributed iterator cannot be saved | a batch is a function of the step | here: test_dropout_and_several_replicas_resume_bit_for_bit; tests/data/test_batches.py::test_starting_late_equals_skipping |
 | 9 Adam of Keras moves rows that a batch does not use, at the cost of the whole table | tables have their own lazy rules | tests/layers/test_latent_table.py::test_adam_is_lazy_and_equals_keras_adam_on_rows_used_in_every_step, tests/layers/test_latent_table.py::test_lookup_never_reads_the_whole_table |
 | 10 A weights file that is written in place breaks when its writer is killed | checkpoints take the old one's place when they are whole | tests/trainers/engine/test_loop.py::test_a_stopped_process_goes_on_and_equals_a_straight_run_bit_for_bit, tests/trainers/engine/test_checkpoints.py::test_half_written_checkpoints_are_removed_and_are_no_damage |
 """  # noqa: E501

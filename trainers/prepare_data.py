@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from trainers import cli
 
 if TYPE_CHECKING:
-    from tfvidgen.data.shards import Progress, ShardedVideos
+    from tfvidgen.data.prepare import Progress
+    from tfvidgen.data.shards import ShardedVideos
 
 PROGRAM = "trainers.prepare_data"
 NOTE_EVERY_SECONDS = 10.0
@@ -85,7 +86,8 @@ def run(config: Config, other: object) -> int:
         raise cli.UsageError("--out is missing: name the folder to write, or with --verify the one to check.")
     if not config.verify and not config.source:
         raise cli.UsageError(f"What to prepare is missing: python -m {PROGRAM} PATH --out={config.out}")
-    from tfvidgen.data.shards import ShardedVideos, prepare_shards
+    from tfvidgen.data.prepare import prepare_shards
+    from tfvidgen.data.shards import ShardedVideos
 
     if config.verify:
         videos = ShardedVideos.open(config.out)

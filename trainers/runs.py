@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfvidgen import data, models, storage
-from tfvidgen.data import clips as clips_module
-from tfvidgen.data import collection as collection_module
-from tfvidgen.data import loading
+from tfvidgen.data import batches, loading, videos
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 LABELS = ("identity_names", "action_names")
 # Forms of the settings in `config.json` that this version reads; new runs have the last. Here, as in
-# `clips.DATA_ORDER_FORMS`, `collection.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
+# `batches.DATA_ORDER_FORMS`, `videos.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
 # meet adds a form, and the older one stays in the list for as long as it is still followed.
 SETTINGS_FORMS = (1,)
 MAX_RESUMED = 20  # starts that `config.json` lists, besides the first
@@ -362,8 +360,8 @@ def _known_forms() -> dict[str, tuple[int, ...]]:
     """Forms that this version follows, whatever the system; new runs have the last."""
     return {
         "settings": SETTINGS_FORMS,
-        "data_order": clips_module.DATA_ORDER_FORMS,
-        "digest": collection_module.DIGEST_FORMS,
+        "data_order": batches.DATA_ORDER_FORMS,
+        "digest": videos.DIGEST_FORMS,
     }
 
 

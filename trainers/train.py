@@ -244,10 +244,8 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
     from tfvidgen import data
     from trainers import images
 
-    make = data.make_sharded_dataset if isinstance(run_data.trained, data.ShardedVideos) else data.make_dataset
-
     def dataset_fn(start_step: int) -> tf.data.Dataset:
-        dataset = make(
+        dataset = data.make_dataset(
             run_data.trained,
             config.batch_size,
             config.num_frames,

@@ -1,32 +1,12 @@
-"""Videos at rest: what a collection refuses, how it is cut, and what its digest covers."""
+"""Videos in memory: what a collection is made of, what it refuses, and its mirror images."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
+from tests.data.labelled import collection, videos
 from tfvidgen.data.collection import VideoCollection
-
-LABELS = {
-    "identity": [0, 1, 1],
-    "action": [1, 0, 1],
-    "identity_names": ("ann", "bob"),
-    "action_names": ("bow", "jump"),
-}
-
-
-def videos(lengths=(2, 4, 3), height=2, width=5) -> list[np.ndarray]:
-    """Frame t of video i has the value 1 + 10 * i + t everywhere."""
-    return [
-        np.broadcast_to((1 + 10 * i + np.arange(n, dtype=np.uint8))[:, None, None, None], (n, height, width, 3)).copy()
-        for i, n in enumerate(lengths)
-    ]
-
-
-def collection(**changes) -> VideoCollection:
-    return VideoCollection.from_videos(
-        videos(), **{**LABELS, "names": ("a", "b", "c"), "fps": 5, "source": "here", **changes}
-    )
 
 
 def test_videos_come_back_as_they_were_given():
@@ -52,78 +32,6 @@ def test_a_video_is_a_view():
 def test_names_are_made_where_none_are_given():
     assert VideoCollection.from_videos(videos()).names == ("video_00000", "video_00001", "video_00002")
     assert VideoCollection.from_videos(videos()).identity is None
-
-
-@pytest.mark.parametrize("indices", [[2, 0], np.array([2, 0])])
-def test_subset_keeps_order_names_and_labels(indices):
-    part = collection().subset(indices)
-    assert part.names == ("c", "a")
-    np.testing.assert_array_equal(part.video(0), videos()[2])
-    np.testing.assert_array_equal(part.video(1), videos()[0])
-    np.testing.assert_array_equal(part.identity, [1, 0])
-    np.testing.assert_array_equal(part.action, [1, 1])
-    assert (part.identity_names, part.action_names) == (("ann", "bob"), ("bow", "jump"))
-    assert (part.fps, part.source) == (5.0, "here")
-
-
-def test_subset_by_mask():
-    part = collection().subset(np.array([True, False, True]))
-    assert part.names == ("a", "c")
-    np.testing.assert_array_equal(part.video(1), videos()[2])
-
-
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [
-        (np.array([True, False]), r"mask must have shape \(3,\).*\(2,\)"),
-        (np.zeros(3, bool), "at least one video.*'here'"),
-        ([0, 0], "unique name.*2 names.*1 different"),
-    ],
-)
-def test_bad_subset(indices, message):
-    with pytest.raises(ValueError, match=message):
-        collection().subset(indices)
-
-
-def test_digest_is_the_same_for_the_same_content():
-    assert len(collection().digest) == 64
-    assert collection().digest == collection().digest
-    assert collection().digest == collection(fps=9, source="elsewhere").digest
-
-
-def test_digest_changes_with_a_pixel():
-    changed = videos()
-    changed[1][3, 1, 4, 2] += 1
-    assert VideoCollection.from_videos(changed).digest != VideoCollection.from_videos(videos()).digest
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"names": ("a", "b", "d")},
-        {"identity": [0, 1, 0]},
-        {"action": [0, 0, 1]},
-        {"action": None, "action_names": None},
-    ],
-)
-def test_digest_changes_with_a_name_or_label(changes):
-    assert collection(**changes).digest != collection().digest
-
-
-def test_digest_changes_with_the_borders_between_videos():
-    frames = np.concatenate(videos())
-    digests = {
-        VideoCollection(frames=frames, lengths=np.array(lengths), names=("a", "b", "c")).digest
-        for lengths in ([2, 4, 3], [4, 2, 3])
-    }
-    assert len(digests) == 2
-
-
-def test_clips_of_a_collection():
-    clips = collection().clips(2, clip_start="centre")
-    assert clips.shape == (3, 2, 2, 5, 3)
-    assert clips.dtype == np.uint8
-    np.testing.assert_array_equal(clips[:, :, 0, 0, 0], [[1, 2], [12, 13], [21, 22]])
 
 
 @pytest.mark.parametrize("own_actions", [True, False])

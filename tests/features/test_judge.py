@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.prepare import prepare_shards
 from tfvidgen.data.sets.actors import actors
-from tfvidgen.data.shards import prepare_shards
 from tfvidgen.features.judge import (
     NETWORKS,
     ClassifierConfig,

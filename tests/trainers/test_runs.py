@@ -12,8 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen
-from tfvidgen.data import clips as clips_module
-from tfvidgen.data import collection as collection_module
+from tfvidgen.data import batches, videos
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.navsynth import NAVSynth
 from trainers import environment, navsynth, rjgan, runs
@@ -407,8 +406,8 @@ def later_form(monkeypatch, name, forms):
     """This version with other forms of something."""
     place, attribute = {
         "settings": (runs, "SETTINGS_FORMS"),
-        "data_order": (clips_module, "DATA_ORDER_FORMS"),
-        "digest": (collection_module, "DIGEST_FORMS"),
+        "data_order": (batches, "DATA_ORDER_FORMS"),
+        "digest": (videos, "DIGEST_FORMS"),
         "network": (NAVSynth, "network_forms"),
     }[name]
     monkeypatch.setattr(place, attribute, forms)

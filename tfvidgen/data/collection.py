@@ -1,33 +1,22 @@
-"""The one form in which videos are kept at rest: uint8 frames in one array, with names and labels beside them."""
+"""Videos in memory: uint8 frames in one array, with names and labels beside them."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
-# Forms of the recipe of `digest` that this version computes; the last is what it gives. Digests of different forms cannot
-# be compared.
-DIGEST_FORMS = (1,)
+from tfvidgen.data.videos import LABELS, Videos
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class VideoCollection:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class VideoCollection(Videos):
     """Decoded videos of one frame size, with what is known about each.
 
     Attributes:
         frames: uint8 (F, H, W, 3), RGB; the frames of all videos, one video after the other.
-        lengths: int64 (N,), frames of each video.
-        names: One unique name per video, for messages and sheets.
-        identity: int32 (N,) in 0..len(identity_names)-1, or None when identities are not known.
-        action: int32 (N,) in 0..len(action_names)-1, or None. Class folders give actions.
-        identity_names: Names of the identities, or None.
-        action_names: Names of the actions, or None.
-        fps: Frames per second at which to play the videos.
-        source: Where they came from: a path or the name of a built-in set.
+        lengths, names, identity, action, identity_names, action_names, fps, source: As of all `Videos`.
     """
 
     frames: np.ndarray
@@ -58,7 +47,7 @@ class VideoCollection:
                 f"`names` must hold one unique name per video. Received {len(self.names)} names "
                 f"({len(set(self.names))} different) for {len(self.lengths)} videos."
             )
-        for field in ("identity", "action"):
+        for field in LABELS:
             labels, label_names = getattr(self, field), getattr(self, f"{field}_names")
             if (labels is None) != (label_names is None):
                 raise ValueError(f"`{field}` and `{field}_names` must be given together or not at all.")
@@ -108,60 +97,18 @@ class VideoCollection:
             source=source,
         )
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @functools.cached_property
-    def first_frame(self) -> np.ndarray:
-        """int64 (N,): position in `frames` at which each video begins."""
-        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
-
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of a frame."""
         return self.frames.shape[1], self.frames.shape[2]
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 over pixels, lengths, names and labels: what a result was measured on."""
-        sha = hashlib.sha256()
-        for array in (self.lengths, self.identity, self.action):
-            sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        sha.update("\n".join(self.names).encode())
-        sha.update(str(self.frames.shape).encode())
-        sha.update(np.ascontiguousarray(self.frames).data)
-        return sha.hexdigest()
 
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): the frames of one video, without a copy."""
         start = self.first_frame[index]
         return self.frames[start : start + self.lengths[index]]
 
-    def clips(
-        self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
-    ) -> np.ndarray:
-        """uint8 (N, num_frames, H, W, 3): one clip of each video, cut at its first or centre position."""
-        from tfvidgen.data.clips import clip_frame_indices
-
-        return self.frames[clip_frame_indices(self, num_frames, stride, clip_start, short_clip)]
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> VideoCollection:
-        """The videos at `indices` (positions or a boolean mask), in that order. Labels and their names stay as they are."""
-        indices = np.asarray(indices)
-        if indices.dtype == bool:
-            if indices.shape != (len(self),):
-                raise ValueError(f"A mask must have shape ({len(self)},). Received {indices.shape}.")
-            indices = np.flatnonzero(indices)
-        return VideoCollection.from_videos(
-            [self.video(i) for i in indices],
-            names=[self.names[i] for i in indices],
-            identity=None if self.identity is None else self.identity[indices],
-            action=None if self.action is None else self.action[indices],
-            identity_names=self.identity_names,
-            action_names=self.action_names,
-            fps=self.fps,
-            source=self.source,
-        )
+    def _pixels_of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"frames": np.concatenate([self.video(index) for index in indices])}
 
     def with_mirrored(self, own_actions: bool) -> VideoCollection:
         """These videos, then the mirror image (left and right exchanged) of each, in the same order.

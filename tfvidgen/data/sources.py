@@ -9,7 +9,7 @@
 
 The layout is told by what files hold, never by what they are called. Class folders give actions; so do, with
 identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`. A folder that
-`shards.prepare_shards` wrote is told by its index and read without decoding.
+`prepare.prepare_shards` wrote is told by its index and read without decoding.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ import pathlib
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfvidgen import storage
 from tfvidgen.data import video_io
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.video_io import DEFAULT_FPS, UnreadableFileError
+from tfvidgen.data.videos import LABELS, Videos
 
 MIN_STRIP_RATIO = 2  # longer edge over shorter: pictures from here on are strips, others are frames
 
 _MAX_LISTED = 20
 _MAX_DEPTH = 4  # folders below the given one that are looked into
 _CACHE_VERSION = 1  # of the decoding below: raise it when the same files would give other pixels
-_LABELS = ("identity", "action")
 # Nothing is read by its suffix; but a file that is called a video and holds none is broken, not beside the point.
 _MEDIA_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv "
@@ -73,7 +75,28 @@ class SourceReport:
     classes: dict[str, int]
     identities: dict[str, int]
     ignored: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[Unreadable, ...]
+
+    @classmethod
+    def of_videos(cls, videos: Videos, layout: str) -> SourceReport:
+        """The report of videos that were loaded already, or prepared: no file is looked into."""
+
+        def counts(field: str) -> dict[str, int]:
+            names = getattr(videos, f"{field}_names") or ()
+            return {name: int((getattr(videos, field) == index).sum()) for index, name in enumerate(names)}
+
+        return cls(
+            source=videos.source,
+            layout=layout,
+            names=videos.names,
+            lengths=videos.lengths,
+            sizes=np.tile(np.array(videos.size, np.int64), (len(videos), 1)),
+            fps=videos.fps,
+            classes=counts("action"),
+            identities=counts("identity"),
+            ignored=(),
+            unreadable=(),
+        )
 
     @property
     def num_videos(self) -> int:
@@ -105,8 +128,15 @@ class SourceReport:
     __str__ = to_text
 
 
+class Unreadable(NamedTuple):
+    """A file that cannot be read: its path below the folder, and why."""
+
+    path: str
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
-class _Unit:
+class Unit:
     """The files that hold one video (or, for arrays, some)."""
 
     name: str
@@ -115,19 +145,49 @@ class _Unit:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Found:
+    """What a folder or file holds, told from the first bytes of its files: `units` are to be decoded."""
+
     layout: str
-    units: tuple[_Unit, ...]
+    units: tuple[Unit, ...]
     ignored: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[Unreadable, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Clip:
+class Decoded:
+    """A decoded video: uint8 (T, H, W, 3), frames per second where its file says so, and the names of its labels."""
+
     name: str
     frames: np.ndarray
     fps: float | None
     labels: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Decodes units of a folder, in threads or, since it and what it returns can be pickled, in processes.
+
+    Attributes:
+        root: The folder or file.
+        layout: As of `Found`.
+        size: (height, width) of a frame in pixels; None keeps that of the files.
+        resize: `centre_crop` or `squash`.
+        max_frames: Frames to read of each video; None reads all.
+    """
+
+    root: pathlib.Path
+    layout: str
+    size: tuple[int, int] | None
+    resize: str
+    max_frames: int | None
+
+    def __call__(self, unit: Unit) -> list[Decoded] | Unreadable:
+        """The videos of a unit, or what is wrong with it."""
+        try:
+            return _decode(unit, self.layout, self.size, self.resize, self.max_frames)
+        except UnreadableFileError as error:
+            return Unreadable(_relative(error.path, self.root), error.reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,16 +211,15 @@ def scan(path: str | os.PathLike) -> SourceReport:
     Raises:
         ValueError: If the path is missing, holds no videos, or holds several layouts at once.
     """
-    from tfvidgen.data import shards
-
-    root = _existing(path)
-    if shards.is_prepared(root):
-        return shards.scan_prepared(root)
-    found = _find(root)
+    root = existing(path)
+    if is_prepared(root):
+        videos = ShardedVideos.open(root)
+        return SourceReport.of_videos(videos, f"prepared ({len(videos.shards)} shards)")
+    found = find(root)
     measures, unreadable = [], list(found.unreadable)
     for _, measured in _in_order(lambda unit: _attempt(_measure, unit, found.layout), found.units):
         if isinstance(measured, UnreadableFileError):
-            unreadable.append((_relative(measured.path, root), measured.reason))
+            unreadable.append(Unreadable(_relative(measured.path, root), measured.reason))
         else:
             measures += measured
 
@@ -210,16 +269,14 @@ def load_videos(
         ValueError: If the path is missing, holds no videos or several layouts; if files are unreadable and `skip_bad`
             is false (one error names all); if frame sizes differ and `size` is None.
     """
-    from tfvidgen.data import shards
-
     size = video_io.check_size(size)
     video_io.check_resize(resize)
     for name, limit in (("max_videos", max_videos), ("max_frames", max_frames)):
         if limit is not None and limit < 1:
             raise ValueError(f"`{name}` must be at least 1, or None for all. Received {limit}.")
-    root = _existing(path)
-    if shards.is_prepared(root):
-        return shards.load_prepared(root, size, resize, max_videos, max_frames)
+    root = existing(path)
+    if is_prepared(root):
+        return _load_prepared(root, size, resize, max_videos, max_frames)
 
     def decoded(store: _ListStore | storage.ArrayWriter) -> dict:
         return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames)
@@ -229,16 +286,12 @@ def load_videos(
         index = decoded(store)
         frames = np.concatenate(store.videos)
     else:
-        key = _cache_key(root, [size, resize, skip_bad, max_videos, max_frames])
+        key = fingerprint(root, [size, resize, skip_bad, max_videos, max_frames])
         frames, index = _cached(pathlib.Path(cache_dir) / key, decoded)
     if index["skipped"]:
-        warnings.warn(
-            f"Skipped {len(index['skipped'])} unreadable files of {str(path)!r}: "
-            + _listed([f"{file}: {reason}" for file, reason in index["skipped"]], _MAX_LISTED, "; "),
-            stacklevel=2,
-        )
-    labels = {field: index[field] and np.array(index[field], np.int32) for field in _LABELS}
-    label_names = {f"{field}_names": index[f"{field}_names"] and tuple(index[f"{field}_names"]) for field in _LABELS}
+        warnings.warn(skipped_message(path, index["skipped"]), stacklevel=2)
+    labels = {field: index[field] and np.array(index[field], np.int32) for field in LABELS}
+    label_names = {f"{field}_names": index[f"{field}_names"] and tuple(index[f"{field}_names"]) for field in LABELS}
     return VideoCollection(
         frames=frames,
         lengths=np.array(index["lengths"], np.int64),
@@ -250,44 +303,54 @@ def load_videos(
     )
 
 
+def _load_prepared(
+    folder: pathlib.Path, size: tuple[int, int] | None, resize: str, max_videos: int | None, max_frames: int | None
+) -> VideoCollection:
+    videos = ShardedVideos.open(folder)
+    videos.require(size, resize)
+    if max_videos is not None and max_videos < len(videos):
+        videos = videos.subset(np.arange(max_videos))
+    if max_frames is not None:
+        videos = dataclasses.replace(videos, lengths=np.minimum(videos.lengths, max_frames), stored_digest=None)
+    return videos.collection()
+
+
 def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> dict:
     """Puts frames into `store` and returns everything else of a collection, ready for JSON."""
-    found = _find(root)
+    found = find(root)
     unreadable = list(found.unreadable)
-    names, lengths, rates, labels, first_size = [], [], [], [], None
-    results = _in_order(
-        lambda unit: _attempt(_decode, unit, found.layout, size, resize, max_frames), found.units[:max_videos]
-    )
-    for _, clips in results:
-        if isinstance(clips, UnreadableFileError):
-            unreadable.append((_relative(clips.path, root), clips.reason))
+    names, lengths, rates, labels, first_size = [], [], [], {field: [] for field in LABELS}, None
+    decode = Decoder(root, found.layout, size, resize, max_frames)
+    for _, decoded in _in_order(decode, found.units[:max_videos]):
+        if isinstance(decoded, Unreadable):
+            unreadable.append(decoded)
             continue
         if unreadable and not skip_bad:
             continue  # the error below will name every bad file; nothing else is of use any more
-        for clip in clips[: None if max_videos is None else max_videos - len(names)]:
-            first_size = first_size or clip.frames.shape[1:3]
-            if clip.frames.shape[1:3] != first_size:
+        for video in decoded[: None if max_videos is None else max_videos - len(names)]:
+            first_size = first_size or video.frames.shape[1:3]
+            if video.frames.shape[1:3] != first_size:
                 raise ValueError(
                     f"Frames in {str(root)!r} differ in size (height x width): {names[0]!r} has {_by(first_size)}, "
-                    f"{clip.name!r} has {_by(clip.frames.shape[1:3])}. Give a size to bring all to: `size` or --size."
+                    f"{video.name!r} has {_by(video.frames.shape[1:3])}. Give a size to bring all to: `size` or --size."
                 )
-            store.add(clip.frames)
-            names.append(clip.name)
-            lengths.append(len(clip.frames))
-            rates.append(clip.fps)
-            labels.append(clip.labels)
+            store.add(video.frames)
+            names.append(video.name)
+            lengths.append(len(video.frames))
+            rates.append(video.fps)
+            for field in LABELS:
+                labels[field].append(video.labels.get(field))
     if unreadable and not (skip_bad and names):
-        raise _unreadable_error(root, unreadable, bool(found.units), skip_bad)
-    index = {"names": names, "lengths": lengths, "fps": _common_fps(rates) or DEFAULT_FPS, "skipped": unreadable}
-    for field in _LABELS:
-        values = [label.get(field) for label in labels]
-        index[f"{field}_names"] = label_names = _label_names(root, field, names, values)
-        index[field] = label_names and [label_names.index(value) for value in values]
+        raise unreadable_error(root, unreadable, bool(found.units), skip_bad)
+    index = {"names": names, "lengths": lengths, "skipped": unreadable, **common_facts(root, names, rates, labels)}
+    for field in LABELS:
+        label_names = index[f"{field}_names"]
+        index[field] = label_names and [label_names.index(value) for value in labels[field]]
     return index
 
 
-def _unreadable_error(root: pathlib.Path, unreadable: Sequence, others: bool, skip_bad: bool) -> ValueError:
-    """One error that names all (path, reason); `others`: whether there are files that might be read."""
+def unreadable_error(root: pathlib.Path, unreadable: Sequence[Unreadable], others: bool, skip_bad: bool) -> ValueError:
+    """One error that names all unreadable files; `others`: whether there are files that might be read."""
     return ValueError(
         f"{len(unreadable)} files of {str(root)!r} cannot be read"
         + (":\n  " if others else ", and no other holds a video:\n  ")
@@ -296,32 +359,55 @@ def _unreadable_error(root: pathlib.Path, unreadable: Sequence, others: bool, sk
     )
 
 
-def _label_names(
-    root: pathlib.Path, field: str, names: Sequence[str], values: Sequence[str | None]
-) -> list[str] | None:
-    """The different labels in natural order; None where no video has one."""
-    if all(value is None for value in values):
-        return None
-    if None in values:
-        raise ValueError(
-            f"Some videos of {str(root)!r} have `{field}` and some have not, such as "
-            f"{names[values.index(None)]!r}: give it to all or to none."
-        )
-    return sorted(set(values), key=_natural)
+def skipped_message(path: str | os.PathLike, unreadable: Sequence[Unreadable]) -> str:
+    """The warning about unreadable files that were left out."""
+    listed = _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "; ")
+    return f"Skipped {len(unreadable)} unreadable files of {str(path)!r}: {listed}"
+
+
+def common_facts(
+    root: pathlib.Path,
+    names: Sequence[str],
+    rates: Iterable[float | None],
+    labels: Mapping[str, Sequence[str | None]],
+) -> dict[str, Any]:
+    """What is said of all videos together: `fps`, `identity_names` and `action_names` (in natural order, or None).
+
+    Args:
+        root: Folder or file, for messages.
+        names: Of the videos.
+        rates: Frames per second of each video, None where its file does not say.
+        labels: The label of each video for each field of LABELS, None where it has none.
+
+    Raises:
+        ValueError: If some videos have a label and some have not.
+    """
+    facts = {"fps": _common_fps(rates) or DEFAULT_FPS}
+    for field in LABELS:
+        values = labels[field]
+        present = {value for value in values if value is not None}
+        if present and None in values:
+            raise ValueError(
+                f"Some videos of {str(root)!r} have `{field}` and some have not, such as "
+                f"{names[values.index(None)]!r}: give it to all or to none."
+            )
+        facts[f"{field}_names"] = sorted(present, key=_natural) or None
+    return facts
 
 
 # ---- finding --------------------------------------------------------------------------------------------------------
 
 
-def _existing(path: str | os.PathLike) -> pathlib.Path:
+def existing(path: str | os.PathLike) -> pathlib.Path:
+    """The path. Raises ValueError if nothing is there."""
     root = pathlib.Path(path)
     if not root.exists():
         raise ValueError(f"No file or folder {str(path)!r}: check the path, or mount what it lies on.")
     return root
 
 
-def _find(root: pathlib.Path) -> _Found:
-    """Looks into every file and decides on one layout."""
+def find(root: pathlib.Path) -> Found:
+    """Looks into every file and decides on one layout. Raises ValueError if there is none, or more than one."""
     files, hidden = _files(root)
     media: dict[pathlib.Path, video_io.Media] = {}
     ignored, unreadable = list(hidden), []
@@ -344,7 +430,7 @@ def _find(root: pathlib.Path) -> _Found:
             seen[layout, depth].append(folder)
     if len(seen) > 1:
         raise ValueError(_mixed(root, seen, folders, media))
-    listed = tuple((_relative(file, root), reason) for file, reason in unreadable)
+    listed = tuple(Unreadable(_relative(file, root), reason) for file, reason in unreadable)
     if not seen:
         if not unreadable:
             what = f"{len(ignored)} other files" if ignored else "no file at all"
@@ -352,7 +438,7 @@ def _find(root: pathlib.Path) -> _Found:
                 f"No videos in {str(root)!r}: saw {what} (looked {_MAX_DEPTH} folders deep). Expected video files, "
                 "strips, folders of frames, or .npy/.npz arrays, directly or in class folders."
             )
-        return _Found("none", (), tuple(ignored), listed)
+        return Found("none", (), tuple(ignored), listed)
     (layout, depth), parents = next(iter(seen.items()))
     deepest = 2 if layout == "frames" else 1
     if depth > deepest:
@@ -370,11 +456,11 @@ def _find(root: pathlib.Path) -> _Found:
             broken = any(file.parent == folder for file, _ in unreadable)
             if not broken:  # a video that lacks a frame is no video
                 name = _relative(folder, root) if depth else root.name
-                units.append(_Unit(name, tuple(folders[folder]), {"action": folder.parent.name} if depth == 2 else {}))
+                units.append(Unit(name, tuple(folders[folder]), {"action": folder.parent.name} if depth == 2 else {}))
         else:
             labels = {"action": folder.name} if depth == 1 else {}
-            units += [_Unit(_relative(file, root), (file,), labels) for file in folders[folder]]
-    return _Found(layout, tuple(units), tuple(ignored), listed)
+            units += [Unit(_relative(file, root), (file,), labels) for file in folders[folder]]
+    return Found(layout, tuple(units), tuple(ignored), listed)
 
 
 def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
@@ -389,6 +475,14 @@ def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
         folder_names[:] = [name for name in folder_names if not name.startswith(".") and not too_deep]
         files += [folder / name for name in file_names if not name.startswith(".")]
     return sorted(files, key=lambda file: _natural(_relative(file, root))), sorted(hidden, key=_natural)
+
+
+def fingerprint(root: pathlib.Path, options: Sequence = ()) -> str:
+    """SHA-256 over names, sizes and times of change of all files, and over options, without reading a file."""
+    files = [root] if root.is_file() else _files(root)[0]
+    stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    described = json.dumps([_CACHE_VERSION, stats, list(options)])
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _layout(media: video_io.Media, single: bool) -> str:
@@ -429,25 +523,28 @@ def _attempt(function: Callable, *args):
         return error
 
 
-def _measure(unit: _Unit, layout: str) -> list[_Measure]:
+def _measure(unit: Unit, layout: str) -> list[_Measure]:
     if layout == "videos":
         info = video_io.probe_video(unit.paths[0])
         return [_Measure(unit.name, info.num_frames, (info.height, info.width), info.fps, unit.labels)]
-    clips = _decode(unit, layout, None, "squash", None)
-    return [_Measure(clip.name, len(clip.frames), clip.frames.shape[1:3], clip.fps, clip.labels) for clip in clips]
+    videos = _decode(unit, layout, None, "squash", None)
+    return [_Measure(each.name, len(each.frames), each.frames.shape[1:3], each.fps, each.labels) for each in videos]
 
 
-def _decode(unit: _Unit, layout: str, size, resize: str, max_frames: int | None) -> list[_Clip]:
+def _decode(unit: Unit, layout: str, size, resize: str, max_frames: int | None) -> list[Decoded]:
     if layout == "videos":
         frames, fps = video_io.read_video(unit.paths[0], size, max_frames, resize)
-        return [_Clip(unit.name, frames, fps, unit.labels)]
+        return [Decoded(unit.name, frames, fps, unit.labels)]
     if layout == "arrays":
         return [
-            dataclasses.replace(clip, frames=video_io.resize_video(clip.frames[:max_frames], size, resize))
-            for clip in _read_arrays(unit)
+            # contiguous, for what a mapped file holds cannot be sent to another process as it is
+            dataclasses.replace(
+                video, frames=np.ascontiguousarray(video_io.resize_video(video.frames[:max_frames], size, resize))
+            )
+            for video in _read_arrays(unit)
         ]
     frames = video_io.read_strip(unit.paths[0]) if layout == "strips" else _read_frames(unit.paths[:max_frames])
-    return [_Clip(unit.name, video_io.resize_video(frames[:max_frames], size, resize), None, unit.labels)]
+    return [Decoded(unit.name, video_io.resize_video(frames[:max_frames], size, resize), None, unit.labels)]
 
 
 def _read_frames(paths: Sequence[pathlib.Path]) -> np.ndarray:
@@ -463,7 +560,7 @@ def _read_frames(paths: Sequence[pathlib.Path]) -> np.ndarray:
     return np.stack(frames)
 
 
-def _read_arrays(unit: _Unit) -> list[_Clip]:
+def _read_arrays(unit: Unit) -> list[Decoded]:
     (path,) = unit.paths
     columns = {}
     try:
@@ -475,7 +572,7 @@ def _read_arrays(unit: _Unit) -> list[_Clip]:
                 if key is None:
                     raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(loaded)}")
                 videos = loaded[key]
-                columns = {field: loaded[field] for field in _LABELS if field in loaded}
+                columns = {field: loaded[field] for field in LABELS if field in loaded}
                 if "label" in loaded:
                     columns.setdefault("action", loaded["label"])
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
@@ -496,7 +593,7 @@ def _read_arrays(unit: _Unit) -> list[_Clip]:
             raise UnreadableFileError(path, f"its `{field}` competes with its class folder: keep one of them")
     digits = len(str(len(videos) - 1))
     return [
-        _Clip(
+        Decoded(
             unit.name if single else f"{unit.name}[{index:0{digits}d}]",
             video,
             None,
@@ -515,13 +612,6 @@ class _ListStore:
 
     def add(self, frames: np.ndarray) -> None:
         self.videos.append(frames)
-
-
-def _cache_key(root: pathlib.Path, options: list) -> str:
-    files = [root] if root.is_file() else _files(root)[0]
-    stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    described = json.dumps([_CACHE_VERSION, stats, options])
-    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _cached(folder: pathlib.Path, decoded: Callable[[storage.ArrayWriter], dict]) -> tuple[np.ndarray, dict]:

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.videos import Videos
 
 TRAINED, HELD_OUT, ABSENT = "trained", "held_out", "absent"
 
 
-def _require_cells(collection: VideoCollection) -> np.ndarray:
-    """int64 (I, A): the video of each cell, -1 where there is none."""
-    if collection.identity is None or collection.action is None:
+def cell_videos(videos: Videos) -> np.ndarray:
+    """int64 (identities, actions): position of the (first) video of each cell, -1 where there is none.
+
+    Raises:
+        ValueError: If identities or actions are missing.
+    """
+    if videos.identity is None or videos.action is None:
         raise ValueError(
-            f"Cells need an identity and an action for every video; {collection.source!r} gives "
-            f"identities: {collection.identity is not None}, actions: {collection.action is not None}."
+            f"Cells need an identity and an action for every video; {videos.source!r} gives "
+            f"identities: {videos.identity is not None}, actions: {videos.action is not None}."
         )
-    cells = np.full((len(collection.identity_names), len(collection.action_names)), -1, np.int64)
-    for video, cell in enumerate(zip(collection.identity, collection.action, strict=True)):
+    cells = np.full((len(videos.identity_names), len(videos.action_names)), -1, np.int64)
+    for video, cell in enumerate(zip(videos.identity, videos.action, strict=True)):
         if cells[cell] < 0:
             cells[cell] = video
     return cells
 
 
-def cell_videos(collection: VideoCollection) -> np.ndarray:
-    """int64 (identities, actions): position of the (first) video of each cell, -1 where the collection has none."""
-    return _require_cells(collection)
-
-
-def hold_out_cells(
-    collection: VideoCollection, num_held_out: int = 0, trained_per_identity: int = 0, seed: int = 0
-) -> np.ndarray:
+def hold_out_cells(videos: Videos, num_held_out: int = 0, trained_per_identity: int = 0, seed: int = 0) -> np.ndarray:
     """Chooses which videos are trained: bool (N,), False for the held-out ones.
 
     Every identity and every action keeps at least one trained video, because an identity or action that was never
     trained has no code to exchange.
 
     Args:
-        collection: Videos with identities and actions.
+        videos: Videos with identities and actions.
         num_held_out: Hold out that many cells, drawn at random. 0 for none.
         trained_per_identity: Keep that many random actions of each identity and hold out the others. 0 for all.
         seed: Decides the draw.
@@ -54,8 +51,8 @@ def hold_out_cells(
             f"Choose one of num_held_out and trained_per_identity. Received {num_held_out} and {trained_per_identity}."
         )
     if not num_held_out and not trained_per_identity:
-        return np.ones(len(collection), bool)
-    present = _require_cells(collection) >= 0
+        return np.ones(len(videos), bool)
+    present = cell_videos(videos) >= 0
     random = np.random.default_rng(seed)
     for _ in range(100):
         trained = present.copy()
@@ -76,18 +73,18 @@ def hold_out_cells(
                     trained[identity, action] = False
         complete = trained_per_identity or present.sum() - trained.sum() == num_held_out
         if complete and trained.any(0)[present.any(0)].all() and trained.any(1)[present.any(1)].all():
-            return trained[collection.identity, collection.action]
+            return trained[videos.identity, videos.action]
     raise ValueError(
         f"Could not hold out cells so that every identity and action keeps a trained one: num_held_out={num_held_out}, "
         f"trained_per_identity={trained_per_identity}, {int(present.sum())} cells present of {present.shape}. Hold out fewer."
     )
 
 
-def cell_marks(collection: VideoCollection, trained: np.ndarray) -> np.ndarray:
+def cell_marks(videos: Videos, trained: np.ndarray) -> np.ndarray:
     """str (identities, actions): `trained`, `held_out` or `absent` for each cell."""
-    cells = _require_cells(collection)
+    cells = cell_videos(videos)
     marks = np.full(cells.shape, ABSENT, dtype="<U8")
-    for video, (identity, action) in enumerate(zip(collection.identity, collection.action, strict=True)):
+    for video, (identity, action) in enumerate(zip(videos.identity, videos.action, strict=True)):
         if trained[video]:
             marks[identity, action] = TRAINED
         elif marks[identity, action] == ABSENT:

@@ -27,9 +27,10 @@ from keras import layers, ops
 
 from tfvidgen import storage
 from tfvidgen._tensorflow import tf
-from tfvidgen.data.clips import SHORT_CLIP_POLICIES, make_dataset
+from tfvidgen.data.batches import make_dataset
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.shards import ShardedVideos, make_sharded_dataset
+from tfvidgen.data.shards import ShardedVideos
+from tfvidgen.data.videos import SHORT_CLIP_POLICIES
 from tfvidgen.features.base import FeatureExtractor, check_videos, digest_arrays, resize_videos
 from tfvidgen.features.resnet3d import ResNet3D
 
@@ -302,9 +303,8 @@ class VideoClassifier(FeatureExtractor):
             )
         config = self.config
         collection, labels = self._check(videos, labels)
-        make = make_sharded_dataset if isinstance(collection, ShardedVideos) else make_dataset
         clips = (config.num_frames, config.stride, "random", config.short_clip)
-        batches = iter(make(collection, config.batch_size, *clips, seed=config.seed))
+        batches = iter(make_dataset(collection, config.batch_size, *clips, seed=config.seed))
         weights = self._model.trainable_variables
         optimizer = keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps), weight_decay=config.weight_decay

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfvidgen.data.clips import CLIP_STARTS, SHORT_CLIP_POLICIES, clip_span
 from tfvidgen.data.codecs import NO_CODEC
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.videos import CLIP_STARTS, SHORT_CLIP_POLICIES, clip_span
 
 if TYPE_CHECKING:
     from tfvidgen.data.shards import ShardedVideos

@@ -1,28 +1,13 @@
-"""Which frames make up a batch: order, starts, strides and short videos."""
+"""Which frames make up a batch: order, starts, strides and short videos, from memory, from shards and from a service."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tests.data.numbered import seen, videos
+from tests.data.prepared import flip
 from tfvidgen import data
-from tfvidgen.data.clips import clip_frame_indices, clip_span
-from tfvidgen.data.collection import VideoCollection
-
-
-def videos(lengths=(5, 7, 4), labels: bool = False) -> VideoCollection:
-    """Frame t of video i has the value 1 + 20 * i + t, so a pixel says where it is from and zero is never right."""
-    frames = [
-        np.broadcast_to((1 + 20 * i + np.arange(n, dtype=np.uint8))[:, None, None, None], (n, 2, 3, 3)).copy()
-        for i, n in enumerate(lengths)
-    ]
-    if not labels:
-        return VideoCollection.from_videos(frames)
-    return VideoCollection.from_videos(
-        frames,
-        identity=[i % 2 for i in range(len(lengths))],
-        action=[i % 3 for i in range(len(lengths))],
-        identity_names=("ann", "bob"),
-        action_names=("bow", "jump", "kick"),
-    )
+from tfvidgen.data.videos import clip_span
 
 
 def batches(collection, batch_size, num_batches, num_frames=3, **arguments) -> list[dict[str, np.ndarray]]:
@@ -30,14 +15,7 @@ def batches(collection, batch_size, num_batches, num_frames=3, **arguments) -> l
     return [{name: value.numpy() for name, value in batch.items()} for batch in dataset.take(num_batches)]
 
 
-def seen(values: np.ndarray) -> list[list[int]]:
-    """The frames of clips (B, T, H, W, 3), after a check that every pixel of a frame is the same."""
-    assert values.dtype == np.uint8
-    assert (values == values[..., :1, :1, :1]).all()
-    return values[..., 0, 0, 0].tolist()
-
-
-# ---------------------------------------------------------------- batches
+# ---------------------------------------------------------------- order and starts
 def test_a_batch_holds_what_it_says():
     collection = videos(labels=True)
     for step, batch in enumerate(batches(collection, 2, 6)):
@@ -83,6 +61,26 @@ def test_the_seed_decides_order_and_random_starts():
 def test_epochs_differ():
     orders = {tuple(batch["video_id"]) for batch in batches(videos((3,) * 6), 6, 8)}
     assert len(orders) > 4
+
+
+def test_order_and_random_starts_stay_those_of_form_1():
+    """What every run was begun with: another order needs another of DATA_ORDER_FORMS."""
+    collection = videos((5, 9, 4, 7, 6))
+    begin = batches(collection, 4, 2, clip_start="random", seed=11)
+    late = batches(collection, 4, 2, clip_start="random", seed=11, start_step=123_456)
+    drawn = [
+        [
+            (int(i), frames[0] - 1 - 20 * int(i))
+            for i, frames in zip(batch["video_id"], seen(batch["video"]), strict=True)
+        ]
+        for batch in begin + late
+    ]
+    assert drawn == [
+        [(3, 4), (2, 0), (4, 3), (1, 3)],
+        [(0, 1), (4, 1), (3, 2), (0, 1)],
+        [(4, 0), (0, 2), (4, 2), (1, 5)],
+        [(2, 0), (3, 1), (0, 1), (3, 3)],
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29])
@@ -134,16 +132,6 @@ def test_fixed_starts(stride, clip_start, expected):
         np.testing.assert_array_equal(batch["video"], clips[batch["video_id"]])
 
 
-def test_a_clip_may_be_the_whole_video():
-    assert seen(videos((4,)).clips(4)) == [[1, 2, 3, 4]]
-    assert seen(videos((7,)).clips(3, stride=3, clip_start="centre")) == [[1, 4, 7]]
-    assert seen(videos((4,)).clips(1, stride=9, clip_start="centre")) == [[2]]
-
-
-def test_span_counts_both_ends():
-    assert [clip_span(1, 7), clip_span(2, 7), clip_span(16, 1), clip_span(8, 3)] == [1, 8, 16, 22]
-
-
 # ---------------------------------------------------------------- short videos
 @pytest.mark.parametrize(
     ("short_clip", "stride", "expected"),
@@ -183,43 +171,6 @@ def test_drop_removes_short_videos_and_renumbers():
     assert sorted(batch["video_id"]) == [0, 1]
 
 
-def test_drop_keeps_a_video_of_exactly_the_needed_length():
-    assert len(data.apply_short_clip_policy(videos((7, 6)), 4, stride=2, short_clip="drop")) == 1
-
-
-@pytest.mark.parametrize("short_clip", ["error", "loop", "hold", "drop"])
-def test_nothing_changes_where_all_videos_are_long_enough(short_clip):
-    collection = videos()
-    assert data.apply_short_clip_policy(collection, 4, short_clip=short_clip) is collection
-
-
-@pytest.mark.parametrize("short_clip", ["loop", "hold"])
-def test_loop_and_hold_keep_every_video(short_clip):
-    collection = videos()
-    assert data.apply_short_clip_policy(collection, 99, short_clip=short_clip) is collection
-
-
-def test_the_error_lists_the_short_videos_and_the_ways_out():
-    with pytest.raises(ValueError) as caught:
-        data.apply_short_clip_policy(videos((5, 3, 4)), 3, stride=2)
-    message = str(caught.value)
-    assert "2 of 3 videos are shorter than the 5 frames that num_frames=3 at stride=2 needs" in message
-    assert "video_00001 (3), video_00002 (4)" in message
-    assert "video_00000" not in message
-    for way_out in ("num_frames", "stride", "loop", "hold", "drop"):
-        assert way_out in message
-
-
-def test_the_error_lists_ten_of_many():
-    with pytest.raises(ValueError, match=r"video_00009 \(1\) and 3 more"):
-        data.apply_short_clip_policy(videos((1,) * 13), 2)
-
-
-def test_drop_that_leaves_nothing():
-    with pytest.raises(ValueError, match="leaves no video: all 3 are shorter than the 8 frames.*longest has 7"):
-        data.apply_short_clip_policy(videos(), 8, short_clip="drop")
-
-
 # ---------------------------------------------------------------- bad arguments
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -233,13 +184,9 @@ def test_drop_that_leaves_nothing():
         ({"num_frames": 5}, "1 of 3 videos are shorter"),
     ],
 )
-@pytest.mark.parametrize("where", ["dataset", "indices"])
-def test_bad_arguments(arguments, message, where):
+def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        if where == "dataset":
-            data.make_dataset(videos(), **{"batch_size": 2, "num_frames": 3, **arguments})
-        else:
-            clip_frame_indices(videos(), **{"num_frames": 3, **arguments})
+        data.make_dataset(videos(), **{"batch_size": 2, "num_frames": 3, **arguments})
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])
@@ -248,6 +195,119 @@ def test_bad_batch_size(batch_size):
         data.make_dataset(videos(), batch_size, 3)
 
 
-def test_fixed_clips_have_no_random_start():
-    with pytest.raises(ValueError, match="'first' or 'centre'.*'random'"):
-        videos().clips(3, clip_start="random")
+# ---------------------------------------------------------------- from shards
+@pytest.mark.parametrize(
+    ("batch_size", "arguments"),
+    [
+        (1, {}),
+        (4, {"clip_start": "random", "seed": 3}),
+        (4, {"clip_start": "random", "stride": 3, "start_step": 17}),
+        (13, {"clip_start": "centre", "seed": 1}),
+        (5, {"num_frames": 64, "short_clip": "loop"}),
+        (5, {"num_frames": 64, "short_clip": "hold", "clip_start": "random"}),
+        (3, {"num_frames": 30, "stride": 3, "short_clip": "loop", "clip_start": "random"}),
+    ],
+)
+def test_batches_from_shards_are_those_from_memory(prepared, collection, batch_size, arguments):
+    arguments = {"num_frames": 8, **arguments}
+    sharded = data.make_dataset(data.ShardedVideos.open(prepared), batch_size, **arguments)
+    memory = data.make_dataset(collection, batch_size, **arguments)
+    assert sharded.element_spec == memory.element_spec
+    for a, b in zip(sharded.take(7), memory.take(7), strict=True):
+        assert set(a) == set(b) == {"video", "video_id", "step", "action"}
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_starting_late_in_shards_equals_skipping(prepared):
+    arguments = {"batch_size": 3, "num_frames": 4, "clip_start": "random", "seed": 2}
+    videos = data.ShardedVideos.open(prepared)
+    for a, b in zip(
+        data.make_dataset(videos, **arguments).skip(9).take(3),
+        data.make_dataset(videos, **arguments, start_step=9).take(3),
+        strict=True,
+    ):
+        assert int(a["step"][0]) == int(b["step"][0])
+        np.testing.assert_array_equal(a["video"], b["video"])
+
+
+def test_batches_of_a_subset(prepared, collection):
+    chosen = [5, 0, 3]
+    sharded = data.make_dataset(data.ShardedVideos.open(prepared).subset(chosen), 3, 8)
+    for a, b in zip(sharded.take(3), data.make_dataset(collection.subset(chosen), 3, 8).take(3), strict=True):
+        np.testing.assert_array_equal(a["video"], b["video"])
+        np.testing.assert_array_equal(a["action"], b["action"])
+
+
+def test_short_videos_are_dropped_as_from_a_collection(prepared, collection):
+    arguments = {"num_frames": 45, "short_clip": "drop"}
+    settled = data.apply_short_clip_policy(data.ShardedVideos.open(prepared), **arguments)
+    assert isinstance(settled, data.ShardedVideos)
+    assert settled.digest == data.apply_short_clip_policy(collection, **arguments).digest
+    with pytest.raises(ValueError, match="3 of 6 videos are shorter"):
+        data.make_dataset(data.ShardedVideos.open(prepared), 2, 45)
+
+
+def test_replicas_share_a_batch(prepared, two_replicas):
+    dataset = data.make_dataset(data.ShardedVideos.open(prepared), 4, 3, clip_start="random")
+    shared_out = iter(two_replicas.experimental_distribute_dataset(dataset))
+    for batch in dataset.take(3):
+        parts = [part.numpy() for part in two_replicas.experimental_local_results(next(shared_out)["video"])]
+        assert [len(part) for part in parts] == [2, 2]
+        np.testing.assert_array_equal(np.concatenate(parts), batch["video"])
+
+
+def test_a_damaged_frame_is_never_trained_on(copy):
+    videos = data.ShardedVideos.open(copy)
+    for shard in videos.shards:
+        flip(copy / shard.file, shard.num_bytes // 2)
+    with pytest.raises(tf.errors.DataLossError):
+        for _ in data.make_dataset(data.ShardedVideos.open(copy), 6, 90, short_clip="hold").take(1):
+            pass
+
+
+# ---------------------------------------------------------------- a service
+def start_worker(dispatcher):
+    service = tf.data.experimental.service
+    return service.WorkerServer(service.WorkerConfig(dispatcher.target.split("//")[1], heartbeat_interval_ms=100))
+
+
+@pytest.fixture(scope="module")
+def dispatcher():
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    worker = start_worker(dispatcher)
+    yield dispatcher
+    del worker
+
+
+def test_a_service_sends_equal_batches(prepared, dispatcher):
+    arguments = {"batch_size": 4, "num_frames": 5, "clip_start": "random", "start_step": 6}
+    dataset = data.make_dataset(data.ShardedVideos.open(prepared), **arguments)
+    served = data.distribute(dataset, dispatcher.target, start_step=6)
+    assert served.element_spec == dataset.element_spec
+    for _ in range(2):  # a second process, or the same after a restart
+        for a, b in zip(served.take(5), dataset.take(5), strict=True):
+            for name in a:
+                np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batches_out_of_order_are_refused(prepared, dispatcher):
+    dataset = data.make_dataset(data.ShardedVideos.open(prepared), 2, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="out of order"):
+        next(iter(data.distribute(dataset, dispatcher.target, start_step=1)))
+
+
+def test_a_second_worker_is_noticed(prepared):
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    workers = [start_worker(dispatcher) for _ in range(2)]
+    dataset = data.make_dataset(data.ShardedVideos.open(prepared), 2, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have one worker"):
+        for _ in data.distribute(dataset, dispatcher.target).take(200):
+            pass
+    del workers
+
+
+@pytest.mark.parametrize("address", ["localhost:5000", "grpc://localhost", ""])
+def test_addresses(prepared, address):
+    with pytest.raises(ValueError, match="grpc://host:port"):
+        data.distribute(data.make_dataset(data.ShardedVideos.open(prepared), 2, 3), address)

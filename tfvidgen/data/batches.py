@@ -1,0 +1,250 @@
+"""Videos -> batches, by tf.data; their order is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tfvidgen.data.shards import ShardedVideos
+from tfvidgen.data.videos import CLIP_STARTS, LABELS, Videos, check_clips, clip_span
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfvidgen.data.collection import VideoCollection
+
+MAX_STEPS = 1 << 40
+# Forms of the order of clips and of their random starts, as functions of (seed, step), that this version makes; the last is
+# what `make_dataset` gives. A run goes on only in the one that it was begun in.
+DATA_ORDER_FORMS = (1,)
+
+_READ_BUFFER = 1 << 18  # bytes
+
+# A step, int64 () -> everything of its batch but the video, and int64 (B, T), the position of each frame in its video.
+Plan = Callable[["tf.Tensor"], tuple[dict[str, "tf.Tensor"], "tf.Tensor"]]
+
+
+def make_dataset(
+    videos: Videos,
+    batch_size: int,
+    num_frames: int,
+    stride: int = 1,
+    clip_start: str = "first",
+    short_clip: str = "error",
+    seed: int = 0,
+    start_step: int = 0,
+) -> tf.data.Dataset:
+    """An endless dataset of batches whose order is a pure function of (seed, step), so there is nothing to checkpoint.
+
+    Each epoch is a new permutation of all videos and the stream of batches runs on over the ends of epochs, so every
+    video is seen equally often for any batch size. A random start is drawn from (seed, step) too and may be the last
+    possible one.
+
+    Order, random starts and pixels of a (seed, step) are the same from memory and from shards. From shards, clips are read
+    as they are needed; of a clip all frames from its first to its last are read, so a `stride` of 4 reads four times what it
+    keeps. A frame that fails its CRC ends the iteration with `tf.errors.DataLossError`; `ShardedVideos.verify` then names
+    the file.
+
+    Args:
+        videos: A `VideoCollection` or `ShardedVideos`, already settled by `apply_short_clip_policy` where videos may be
+            dropped.
+        batch_size: Clips in a global batch.
+        num_frames: Frames of a clip.
+        stride: Distance between the frames of a clip, in frames of the video.
+        clip_start: `first`, `centre` or `random`.
+        short_clip: `error`, `loop` or `hold`.
+        seed: Decides order and random starts.
+        start_step: The step whose batch comes first.
+
+    Returns:
+        A dataset of dicts: `video` uint8 (B, T, H, W, 3), `video_id` int32 (B,), `step` int64 (B,) and, where the videos
+        have them, `identity` and `action` int32 (B,). It consists of graph operations only, so that it can be sent to a
+        tf.data service (see `distribute`).
+
+    Raises:
+        ValueError: If an argument is out of range or a video too short.
+    """
+    import tensorflow as tf
+
+    plan = batch_plan(videos, batch_size, num_frames, stride, clip_start, short_clip, seed)
+    steps = tf.data.Dataset.range(start_step, MAX_STEPS)
+    read = _read_shards if isinstance(videos, ShardedVideos) else _read_memory
+    shape = (batch_size, num_frames, *videos.size, 3)
+    return read(videos, steps, plan, shape, clip_span(num_frames, stride)).prefetch(2)
+
+
+def batch_plan(
+    videos: Videos,
+    batch_size: int,
+    num_frames: int,
+    stride: int,
+    clip_start: str,
+    short_clip: str,
+    seed: int,
+) -> Plan:
+    """The arithmetic of `make_dataset`, without pixels: which frames a step sees, wherever they are kept.
+
+    Args:
+        videos: Of which lengths, names and labels are used.
+        batch_size, num_frames, stride, clip_start, short_clip, seed: As for `make_dataset`.
+
+    Returns:
+        A graph function of a step, int64 (). It gives everything of the batch but the video, and int64 (B, T), the
+        position of each frame in its video.
+
+    Raises:
+        ValueError: If an argument is out of range or a video too short.
+    """
+    import tensorflow as tf
+
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
+    if clip_start not in CLIP_STARTS:
+        raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
+    check_clips(videos, num_frames, stride, short_clip)
+    num_videos = len(videos)
+    with tf.device("CPU:0"):
+        lengths = tf.constant(videos.lengths)
+    labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
+    span = clip_span(num_frames, stride)
+    epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # a batch may reach into so many epochs
+
+    def plan(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        first = step * batch_size
+        epoch = first // num_videos
+        orders = [
+            tf.random.experimental.stateless_shuffle(
+                tf.range(num_videos), tf.stack([tf.constant(seed, tf.int64), epoch + k])
+            )
+            for k in range(epochs_in_batch)
+        ]
+        offset = first % num_videos
+        ids = tf.ensure_shape(tf.concat(orders, 0)[offset : offset + batch_size], (batch_size,))
+        length = tf.gather(lengths, ids)
+        room = tf.maximum(length - span, 0)
+        if clip_start == "first":
+            start = tf.zeros_like(room)
+        elif clip_start == "centre":
+            start = room // 2
+        else:
+            draw = tf.random.stateless_uniform((batch_size,), tf.stack([tf.constant(seed, tf.int64) + 1, step]))
+            start = tf.minimum(tf.cast(draw * tf.cast(room + 1, tf.float32), tf.int64), room)
+        position = start[:, None] + stride * tf.range(num_frames, dtype=tf.int64)
+        if short_clip == "loop":
+            position %= length[:, None]
+        position = tf.minimum(position, length[:, None] - 1)
+        known = {
+            "video_id": ids,
+            "step": tf.fill((batch_size,), step),
+            **{name: tf.gather(values, ids) for name, values in labels.items()},
+        }
+        return known, position
+
+    return plan
+
+
+def _read_memory(
+    videos: VideoCollection, steps: tf.data.Dataset, plan: Plan, shape: tuple[int, ...], span: int
+) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        frames = tf.constant(videos.frames)
+        first_frame = tf.constant(videos.first_frame)
+
+    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        known, position = plan(step)
+        rows = tf.gather(first_frame, known["video_id"])[:, None] + position
+        return {"video": tf.ensure_shape(tf.gather(frames, rows), shape), **known}
+
+    return steps.map(batch, num_parallel_calls=1)
+
+
+def _read_shards(
+    videos: ShardedVideos, steps: tf.data.Dataset, plan: Plan, shape: tuple[int, ...], span: int
+) -> tf.data.Dataset:
+    """Several clips are read at once, by graph operations, so Python is not held up."""
+    import tensorflow as tf
+
+    record_bytes = videos.record_bytes
+    with tf.device("CPU:0"):
+        files = tf.constant([os.fsencode(videos.folder / shard.file) for shard in videos.shards])
+        shard, first_byte = tf.constant(videos.shard), tf.constant(videos.first_byte)
+        buffer_bytes = tf.constant(min(_READ_BUFFER, span * record_bytes), tf.int64)
+
+    def located(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
+        known, position = plan(step)
+        begin = tf.reduce_min(position, axis=1)  # a loop may begin in the middle
+        place = {
+            "file": tf.gather(files, tf.gather(shard, known["video_id"])),
+            "offset": tf.gather(first_byte, known["video_id"]) + begin * record_bytes,
+            "num_records": tf.reduce_max(position, axis=1) - begin + 1,
+            "kept": position - begin[:, None],
+        }
+        return known, place
+
+    def read(known: dict[str, tf.Tensor], place: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        # The public TFRecordDataset has no offsets, the operation under it has.
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=place["file"][None],
+            compression_type="",
+            buffer_size=buffer_bytes,
+            byte_offsets=place["offset"][None],
+        )
+        records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
+        records = records.take(place["num_records"]).batch(place["num_records"])
+        return tf.data.Dataset.zip((records, tf.data.Dataset.from_tensors((known, place["kept"]))))
+
+    def clip(records: tf.Tensor, rest: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
+        known, kept = rest
+        return {"video": tf.gather(records, kept), **known}
+
+    def decode(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        pixels = tf.io.decode_raw(batch["video"], tf.uint8)
+        return {**batch, "video": tf.reshape(pixels, shape)}
+
+    dataset = steps.map(located).unbatch()
+    # Each dataset that is interleaved has one element, so clips come out in the order in which they went in.
+    dataset = dataset.interleave(
+        read, cycle_length=8, block_length=1, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return dataset.map(clip).batch(shape[0], drop_remainder=True).map(decode)
+
+
+def distribute(
+    dataset: tf.data.Dataset, address: str, start_step: int = 0, job_name: str | None = None
+) -> tf.data.Dataset:
+    """Has a tf.data service make the batches, so that reading them takes nothing from the machine that trains.
+
+    The service needs one dispatcher with exactly one worker, which sees the shards under the same path. More workers
+    would not divide the steps: with sharding off, as here, each of them makes every batch, and the other modes of the
+    service divide by the worker and promise no order. So does a `job_name`: processes that share one share its batches.
+    Either would train some steps twice and others never, hence the steps are checked as they arrive.
+
+    Args:
+        dataset: From `make_dataset`. Frames of a `VideoCollection` travel to the worker with the graph.
+        address: `grpc://host:port` of the dispatcher.
+        start_step: The first step of `dataset`.
+        job_name: Lets a restarted process go on with the batches of the job it left; None begins at `start_step`.
+
+    Returns:
+        The same batches in the same order. A batch out of order ends it with `tf.errors.InvalidArgumentError`.
+
+    Raises:
+        ValueError: If `address` is not that of a dispatcher.
+    """
+    import tensorflow as tf
+
+    if not re.fullmatch(r"grpc://[^/\s]+:\d+", address):
+        raise ValueError(f"`address` must be that of a tf.data dispatcher, grpc://host:port. Received {address!r}.")
+    service = tf.data.experimental.service
+    dataset = dataset.apply(service.distribute(service.ShardingPolicy.OFF, address, job_name))
+
+    def in_order(expected: tf.Tensor, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        message = "The tf.data service sent a batch out of order: it must have one worker, and a job one process."
+        with tf.control_dependencies([tf.debugging.assert_equal(batch["step"], expected, message)]):
+            return expected + 1, {name: tf.identity(value) for name, value in batch.items()}
+
+    return dataset.scan(tf.constant(start_step, tf.int64), in_order).prefetch(2)
