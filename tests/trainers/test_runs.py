@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen
+from tfvidgen import runs as library
 from tfvidgen.data import clips as clips_module
 from tfvidgen.data import collection as collection_module
 from tfvidgen.data.collection import VideoCollection
@@ -406,7 +407,7 @@ def test_a_run_of_another_system_does_not_go_on(begun):
 def later_form(monkeypatch, name, forms):
     """This version with other forms of something."""
     place, attribute = {
-        "settings": (runs, "SETTINGS_FORMS"),
+        "settings": (library, "SETTINGS_FORMS"),
         "data_order": (clips_module, "DATA_ORDER_FORMS"),
         "digest": (collection_module, "DIGEST_FORMS"),
         "network": (NAVSynth, "network_forms"),
