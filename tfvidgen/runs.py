@@ -3,7 +3,8 @@
     model = tfvidgen.load("runs/navsynth-actors")
 
 The programs of `trainers` write what is read here, `config.json`, checkpoints and the running average of weights in them, and
-use this module to go on. Nothing in a folder is changed.
+use this module to go on. Nothing in a folder is changed. A description is read without TensorFlow, so that what is wrong with a
+folder is said at once.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from tfvidgen import models, storage
+from tfvidgen._tensorflow import tf
 from tfvidgen.data import clips, collection
-from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.models.base import VideoGenerator
+
+if TYPE_CHECKING:
+    from tfvidgen.layers.latent_table import LatentTable
+    from tfvidgen.models.base import VideoGenerator
 
 # Forms of the settings in `config.json` that this version reads; new runs have the last. Here, as in
 # `clips.DATA_ORDER_FORMS`, `collection.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
@@ -233,6 +235,8 @@ def class_path(model_class: type) -> str:
 
 def model_class(description: Mapping[str, Any], place: str | pathlib.Path) -> type[VideoGenerator]:
     """The class of a run's model. Raises ValueError if there is none of that name, or it is no `VideoGenerator`."""
+    from tfvidgen.models.base import VideoGenerator
+
     system, name = description["system"], description["model"]["class"]
     if is_outside(system):
         path, _, attribute = name.rpartition(".")
@@ -308,6 +312,8 @@ def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
     `tf.train.Checkpoint(model=model)` would silently leave out the weights of layers that a model keeps in a list, and
     the states of seed generators, and still pass its own assertions: so the variables are named one by one.
     """
+    import keras
+
     named = [(variable_name(variable), variable) for variable in model.weights]
     optimizers = {}
     for attribute, value in vars(model).items():
@@ -608,6 +614,8 @@ def averaged_variables(model: VideoGenerator) -> dict[str, tf.Variable]:
 
 def latent_tables(model: VideoGenerator) -> dict[str, LatentTable]:
     """A model's tables by the names of their rows in a checkpoint."""
+    from tfvidgen.layers.latent_table import LatentTable
+
     return {variable_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
 
 
@@ -623,6 +631,8 @@ def renew_statistics(model: VideoGenerator) -> dict[str, np.ndarray]:
 
     They are means over `_NUM_BATCHES` batches. Only what `decode` goes through changes.
     """
+    import keras
+
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
 
