@@ -39,12 +39,13 @@ _FILES = """\
 * `SHA256SUMS`: check the download with `sha256sum -c SHA256SUMS`
 
 ```python
+import json
 from huggingface_hub import snapshot_download  # or any other download of this folder
 
 from tfvidgen import runs
 
 folder = snapshot_download("{repo}")
-model = runs.build_model(runs.read_file(f"{{folder}}/config.json"))
+model = runs.build_model(json.load(open(f"{{folder}}/config.json")))
 model.load_weights(f"{{folder}}/model.weights.h5")
 videos = model.generate(4, seed=0)  # float32 (4, T, H, W, 3) in [-1, 1]
 ```"""

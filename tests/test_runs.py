@@ -27,11 +27,11 @@ ROOT = pathlib.Path(__file__).parents[1]  # holds docs/, also where the packages
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
-def write_run(run_dir: pathlib.Path, model, system: str, steps=(3,), decay: float = 0.0, config=None) -> None:
+def write_run(run_dir: pathlib.Path, model, system: str, steps=(3,), decay: float = 0.0) -> None:
     """A run folder as its trainer would leave it, with another model at each step."""
     description = {
         "system": system,
-        "config": config or {},
+        "config": {},
         "data": {"source": "actors", "digest": "0" * 64, "num_videos": 6, "fps": 8.0},
         "model": {"class": type(model).__name__, "config": trainer_runs._plain(model.get_config())},
     }

@@ -65,7 +65,7 @@ def test_the_cards_example_runs_where_the_card_is(published, run, monkeypatch):
 
 def test_the_weights_go_on_with_tfvidgen(published, run):
     """As the card says, without the download."""
-    model = library.build_model(library.read_file(published / "config.json"))
+    model = library.build_model(json.loads((published / "config.json").read_text()))
     model.load_weights(published / "model.weights.h5")
     expected, _ = runs.load_model(run.config.run_dir)
     np.testing.assert_array_equal(model.generate(2, seed=3), expected.generate(2, seed=3))
