@@ -56,7 +56,9 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
 
 
 def _by(metadata: Mapping[str, Any]) -> str:
-    return f" by the system `{metadata['system']}` of tfvidgen" if "system" in metadata else ""
+    if "system" not in metadata:
+        return ""
+    return f" by the system `{metadata['system']}`" + ("" if "." in metadata["system"] else " of tfvidgen")
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

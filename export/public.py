@@ -7,7 +7,6 @@ until it is known to be a number, one of its choices, or a name.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 import typing
 from collections.abc import Mapping
@@ -70,7 +69,7 @@ def model(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings(system: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that are numbers, one of their choices, or names."""
-    config_class = importlib.import_module(f"trainers.{system}").Config
+    config_class = runs.config_class(system)
     kinds = typing.get_type_hints(config_class)
     public = {}
     for field in dataclasses.fields(config_class):

@@ -39,14 +39,13 @@ _FILES = """\
 * `SHA256SUMS`: check the download with `sha256sum -c SHA256SUMS`
 
 ```python
-import importlib, json
+import json
 from huggingface_hub import snapshot_download  # or any other download of this folder
 
+from tfvidgen import runs
+
 folder = snapshot_download("{repo}")
-description = json.load(open(f"{{folder}}/config.json"))
-module = importlib.import_module(f"tfvidgen.models.{{description['system']}}")
-model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
-model.build()
+model = runs.build_model(json.load(open(f"{{folder}}/config.json")))
 model.load_weights(f"{{folder}}/model.weights.h5")
 videos = model.generate(4, seed=0)  # float32 (4, T, H, W, 3) in [-1, 1]
 ```"""

@@ -64,7 +64,7 @@ def export_model(
 
     metadata = metadata or {}
     out = pathlib.Path(out)
-    name = name or metadata.get("system") or out.resolve().name
+    name = name or metadata.get("system", "").rpartition(".")[2] or out.resolve().name
     serving.check_name(name)
     made = endpoints.make(model, max_num_frames, max_num_steps)
 

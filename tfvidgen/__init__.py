@@ -17,8 +17,9 @@ _NAMES = {
     "LatentSpec": "models.base",
     "LatentTable": "layers.latent_table",
     "VideoCollection": "data.collection",
+    "load": "runs",
 }
-_PACKAGES = ("data", "editing", "features", "layers", "losses", "metrics", "models", "visualize")
+_PACKAGES = ("data", "editing", "features", "layers", "losses", "metrics", "models", "runs", "visualize")
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 
 

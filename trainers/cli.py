@@ -192,6 +192,11 @@ class UsageError(ValueError):
     """A wrong command line. Its text says what was given, what is expected and how to fix it."""
 
 
+def program_of(system: str) -> str:
+    """The module that trains a system: `trainers.<system>`, or the import path that the name of one from outside is."""
+    return system if "." in system else f"trainers.{system}"
+
+
 def suggest(given: str, known: Sequence[str]) -> str:
     """`" Did you mean 'x'?"`, or nothing when no known name is close."""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
@@ -267,8 +272,8 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
     description = runs.read(path) if pathlib.Path(path).is_dir() else _read_config_file(path)
     if description["system"] != system:
         raise ValueError(
-            f"--config={path} is a run of {description['system']}: repeat it with python -m trainers."
-            f"{description['system']}, or name one of {system}."
+            f"--config={path} is a run of {description['system']}: repeat it with python -m "
+            f"{program_of(description['system'])}, or name one of {system}."
         )
     known = [field.name for field in dataclasses.fields(config_class)]
     unknown = [f"{name}.{suggest(name, known)}" for name in description["config"] if name not in known]
@@ -394,7 +399,7 @@ def main(
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
     try:
         given = sys.argv[1:] if argv is None else argv
-        config, other = parse(config_class, presets, given, arguments, program.rpartition(".")[2])
+        config, other = parse(config_class, presets, given, arguments, program.removeprefix("trainers."))
         if other.help:
             print(help_text(program, description, config_class, presets, arguments))
             return 0

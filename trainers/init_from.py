@@ -13,11 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfvidgen import storage
-from tfvidgen.layers.latent_table import LatentTable
+from tfvidgen.runs import class_path, latent_tables, variable_name
 from trainers import runs
 from trainers.engine import checkpoints
 
 if TYPE_CHECKING:
+    from tfvidgen.layers.latent_table import LatentTable
     from tfvidgen.models.base import VideoGenerator
     from trainers.runs import RunData
 
@@ -113,18 +114,19 @@ def begin(
         source, step = runs.load_model(source_dir)
     except ValueError as error:
         raise ValueError(f"--init_from: {error}") from error
-    same_system = type(source) is type(model)
+    same_system = class_path(type(source)) == class_path(type(model))
     if same_system:
         _check_form(source, model, source_dir)
     ours, theirs = _variables(model), _variables(source)
     names_here, names_there = _names_here(model, run_data), _names_there(source, description, source_dir)
     same_data = description["data"]["digest"] == run_data.trained.digest
+    kinds, their_kinds = _kinds(model), _kinds(source)
 
     taken, pairs, rows, left_out, resized = [], {}, {}, {}, {}
     for name, variable in ours.items():
         if name not in theirs:
             left_out[name] = "not there"
-        elif name in _ROWS and variable.shape[1:] == theirs[name].shape[1:]:
+        elif name in kinds and name in their_kinds and variable.shape[1:] == theirs[name].shape[1:]:
             by, found = _matching_rows(name, model, source, names_here, names_there, same_data)
             rows[name] = {"by": by, "taken": len(found), "rows": variable.shape[0], "rows_there": theirs[name].shape[0]}
             if len(found):
@@ -143,11 +145,12 @@ def begin(
             f"Nothing of --init_from={source_dir}, a run of {description['system']}, fits: no weight has the same name and "
             "shape, and no code the same label. Use the same widths and size, or leave --init_from out."
         )
+    tables, their_tables = latent_tables(model), latent_tables(source)
     with (strategy or tf.distribute.get_strategy()).scope():  # outside of it, only the first replica would be written
         for name in taken:
             ours[name].value.assign(theirs[name].numpy())
         for name, found in pairs.items():
-            values = _with_rows(ours[name], theirs[name], found, _tables(model).get(name), _tables(source).get(name))
+            values = _with_rows(ours[name], theirs[name], found, tables.get(name), their_tables.get(name))
             ours[name].value.assign(values)
     return Begun(
         source=str(source_dir),
@@ -183,20 +186,13 @@ def note(
 
 
 # ---------------------------------------------------------------- variables
-def _name(variable: Any) -> str:
-    """The name that a variable has in a checkpoint."""
-    return variable.path.partition("/")[2].replace("/", ".")
-
-
-def _tables(model: VideoGenerator) -> dict[str, LatentTable]:
-    return {_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
-
-
 def _variables(model: VideoGenerator) -> dict[str, Any]:
     """Weights and codes by name, without what belongs to the optimizers of codes."""
-    slots = [slot for table in _tables(model).values() for slot in (*table.slots, getattr(table, "num_updates", None))]
+    slots = [
+        slot for table in latent_tables(model).values() for slot in (*table.slots, getattr(table, "num_updates", None))
+    ]
     slots = {id(slot) for slot in slots}
-    return {_name(variable): variable for variable in model.weights if id(variable) not in slots}
+    return {variable_name(variable): variable for variable in model.weights if id(variable) not in slots}
 
 
 def _check_form(source: VideoGenerator, model: VideoGenerator, source_dir: pathlib.Path) -> None:
@@ -231,7 +227,10 @@ def _check_sizes(
 def _kinds(model: VideoGenerator) -> dict[str, str]:
     """Name of a variable with rows of its own -> whose they are: video, identity, action, or shared by all."""
     present = _variables(model)
-    return {name: "action" if by == "action" else getattr(model, by) for name, by in _ROWS.items() if name in present}
+    owners = {
+        name: "action" if by == "action" else getattr(model, by, "") for name, by in _ROWS.items() if name in present
+    }
+    return {name: owner for name, owner in owners.items() if owner}  # a system from outside may have such a name, too
 
 
 def _names_here(model: VideoGenerator, run_data: RunData) -> dict[str, Sequence[str]]:

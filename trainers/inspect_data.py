@@ -1,18 +1,18 @@
 """Says what a folder or file of videos holds, and draws a contact sheet of it.
 
-    python -m trainers.inspect_data PATH --out=sheet.png
-
-Nothing heavy is imported before the arguments are read, so that `--help` answers at once.
+python -m trainers.inspect_data PATH --out=sheet.png
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import pathlib
 import re
-import sys
-from collections.abc import Sequence
+import types
 from typing import TYPE_CHECKING
+
+from trainers import cli
+from trainers.cli import option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +20,21 @@ if TYPE_CHECKING:
     from tfvidgen.data.collection import VideoCollection
     from tfvidgen.data.sources import SourceReport
 
-PROGRAM = "trainers.inspect_data"
 USUAL_NUM_FRAMES = 16  # the clip length most papers train on
 MAX_STRIDE = 4  # beyond it, most actions at 25 frames per second become a blur of poses
 HISTOGRAM_BINS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of an inspection."""
+
+    data_dir: str = option("", "Folder of the named sets sprites and weizmann.")
+    size: int = option(64, "Height and width of a frame on the sheet, in pixels.", minimum=1)
+    skip_bad: bool = option(False, "Go on without the files that cannot be read.")
+    out: str = option("", "PNG file for the contact sheet; none is drawn without it.")
+    rows: int = option(8, "Videos on the sheet.", minimum=1)
+    columns: int = option(8, "Frames of each video on the sheet.", minimum=1)
 
 
 def suggest_clips(lengths: np.ndarray) -> tuple[int, int]:
@@ -108,15 +119,19 @@ def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
     return load_videos(root, size).video(int(in_array[2]) if in_array else 0)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prints the report and writes the sheet. Returns 0; raises ValueError for data that cannot be used."""
+def _run(config: Config, other: types.SimpleNamespace) -> int:
+    if len(other.arguments) != 1:
+        raise cli.UsageError(
+            f"Name one folder or file of videos, or actors, sprites, weizmann or shapes. Received {len(other.arguments)} names."
+        )
     from tfvidgen.data.loading import NAMED, load
     from tfvidgen.data.shards import ShardedVideos, is_prepared
     from tfvidgen.data.sources import scan
 
-    path = pathlib.Path(arguments.path)
-    if arguments.path in NAMED and not path.exists():
-        collection = load(arguments.path, data_dir=arguments.data_dir, size=arguments.size)
+    (name,) = other.arguments
+    path = pathlib.Path(name)
+    if name in NAMED and not path.exists():
+        collection = load(name, data_dir=config.data_dir, size=config.size)
         report, read = report_of(collection), collection.video
     elif is_prepared(path):
         report, read = scan(path), ShardedVideos.open(path).video
@@ -124,50 +139,28 @@ def run(arguments: argparse.Namespace) -> int:
         report = scan(path)
 
         def read(index: int) -> np.ndarray:
-            return read_one(path, report.names[index], arguments.size)
+            return read_one(path, report.names[index], config.size)
 
     print(describe(report))
-    if report.unreadable and not (arguments.skip_bad and report.num_videos):
+    if report.unreadable and not (config.skip_bad and report.num_videos):
         raise ValueError(
             f"{len(report.unreadable)} files cannot be read, see above. Mend or remove them"
             + (", or pass --skip_bad." if report.num_videos else ".")
         )
-    if arguments.out:
+    if config.out:
         from tfvidgen import visualize
 
-        rows = spread(report.num_videos, arguments.rows)
+        rows = spread(report.num_videos, config.rows)
         labels = [report.names[index] for index in rows]
-        sheet = visualize.contact_sheet([read(index) for index in rows], arguments.columns, labels)
-        visualize.save_png(arguments.out, sheet)
-        print(f"{'contact sheet':<18}{arguments.out}")
+        sheet = visualize.contact_sheet([read(index) for index in rows], config.columns, labels)
+        visualize.save_png(config.out, sheet)
+        print(f"{'contact sheet':<18}{config.out}")
     return 0
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, received {text!r}")
-    return int(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the command line. Returns the exit status: 0, or 1 for data that cannot be used, with a message."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
-    parser.add_argument("path", help="a folder or file of videos, or actors, sprites, weizmann")
-    parser.add_argument("--data_dir", default="", help="folder of the named sets sprites and weizmann")
-    parser.add_argument("--size", type=_positive, default=64, help="height and width of a frame on the sheet (64)")
-    parser.add_argument("--skip_bad", action="store_true", help="go on without the files that cannot be read")
-    parser.add_argument("--out", default="", help="PNG file for the contact sheet; none is drawn without it")
-    parser.add_argument("--rows", type=_positive, default=8, help="videos on the sheet (8)")
-    parser.add_argument("--columns", type=_positive, default=8, help="frames of each video on the sheet (8)")
-    arguments = parser.parse_args(argv)
-    try:
-        return run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 1
+def main(argv=None) -> int:
+    return cli.main("trainers.inspect_data", __doc__, Config, {}, _run, argv, arguments="PATH")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

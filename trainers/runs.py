@@ -1,4 +1,7 @@
-"""A run folder: what a run was asked to do, what it was trained on, and how to build its model again."""
+"""A run folder as programs write it and go on with it: what a run was asked to do, and what it was trained on.
+
+`tfvidgen.runs` reads it without a trainer; what is read here has settings that its trainer knows, too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import hashlib
 import importlib
 import json
 import pathlib
-import pkgutil
 import platform
 import re
 import zlib
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfvidgen import data, models, storage
-from tfvidgen.data import batches, loading, videos
+from tfvidgen import data, storage
+from tfvidgen import runs as library
+from tfvidgen.data import loading
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
@@ -28,10 +31,6 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 LABELS = ("identity_names", "action_names")
-# Forms of the settings in `config.json` that this version reads; new runs have the last. Here, as in
-# `batches.DATA_ORDER_FORMS`, `videos.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
-# meet adds a form, and the older one stays in the list for as long as it is still followed.
-SETTINGS_FORMS = (1,)
 MAX_RESUMED = 20  # starts that `config.json` lists, besides the first
 
 
@@ -115,7 +114,7 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
         ValueError: If it is not there, cannot be read, or is not the data that the run was trained on.
     """
     description = read(run_dir)
-    _require_forms(description, run_dir, "digest")
+    library.require_forms(description, run_dir, "digest")
     is_path = config.dataset not in loading.NAMED
     if not pathlib.Path(config.dataset if is_path else config.data_dir).exists():
         missing = f"dataset={config.dataset}" if is_path else f"data_dir={config.data_dir}"
@@ -172,7 +171,7 @@ def begun(run_dir: str | pathlib.Path) -> dict[str, Any] | None:
             known then, so nothing may go on from them or be written over them.
     """
     path = pathlib.Path(run_dir) / "config.json"
-    return read(run_dir) if path.exists() or _checkpoint_files(run_dir) else None
+    return read(run_dir) if path.exists() or library.checkpoint_names(run_dir) else None
 
 
 def step_reached(run_dir: str | pathlib.Path) -> int | None:
@@ -180,14 +179,8 @@ def step_reached(run_dir: str | pathlib.Path) -> int | None:
 
     One that turns out to be damaged counts: the steps up to it were trained, and will be trained again as they were.
     """
-    found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in _checkpoint_files(run_dir))
+    found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in library.checkpoint_names(run_dir))
     return max((int(match[1]) for match in found if match), default=None)
-
-
-def _checkpoint_files(run_dir: str | pathlib.Path) -> list[str]:
-    """Names of files that belong to checkpoints, whole or not."""
-    folder = pathlib.Path(run_dir) / "checkpoints"
-    return [path.name for path in folder.iterdir() if "ckpt-" in path.name] if folder.is_dir() else []
 
 
 def going_on(config: Any, system: str = "") -> Any:
@@ -211,7 +204,7 @@ def going_on(config: Any, system: str = "") -> Any:
         )
     if description is None:
         return config
-    _require_forms(description, run_dir, "data_order", "digest", "network")
+    library.require_forms(description, run_dir, "data_order", "digest", "network")
     if system and description["system"] != system:
         raise _another_run(run_dir, [f"system: {description['system']!r} there, {system!r} now"])
     old, reached = settings_of(description, run_dir), step_reached(run_dir) or 0
@@ -260,10 +253,11 @@ def start(
         asked: The config before `precision` was resolved; None if nothing was.
 
     Raises:
-        ValueError: With the differences, if the folder holds another run; or if its `config.json` is damaged, or missing
-            beside checkpoints. Nothing is changed then.
+        ValueError: With the differences, if the folder holds another run; if its `config.json` is damaged, or missing beside
+            checkpoints; or if system and model could not be found again by what is recorded. Nothing is changed then.
     """
     run_dir = pathlib.Path(config.run_dir)
+    config_class(system, run_dir)
     description = {
         "system": system,
         "config": {**dataclasses.asdict(config), "precision": (asked or config).precision},
@@ -276,17 +270,17 @@ def start(
             **({} if run_data.images is None else {"images_digest": run_data.images_digest}),
         },
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
-        "model": {"class": type(model).__name__, "config": _plain(model.get_config())},
-        "forms": {**{name: known[-1] for name, known in _known_forms().items()}, "network": model.network_form},
+        "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
+        "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
         "versions": versions(),
     }
     old = begun(run_dir)
     if old is not None:
-        _require_forms(old, run_dir, "data_order", "digest", "network")
+        library.require_forms(old, run_dir, "data_order", "digest", "network")
         differences = _differences(old, description, config, run_data, run_dir)
         if differences:
             raise _another_run(run_dir, differences)
-        description.update(forms=forms(old), versions=old.get("versions", versions()))
+        description.update(forms=library.forms(old), versions=old.get("versions", versions()))
     if writes:
         description["environment"] = _environment(old, run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -312,8 +306,8 @@ def _differences(
         for field in dataclasses.fields(config)
         if not field.metadata["may_change"] and getattr(before, field.name) != getattr(config, field.name)
     ]
-    if forms(old)["network"] != new["forms"]["network"]:
-        differences.append(f"network_form: {forms(old)['network']} there, {new['forms']['network']} now")
+    if library.forms(old)["network"] != new["forms"]["network"]:
+        differences.append(f"network_form: {library.forms(old)['network']} there, {new['forms']['network']} now")
     return differences or _data_differences(old, config, run_data)
 
 
@@ -332,6 +326,24 @@ def _environment(old: Mapping[str, Any] | None, run_dir: pathlib.Path) -> dict[s
     if old.get("versions") != versions():
         again["versions"] = versions()
     return {**first, "resumed": [*first.get("resumed", []), again][-MAX_RESUMED:]}
+
+
+def _recorded_class(system: str, model: VideoGenerator) -> str:
+    """The name by which a model's class is found again: the class's own in this package, its import path for one from outside.
+
+    Raises:
+        ValueError: If nothing is found there.
+    """
+    if not library.is_outside(system):
+        return type(model).__name__
+    path = library.class_path(type(model))
+    module, _, name = path.rpartition(".")
+    if module == "__main__" or "<locals>" in path or not hasattr(importlib.import_module(module), name):
+        raise ValueError(
+            f"The model of {system} is a {path}, which cannot be imported by that name, so nothing could read the run again: "
+            f"define the class at the top level of a module, and start the program with python -m {system}."
+        )
+    return path
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
@@ -355,181 +367,55 @@ def versions() -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- forms
-def _known_forms() -> dict[str, tuple[int, ...]]:
-    """Forms that this version follows, whatever the system; new runs have the last."""
-    return {
-        "settings": SETTINGS_FORMS,
-        "data_order": batches.DATA_ORDER_FORMS,
-        "digest": videos.DIGEST_FORMS,
-    }
+# ---------------------------------------------------------------- reading
+def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
+    """The description in a run folder's `config.json`: as `tfvidgen.runs.read`, with settings that its trainer takes."""
+    return _with_settings(library.read(run_dir), pathlib.Path(run_dir) / "config.json")
 
 
-def forms(description: Mapping[str, Any]) -> dict[str, int]:
-    """The forms of a run's settings, data order, digest and network. Version 0.1 did not write them: all were 1."""
-    return {**dict.fromkeys((*_known_forms(), "network"), 1), **description.get("forms", {})}
+def read_file(path: str | pathlib.Path) -> dict[str, Any]:
+    """The description in a `config.json`: as `tfvidgen.runs.read_file`, with settings that its trainer takes."""
+    return _with_settings(library.read_file(path), pathlib.Path(path))
+
+
+def _with_settings(description: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """The description. Raises ValueError if a setting has another type than its trainer gives it."""
+    for section in ("config", "resolved"):
+        if wrong := cli.wrong_types(config_class(description["system"], path), description.get(section, {})):
+            raise library.damaged(path, f"{section}: {'; '.join(wrong[:3])}")
+    if description["config"].get("precision") == "auto" and "resolved" not in description:
+        raise library.damaged(path, "precision is 'auto' and resolved is missing")
+    return description
+
+
+def config_class(system: str, place: str | pathlib.Path = "the run") -> type:
+    """The dataclass of a system's settings.
+
+    Raises:
+        ValueError: If there is no such system: neither one of this package nor, for an import path, a module that can be
+            imported and has a `Config`.
+    """
+    module = cli.program_of(system)
+    if system in library.systems():
+        return importlib.import_module(module).Config
+    if not library.is_outside(system):
+        raise ValueError(
+            f"{place}: a system is one of {', '.join(library.systems())}, or the import path of a module that trains one from "
+            f"outside this package, e.g. my_package.my_system. Received {system!r}."
+        )
+    found = getattr(library.import_outside(module, place), "Config", None)
+    if not (dataclasses.is_dataclass(found) and issubclass(found, cli.RunConfig)):
+        raise ValueError(
+            f"{place}: the module {module} of the system has no `Config`, a dataclass made from `trainers.cli.RunConfig`: add it, "
+            "or install the version that the run was trained with."
+        )
+    return found
 
 
 def network_form(description: Mapping[str, Any], place: str | pathlib.Path) -> int:
     """The setting `network_form` that builds a run's network: its form, or 0 where that is the newest."""
-    form = forms(description)["network"]
-    return 0 if form == _model_class(description, place).network_forms[-1] else form
-
-
-def _require_forms(description: Mapping[str, Any], place: str | pathlib.Path, *names: str) -> None:
-    """Raises ValueError if this version does not follow one of the named forms of a run."""
-    known = _known_forms()
-    if "network" in names:
-        known["network"] = _model_class(description, place).network_forms
-    found, writer = forms(description), description.get("versions", {}).get("tfvidgen", "of an unknown version")
-    if unknown := sorted(set(found) - set(_FORM_NAMES)):
-        raise ValueError(
-            f"{place} has a form of {', '.join(unknown)} (written by tfvidgen {writer}), which this version does not know: use "
-            "that version of tfvidgen or a newer one."
-        )
-    for name in names:
-        what = f"{place} has form {found[name]} of the {_FORM_NAMES[name]} (written by tfvidgen {writer})"
-        if found[name] > max(known[name]):
-            raise ValueError(
-                f"{what}, and this version knows forms up to {max(known[name])}: use that version of tfvidgen or a newer one."
-            )
-        if found[name] not in known[name]:
-            raise ValueError(
-                f"{what}, which this version follows no more: use that version of tfvidgen for this run, or begin a new one, "
-                f"in another --run_dir, with its weights: --init_from={place}."
-            )
-
-
-_FORM_NAMES = {"settings": "settings", "data_order": "data order", "digest": "data digest", "network": "network"}
-
-
-# ---------------------------------------------------------------- reading
-def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
-    """The description in a run folder's `config.json`, as `read_file`. Raises ValueError if the folder is not a run's."""
-    path = pathlib.Path(run_dir) / "config.json"
-    if path.is_file():
-        return read_file(path)
-    if _checkpoint_files(run_dir):
-        raise ValueError(
-            f"{run_dir} holds checkpoints and {path} is missing, so nothing says what they are of; nothing was changed. "
-            f"Restore the file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
-        )
-    raise ValueError(f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir.")
-
-
-def read_file(path: str | pathlib.Path) -> dict[str, Any]:
-    """The description in a `config.json`.
-
-    Raises:
-        ValueError: With the file's name, if it is no whole description of a run or has a form that this version does not
-            read.
-    """
-    path = pathlib.Path(path)
-    try:
-        description = json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError:
-        raise _damaged(path, "it is not UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = "it is empty" if not path.stat().st_size else f"it is not JSON: {error}"
-        raise _damaged(path, reason) from None
-    if reason := _wrong_forms(description):
-        raise _damaged(path, reason)
-    _require_forms(description, path, "settings")
-    if reason := _wrong(description):
-        raise _damaged(path, reason)
-    return description
-
-
-def _damaged(path: pathlib.Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path} does not describe a run ({reason}), so nothing says what it is a run of; nothing was changed. Restore the "
-        f"file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
-    )
-
-
-def _hint_of_a_copy(path: pathlib.Path) -> str:
-    copy = path.parent / "best" / path.name
-    return f" ({copy} is one)" if copy.is_file() else ""
-
-
-# What every description holds, also those of version 0.1
-_CONTENT = {
-    "system": str,
-    "config": dict,
-    "data": {"source": str, "digest": str, "num_videos": int, "fps": (int, float)},
-    "model": {"class": str, "config": dict},
-}
-_OPTIONAL = {
-    "resolved": {"precision": str},
-    "labels": dict,
-    "versions": dict,
-    "environment": dict,
-}
-
-
-def _wrong_forms(description: Any) -> str:
-    """What keeps the versions of a description from being read, or an empty text."""
-    if not isinstance(description, dict):
-        return f"it holds {json.dumps(description)[:40]}"
-    found = description.get("forms", {})
-    if not isinstance(found, dict) or not all(type(form) is int and form >= 1 for form in found.values()):
-        return f"forms is {json.dumps(found)[:40]}"
-    return "" if isinstance(description.get("versions", {}), dict) else "versions is not a table"
-
-
-def _wrong(description: Mapping[str, Any]) -> str:
-    """What is missing in a description or of the wrong type, or an empty text."""
-    optional = {name: expected for name, expected in _OPTIONAL.items() if name in description}
-    if reason := _wrong_types(description, {**_CONTENT, **optional}):
-        return reason
-    system = description["system"]
-    if system not in _systems():
-        return f"system is {system!r}, none of {', '.join(_systems())}.{cli.suggest(system, _systems())}".rstrip(".")
-    for section in ("config", "resolved"):
-        if wrong := cli.wrong_types(_config_class(system), description.get(section, {})):
-            return f"{section}: {'; '.join(wrong[:3])}"
-    if description["config"].get("precision") == "auto" and "resolved" not in description:
-        return "precision is 'auto' and resolved is missing"
-    if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
-        return f"environment.resumed is {json.dumps(resumed)[:40]}"
-    for name, labels in description.get("labels", {}).items():
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            return f"labels: {name} is not a list of names"
-    return ""
-
-
-def _wrong_types(values: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> str:
-    for name, kind in expected.items():
-        if name not in values:
-            return f"{prefix}{name} is missing"
-        value = values[name]
-        if isinstance(kind, dict):
-            if not isinstance(value, dict):
-                return f"{prefix}{name} is {json.dumps(value)[:40]}"
-            if reason := _wrong_types(value, kind, f"{prefix}{name}."):
-                return reason
-        elif not isinstance(value, kind) or isinstance(value, bool):
-            return f"{prefix}{name} is {json.dumps(value)[:40]}"
-    return ""
-
-
-def _systems() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(models.__path__) if module.name != "base")
-
-
-def _config_class(system: str) -> type:
-    return importlib.import_module(f"trainers.{system}").Config
-
-
-def _model_class(description: Mapping[str, Any], place: str | pathlib.Path) -> type[VideoGenerator]:
-    from tfvidgen.models.base import VideoGenerator
-
-    module = importlib.import_module(f"tfvidgen.models.{description['system']}")
-    name = description["model"]["class"]
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, VideoGenerator)):
-        raise ValueError(f"{place} was written by another version: {description['system']} has no model {name!r}.")
-    return found
+    form = library.forms(description)["network"]
+    return 0 if form == library.model_class(description, place).network_forms[-1] else form
 
 
 def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the run", **changes: Any) -> Any:
@@ -538,12 +424,12 @@ def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the
     Settings that are younger than the run have their defaults, which is what it was trained with. Raises ValueError if
     there are settings that this version does not know.
     """
-    config_class = _config_class(description["system"])
-    known = {field.name for field in dataclasses.fields(config_class)}
+    settings = config_class(description["system"], place)
+    known = {field.name for field in dataclasses.fields(settings)}
     unknown = sorted(set(description["config"]) - known)
     if unknown:
         raise ValueError(f"{place} was written by another version: unknown settings {', '.join(unknown)}.")
-    return config_class(**{**description["config"], **description.get("resolved", {}), **changes})
+    return settings(**{**description["config"], **description.get("resolved", {}), **changes})
 
 
 def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
@@ -554,20 +440,7 @@ def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
 def load_model(
     run_dir: str | pathlib.Path, raw_weights: bool = False, step: int | None = None
 ) -> tuple[VideoGenerator, int]:
-    """Builds a run's model without its data, loads the last whole checkpoint, and returns it with its step.
-
-    Args:
-        run_dir: The run folder.
-        raw_weights: Takes the weights of the last step where the run kept an average of them.
-        step: Takes the checkpoint of this step.
-    """
-    from trainers.engine import checkpoints
-
-    description = read(run_dir)
-    _require_forms(description, run_dir, "network")
-    try:
-        model = _model_class(description, run_dir).from_config(description["model"]["config"])
-    except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
-        raise _damaged(pathlib.Path(run_dir) / "config.json", f"model: {str(error).splitlines()[0]}") from None
-    model.build()
-    return model, checkpoints.restore(model, run_dir, raw_weights, step)
+    """The model of a run and its step: as `tfvidgen.load`, for a run whose settings its trainer takes, too."""
+    read(run_dir)
+    model = library.load(run_dir, step, raw_weights)
+    return model, model.step

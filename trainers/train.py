@@ -31,12 +31,17 @@ def main(
     build_model: BuildModel,
     argv=None,
 ) -> int:
-    """The `main` of a trainer: `build_model(config, run_data)` returns the built and compiled model."""
+    """The `main` of a trainer: `build_model(config, run_data)` returns the built and compiled model.
+
+    `system` is the trainer's name in this package, or the import path of its module if that lies in another one.
+    """
 
     def run(config: Any, other: types.SimpleNamespace) -> int:
         if not config.run_dir:
             name = other.preset or (config.dataset.rstrip("/").rsplit("/", 1)[-1])
-            run_dir = f"runs/{_repeated_name(other.config)}" if other.config else f"runs/{system}-{name}"
+            run_dir = (
+                f"runs/{_repeated_name(other.config)}" if other.config else f"runs/{system.rpartition('.')[2]}-{name}"
+            )
             config = dataclasses.replace(config, run_dir=run_dir)
         if "://" in config.run_dir:
             raise cli.UsageError(
@@ -49,7 +54,7 @@ def main(
         train(system, config, build_model)
         return 0
 
-    return cli.main(f"trainers.{system}", description, config_class, presets, run, argv)
+    return cli.main(cli.program_of(system), description, config_class, presets, run, argv)
 
 
 def _repeated_name(path: str) -> str:
@@ -307,7 +312,9 @@ def describe_data(run_data: RunData) -> str:
 
 def count_parameters(model: VideoGenerator) -> str:
     """Numbers of network weights and learned codes, in words."""
-    codes = sum(math.prod(table.rows.shape) for table in _tables(model))
+    from tfvidgen.runs import latent_tables
+
+    codes = sum(math.prod(table.rows.shape) for table in latent_tables(model).values())
     weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
 
@@ -315,6 +322,8 @@ def count_parameters(model: VideoGenerator) -> str:
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
     from tfvidgen import data
+    from tfvidgen.optimizers import optimizers_of
+    from tfvidgen.runs import latent_tables
     from trainers import init_from, runs
     from trainers.engine import cluster
 
@@ -324,9 +333,9 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
     state = sum(_num_bytes(variable) for variable in model.variables)
-    slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
+    slots = sum(_num_bytes(variable) for optimizer in optimizers_of(model) for variable in optimizer.variables)
     gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
-    learned = gradients + sum(_num_bytes(table.rows) for table in _tables(model))
+    learned = gradients + sum(_num_bytes(table.rows) for table in latent_tables(model).values())
     average = learned if config.ema_decay else 0
     in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
     frames = frames_per_step(config)
@@ -348,20 +357,6 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in parts.items())
     lines += [f"memory: about {sum(parts.values()) / 2**20:.0f} MiB beside TensorFlow itself ({listed})"]
     return "\n".join(lines)
-
-
-def _tables(model: VideoGenerator) -> list[Any]:
-    from tfvidgen.layers.latent_table import LatentTable
-
-    return [layer for layer in model.layers if isinstance(layer, LatentTable)]
-
-
-def _optimizers(model: VideoGenerator) -> list[Any]:
-    """Each once, though Keras keeps one of a system's optimizers under `optimizer` too."""
-    import keras
-
-    found = {id(value): value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)}
-    return list(found.values())
 
 
 def _num_bytes(variable: Any) -> int:

@@ -25,7 +25,7 @@ from export.server.runtime import (
 )
 
 if TYPE_CHECKING:
-    from export.serve import Application
+    from export.server.application import Application
 
 HTTP_STATUS = {
     "INVALID_ARGUMENT": 400,

@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
 from export.server.runtime import INVALID_ARGUMENT, NOT_FOUND, Endpoint, RequestError, Version, as_request_error
 
 if TYPE_CHECKING:
-    from export.serve import Application
+    from export.server.application import Application
 
 _STATES = get_model_status_pb2.ModelVersionStatus
 

@@ -1,6 +1,6 @@
 """Loads exported versions and runs their endpoints: checks requests, joins them into batches, follows new versions.
 
-Knows nothing of HTTP or gRPC; `export.serve` puts both in front of it.
+Knows nothing of HTTP or gRPC; `export.server.application` holds what both need of it.
 """
 
 from __future__ import annotations

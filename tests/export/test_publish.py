@@ -16,6 +16,7 @@ import pytest
 from export import public, publish, saved_model
 from tests.export.conftest import assert_same_frames
 from tests.systems import SYSTEMS
+from tfvidgen import runs as library
 from trainers import runs
 
 
@@ -64,10 +65,7 @@ def test_the_cards_example_runs_where_the_card_is(published, run, monkeypatch):
 
 def test_the_weights_go_on_with_tfvidgen(published, run):
     """As the card says, without the download."""
-    description = json.loads((published / "config.json").read_text())
-    module = importlib.import_module(f"tfvidgen.models.{description['system']}")
-    model = getattr(module, description["model"]["class"]).from_config(description["model"]["config"])
-    model.build()
+    model = library.build_model(json.loads((published / "config.json").read_text()))
     model.load_weights(published / "model.weights.h5")
     expected, _ = runs.load_model(run.config.run_dir)
     np.testing.assert_array_equal(model.generate(2, seed=3), expected.generate(2, seed=3))

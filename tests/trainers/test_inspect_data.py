@@ -49,7 +49,7 @@ def test_help_answers_at_once():
         result = command("--help")
         durations.append(time.perf_counter() - start)
     assert result.returncode == 0 and min(durations) < 2
-    assert all(flag in result.stdout for flag in ("path", "--size", "--skip_bad", "--out"))
+    assert all(flag in result.stdout for flag in ("PATH", "--size", "--skip_bad", "--out"))
 
 
 def test_reports_and_draws(folder, tmp_path):
@@ -76,11 +76,19 @@ def test_bad_input_is_one_message_and_no_traceback(tmp_path):
         assert message in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--size=0", "x"], ["--siz=3", "x"], []])
-def test_wrong_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        inspect_data.main(arguments)
-    assert caught.value.code == 2 and "usage" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size=0", "x"], "--size must be at least 1"),
+        (["--siz=3", "x"], "Did you mean --size"),
+        ([], "Name one folder or file"),
+        (["x", "y"], "Received 2 names"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys):
+    assert inspect_data.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("trainers.inspect_data: usage: ") and message in printed
 
 
 def test_unreadable_files_are_listed_and_can_be_skipped(folder, tmp_path, capsys):

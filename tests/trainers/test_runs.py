@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen
+from tfvidgen import runs as library
 from tfvidgen.data import batches, videos
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.navsynth import NAVSynth
@@ -405,7 +406,7 @@ def test_a_run_of_another_system_does_not_go_on(begun):
 def later_form(monkeypatch, name, forms):
     """This version with other forms of something."""
     place, attribute = {
-        "settings": (runs, "SETTINGS_FORMS"),
+        "settings": (library, "SETTINGS_FORMS"),
         "data_order": (batches, "DATA_ORDER_FORMS"),
         "digest": (videos, "DIGEST_FORMS"),
         "network": (NAVSynth, "network_forms"),

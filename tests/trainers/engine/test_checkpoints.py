@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from export import saved_model
 from tests.trainers.mean_colour import MeanColour, assert_equal, lines, mean_colour, metrics, state, train, written
+from tfvidgen import runs as reading
 from trainers import evaluate, generate, navsynth
 from trainers.engine import checkpoints
 from trainers.engine.ema import WeightAverage
@@ -194,7 +195,7 @@ def test_a_lack_of_memory_or_rights_is_no_damage(run_dir, monkeypatch):
     def fail(state, prefix):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM")
 
-    monkeypatch.setattr(checkpoints, "_read", fail)
+    monkeypatch.setattr(reading, "_read", fail)
     before = contents(run_dir)
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(mean_colour(), run_dir, 20)
@@ -372,7 +373,8 @@ def test_losses_may_be_missing(run_dir, longer, text):
 
 
 def test_large_variables_have_files_of_their_own(tmp_path, longer, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_LARGE", 36)  # bytes: the kernel, its slots, the codes and theirs
+    for module in (checkpoints, reading):
+        monkeypatch.setattr(module, "LARGE", 36)  # bytes: the kernel, its slots, the codes and theirs
     train(mean_colour(), tmp_path, 16)
     endings = sorted(path.name.split(".")[1] for path in (tmp_path / "checkpoints").glob("ckpt-16.*"))
     assert endings == [*(f"data-{i:05d}-of-00005" for i in range(5)), "index"]

@@ -1,0 +1,678 @@
+"""A run folder, read: the model that it holds, with the weights of a checkpoint.
+
+    model = tfvidgen.load("runs/navsynth-actors")
+
+The programs of `trainers` write what is read here, `config.json`, checkpoints and the running average of weights in them, and
+use this module to go on. Nothing in a folder is changed. A description is read without TensorFlow, so that what is wrong with a
+folder is said at once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import difflib
+import importlib
+import json
+import pathlib
+import pkgutil
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfvidgen import models, storage
+from tfvidgen._tensorflow import tf
+from tfvidgen.data import batches, videos
+
+if TYPE_CHECKING:
+    from tfvidgen.layers.latent_table import LatentTable
+    from tfvidgen.models.base import VideoGenerator
+
+# Forms of the settings in `config.json` that this version reads; new runs have the last. Here, as in
+# `batches.DATA_ORDER_FORMS`, `videos.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
+# meet adds a form, and the older one stays in the list for as long as it is still followed.
+SETTINGS_FORMS = (1,)
+AVERAGE = "average."  # how the names of averages begin in a checkpoint
+AVERAGE_MASS, AVERAGE_DECAY, AVERAGE_STEPS = (AVERAGE + name for name in ("mass", "decay", "steps"))
+LARGE = 2**26  # bytes of a variable that is worth a file of its own
+WRITING = ".writing"  # the folder in which a checkpoint is written, beside those that are whole
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_NUM_BATCHES, _BATCH = 8, 8  # of videos for the statistics of batch norm
+
+
+def load(run_dir: str | pathlib.Path, step: int | None = None, raw_weights: bool = False) -> VideoGenerator:
+    """The model of a run, ready to generate, edit and export.
+
+    It needs neither the run's data nor a training program. Where the newest checkpoint is damaged, the one before it is taken,
+    and a line on standard error says so.
+
+    Args:
+        run_dir: The run folder.
+        step: Takes the checkpoint of this step; None for the newest whole one.
+        raw_weights: Takes the weights of that step even where the run kept a running average of them.
+
+    Returns:
+        The model, built and not compiled, with its training step in the attribute `step`.
+
+    Raises:
+        ValueError: If the folder is no run, its `config.json` is damaged or of a form that this version does not follow, its
+            system cannot be imported, or there is no such checkpoint, none that is whole, or one of another model.
+    """
+    description = read(run_dir)
+    require_forms(description, run_dir, "network")
+    model = build_model(description, pathlib.Path(run_dir) / "config.json")
+    model.step = restore(model, run_dir, raw_weights, step)
+    return model
+
+
+def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the run") -> VideoGenerator:
+    """The model of a description, built, with new weights.
+
+    Args:
+        description: As `read` gives it.
+        place: Where it was read, for messages.
+
+    Raises:
+        ValueError: If its class cannot be imported, or does not take the arguments that it was recorded with.
+    """
+    found = model_class(description, place)
+    try:
+        model = found.from_config(description["model"]["config"])
+    except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
+        raise damaged(pathlib.Path(place), f"model: {str(error).splitlines()[0]}") from None
+    model.build()
+    return model
+
+
+# ---- the description ------------------------------------------------------------------------------------------------
+
+
+def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
+    """The description in a run folder's `config.json`, as `read_file`. Raises ValueError if the folder is not a run's."""
+    path = pathlib.Path(run_dir) / "config.json"
+    if path.is_file():
+        return read_file(path)
+    if checkpoint_names(run_dir):
+        raise ValueError(
+            f"{run_dir} holds checkpoints and {path} is missing, so nothing says what they are of; nothing was changed. "
+            f"Restore the file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
+        )
+    raise ValueError(f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir.")
+
+
+def read_file(path: str | pathlib.Path) -> dict[str, Any]:
+    """The description in a `config.json`.
+
+    Raises:
+        ValueError: With the file's name, if it is no whole description of a run or has a form that this version does not
+            read.
+    """
+    path = pathlib.Path(path)
+    try:
+        description = json.loads(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError:
+        raise damaged(path, "it is not UTF-8 text") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = "it is empty" if not path.stat().st_size else f"it is not JSON: {error}"
+        raise damaged(path, reason) from None
+    if reason := _wrong_forms(description):
+        raise damaged(path, reason)
+    require_forms(description, path, "settings")
+    if reason := _wrong(description):
+        raise damaged(path, reason)
+    return description
+
+
+def damaged(path: pathlib.Path, reason: str) -> ValueError:
+    """The error for a `config.json` that is not what a run writes."""
+    return ValueError(
+        f"{path} does not describe a run ({reason}), so nothing says what it is a run of; nothing was changed. Restore the "
+        f"file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
+    )
+
+
+def _hint_of_a_copy(path: pathlib.Path) -> str:
+    copy = path.parent / "best" / path.name
+    return f" ({copy} is one)" if copy.is_file() else ""
+
+
+# What every description holds, also those of version 0.1
+_CONTENT = {
+    "system": str,
+    "config": dict,
+    "data": {"source": str, "digest": str, "num_videos": int, "fps": (int, float)},
+    "model": {"class": str, "config": dict},
+}
+_OPTIONAL = {
+    "resolved": {"precision": str},
+    "labels": dict,
+    "versions": dict,
+    "environment": dict,
+}
+
+
+def _wrong_forms(description: Any) -> str:
+    """What keeps the versions of a description from being read, or an empty text."""
+    if not isinstance(description, dict):
+        return f"it holds {json.dumps(description)[:40]}"
+    found = description.get("forms", {})
+    if not isinstance(found, dict) or not all(type(form) is int and form >= 1 for form in found.values()):
+        return f"forms is {json.dumps(found)[:40]}"
+    return "" if isinstance(description.get("versions", {}), dict) else "versions is not a table"
+
+
+def _wrong(description: Mapping[str, Any]) -> str:
+    """What is missing in a description or of the wrong type, or an empty text. The settings are their trainer's business."""
+    optional = {name: expected for name, expected in _OPTIONAL.items() if name in description}
+    if reason := _wrong_types(description, {**_CONTENT, **optional}):
+        return reason
+    system = description["system"]
+    if system not in systems() and not is_outside(system):
+        close = difflib.get_close_matches(system, systems(), n=1, cutoff=0.5)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        return f"system is {system!r}, none of {', '.join(systems())}{hint}"
+    if is_outside(system) and not is_outside(description["model"]["class"]):
+        return f"model.class is {description['model']['class']!r}, which is no import path"
+    if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
+        return f"environment.resumed is {json.dumps(resumed)[:40]}"
+    for name, labels in description.get("labels", {}).items():
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            return f"labels: {name} is not a list of names"
+    return ""
+
+
+def _wrong_types(values: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> str:
+    for name, kind in expected.items():
+        if name not in values:
+            return f"{prefix}{name} is missing"
+        value = values[name]
+        if isinstance(kind, dict):
+            if not isinstance(value, dict):
+                return f"{prefix}{name} is {json.dumps(value)[:40]}"
+            if reason := _wrong_types(value, kind, f"{prefix}{name}."):
+                return reason
+        elif not isinstance(value, kind) or isinstance(value, bool):
+            return f"{prefix}{name} is {json.dumps(value)[:40]}"
+    return ""
+
+
+def systems() -> list[str]:
+    """Names of the systems of this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(models.__path__) if module.name != "base")
+
+
+def is_outside(system: str) -> bool:
+    """Whether a system's name is the import path of its training program, in a package other than this one."""
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", system) is not None
+
+
+def import_outside(module: str, place: str | pathlib.Path) -> types.ModuleType:
+    """A module of a system from outside this package.
+
+    Raises:
+        ValueError: With the reason, if it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{place}: the system is not one of this package, and its module {module} cannot be imported ({error}). Install the "
+            "package that holds it, or put the folder of that package on PYTHONPATH."
+        ) from error
+
+
+def class_path(model_class: type) -> str:
+    """The import path of a class, also of one in the program that runs (`python -m`)."""
+    module = model_class.__module__
+    if module == "__main__" and (spec := getattr(sys.modules[module], "__spec__", None)):
+        module = spec.name
+    return f"{module}.{model_class.__qualname__}"
+
+
+def model_class(description: Mapping[str, Any], place: str | pathlib.Path) -> type[VideoGenerator]:
+    """The class of a run's model. Raises ValueError if there is none of that name, or it is no `VideoGenerator`."""
+    from tfvidgen.models.base import VideoGenerator
+
+    system, name = description["system"], description["model"]["class"]
+    if is_outside(system):
+        path, _, attribute = name.rpartition(".")
+        module = import_outside(path, place)
+    else:
+        module, attribute = importlib.import_module(f"tfvidgen.models.{system}"), name
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, VideoGenerator)):
+        raise ValueError(f"{place} was written by another version: {system} has no model {name!r}.")
+    return found
+
+
+# ---- forms ----------------------------------------------------------------------------------------------------------
+
+
+def known_forms() -> dict[str, tuple[int, ...]]:
+    """Forms that this version follows, whatever the system; new runs have the last."""
+    return {
+        "settings": SETTINGS_FORMS,
+        "data_order": batches.DATA_ORDER_FORMS,
+        "digest": videos.DIGEST_FORMS,
+    }
+
+
+def forms(description: Mapping[str, Any]) -> dict[str, int]:
+    """The forms of a run's settings, data order, digest and network. Version 0.1 did not write them: all were 1."""
+    return {**dict.fromkeys((*known_forms(), "network"), 1), **description.get("forms", {})}
+
+
+def require_forms(description: Mapping[str, Any], place: str | pathlib.Path, *names: str) -> None:
+    """Raises ValueError if this version does not follow one of the named forms of a run."""
+    known = known_forms()
+    if "network" in names:
+        known["network"] = model_class(description, place).network_forms
+    found, writer = forms(description), description.get("versions", {}).get("tfvidgen", "of an unknown version")
+    if unknown := sorted(set(found) - set(_FORM_NAMES)):
+        raise ValueError(
+            f"{place} has a form of {', '.join(unknown)} (written by tfvidgen {writer}), which this version does not know: use "
+            "that version of tfvidgen or a newer one."
+        )
+    for name in names:
+        what = f"{place} has form {found[name]} of the {_FORM_NAMES[name]} (written by tfvidgen {writer})"
+        if found[name] > max(known[name]):
+            raise ValueError(
+                f"{what}, and this version knows forms up to {max(known[name])}: use that version of tfvidgen or a newer one."
+            )
+        if found[name] not in known[name]:
+            raise ValueError(
+                f"{what}, which this version follows no more: use that version of tfvidgen for this run, or begin a new one, "
+                f"in another --run_dir, with its weights: --init_from={place}."
+            )
+
+
+_FORM_NAMES = {"settings": "settings", "data_order": "data order", "digest": "data digest", "network": "network"}
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+# In TensorFlow's format and under the names of `tf.train.Checkpoint`, so that `tf.train.load_checkpoint` reads them.
+
+
+class Damaged(ValueError):
+    """The files of a checkpoint are cut, changed or missing."""
+
+
+def variable_name(variable: Any) -> str:
+    """The name of a model's variable in a checkpoint, which does not depend on how many models a process has built."""
+    return variable.path.partition("/")[2].replace("/", ".")
+
+
+def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
+    """Every variable that a run must not lose, by name: weights, codes and their slots, optimizers, random states.
+
+    `tf.train.Checkpoint(model=model)` would silently leave out the weights of layers that a model keeps in a list, and
+    the states of seed generators, and still pass its own assertions: so the variables are named one by one.
+    """
+    import keras
+
+    named = [(variable_name(variable), variable) for variable in model.weights]
+    optimizers = {}
+    for attribute, value in vars(model).items():
+        if isinstance(value, keras.optimizers.Optimizer) and attribute not in ("optimizer", "_optimizer"):
+            optimizers.setdefault(id(value), (attribute, value))
+    if getattr(model, "optimizer", None) is not None:  # Keras sets it when a model is compiled
+        optimizers.setdefault(id(model.optimizer), ("optimizer", model.optimizer))
+    for attribute, optimizer in optimizers.values():
+        named += [(f"{attribute}.{i:04d}", variable) for i, variable in enumerate(optimizer.variables)]
+    seeds = [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+    named += [(f"random.{i:04d}", variable) for i, variable in enumerate(seeds)]
+    state = {name: variable.value for name, variable in named}
+    if len(state) != len(named):
+        names = [name for name, _ in named]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"Variables of {type(model).__name__} share a name, so they cannot be saved: {', '.join(twice[:5])}."
+        )
+    return state
+
+
+def key_of(name: str) -> str:
+    """The key under which TensorFlow's format keeps a variable of that name."""
+    return name.replace(".", "..") + _VALUE
+
+
+def copies_of(variable: tf.Variable) -> Sequence[tf.Variable]:
+    """The copies of a variable on the devices of this process, which hold the same."""
+    return getattr(variable, "values", None) or [variable]
+
+
+def num_bytes(variable: tf.Variable) -> int:
+    """Bytes of one copy of a variable."""
+    return variable.shape.num_elements() * variable.dtype.size
+
+
+def _read(state: Mapping[str, tf.Variable], prefix: str) -> None:
+    """Reads variables, large ones two at a time: what is read and not yet assigned is in memory twice."""
+    small = [name for name in state if num_bytes(state[name]) < LARGE]
+    large = [[name] for name in state if num_bytes(state[name]) >= LARGE]
+
+    def read(names: Sequence[str]) -> None:
+        with tf.device("CPU:0"):
+            keys, types = [key_of(name) for name in names], [state[name].dtype for name in names]
+            values = tf.raw_ops.RestoreV2(
+                prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), dtypes=types
+            )
+        for name, value in zip(names, values, strict=True):
+            for copy in copies_of(state[name]):
+                copy.assign(value)
+
+    if small:
+        read(small)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(read, large))
+
+
+def checkpoint_names(run_dir: str | pathlib.Path) -> list[str]:
+    """Names of files in a run folder that belong to checkpoints, whole or not."""
+    folder = pathlib.Path(run_dir) / "checkpoints"
+    return [path.name for path in folder.iterdir() if "ckpt-" in path.name] if folder.is_dir() else []
+
+
+def checkpoint_files(folder: pathlib.Path, half_written: bool = False) -> dict[int, dict[str, pathlib.Path]]:
+    """Files of checkpoints, by step and ending; also, or not, of those whose writer was killed before the index was there."""
+    found: dict[int, dict[str, pathlib.Path]] = {}
+    unfinished = set()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if part := re.fullmatch(r"ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
+            found.setdefault(int(part[1]), {})[part[2]] = path
+        elif part := re.fullmatch(r"ckpt-(\d+)_temp", path.name):  # TensorFlow's own, in which version 0.1 wrote
+            unfinished.add(int(part[1]))
+        elif path.name == WRITING:
+            with contextlib.suppress(FileNotFoundError):  # a living writer has just finished
+                parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
+                unfinished |= {int(part[1]) for part in parts if part}
+    unfinished = {step for step in unfinished if "index" not in found.get(step, {"index": None})}
+    return {step: found[step] for step in sorted(found) if half_written or step not in unfinished}
+
+
+def _step(prefix: pathlib.Path) -> int:
+    return int(prefix.name.removeprefix("ckpt-"))
+
+
+def _missing(parts: Mapping[str, Any]) -> list[str]:
+    """Endings of the files that a checkpoint lacks."""
+    data = [ending for ending in parts if ending != "index"]
+    total = int(data[0].rpartition("-")[2]) if data else 1
+    expected = ["index", *(f"data-{i:05d}-of-{total:05d}" for i in range(total))]
+    return [ending for ending in expected if ending not in parts]
+
+
+def steps(folder: str | pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a folder whose files are all there, ascending."""
+    return [step for step, parts in checkpoint_files(pathlib.Path(folder)).items() if not _missing(parts)]
+
+
+def latest(folder: str | pathlib.Path) -> str | None:
+    """The last checkpoint in a folder, as a prefix of its files, or None. The files decide, not the list beside them."""
+    found = steps(folder)
+    return str(pathlib.Path(folder) / f"ckpt-{found[-1]}") if found else None
+
+
+class CheckpointReader:
+    """The checkpoints of a run, under `checkpoints/`. The files are the truth, not TensorFlow's list of them.
+
+    Args:
+        state: Variables by name, the step among them as `step`.
+        run_dir: The run folder.
+        optional: Names that a checkpoint may lack, because older versions did not write them. Such a variable is left as it is.
+        values: Reads what is saved under names that begin with this too.
+
+    Attributes:
+        folder: Where the checkpoints are.
+        values: What was read besides the variables, by name.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, tf.Variable],
+        run_dir: str | pathlib.Path,
+        optional: Sequence[str] = (),
+        values: str = "",
+    ):
+        self.folder = pathlib.Path(run_dir) / "checkpoints"
+        self.state = dict(state)
+        self._optional, self._values, self.values = frozenset(optional), values, {}
+
+    @property
+    def latest(self) -> str | None:
+        """The last checkpoint, as it is on disk now."""
+        return latest(self.folder)
+
+    def restore(self, path: str | None = None) -> int:
+        """Loads a checkpoint, or the last one, into the variables and returns its step.
+
+        Raises:
+            Damaged: If its files are not whole. TensorFlow's checksums tell; what was loaded by then stays.
+            ValueError: With the differences, if it holds other variables; nothing is loaded then.
+        """
+        path = path or self.latest
+        if path is None:
+            raise ValueError(_none(self.folder))
+        prefix = pathlib.Path(path)
+        if lacks := _missing(checkpoint_files(prefix.parent).get(_step(prefix), {})):
+            raise Damaged(f"The checkpoint {path} is damaged (there is no file {prefix.name}.{lacks[0]})")
+        try:
+            with storage.plain_path(prefix.parent) as folder:
+                saved = shapes(f"{folder}/{prefix.name}")
+                differences = [
+                    f"{name} is not in it" for name in self.state if name not in saved and name not in self._optional
+                ]
+                differences += [
+                    f"{name} is {saved[name]} there, {tuple(variable.shape)} here"
+                    for name, variable in self.state.items()
+                    if name in saved and saved[name] != tuple(variable.shape)
+                ]
+                if not differences:
+                    _read({name: v for name, v in self.state.items() if name in saved}, f"{folder}/{prefix.name}")
+                    self.values = read_values(f"{folder}/{prefix.name}", self._values) if self._values else {}
+        except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError):
+            raise  # says nothing about the files
+        except (tf.errors.OpError, IndexError, UnicodeDecodeError) as error:  # IndexError: of a file that is cut
+            raise Damaged(f"The checkpoint {path} is damaged ({first_line(error)})") from None
+        if differences:
+            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+            raise ValueError(
+                f"The checkpoint {path} does not fit this model: {'; '.join(differences[:5])}{more}. Build the model with "
+                "the run's own config, or choose another run folder."
+            )
+        return int(self.state["step"].numpy())
+
+    def restore_newest(self, report: Callable[[str], None] = lambda line: None) -> int | None:
+        """Loads the newest checkpoint that is whole and returns its step; None if there is no checkpoint.
+
+        Args:
+            report: Gets a line for each damaged checkpoint.
+
+        Raises:
+            ValueError: If none is whole, or the newest does not fit the model.
+        """
+        at, damaged = self._restore_newest_whole()
+        for step, message in damaged.items():
+            report(f"{message}{self._fate(step)}: going back {step - at} steps, to the checkpoint of step {at}.")
+        return at
+
+    def _fate(self, step: int) -> str:
+        """What becomes of a damaged checkpoint, for the end of its message."""
+        return ""
+
+    def _restore_newest_whole(self) -> tuple[int | None, dict[int, str]]:
+        """(step, step of each newer checkpoint -> how it is damaged)."""
+        files = checkpoint_files(self.folder)
+        damaged: dict[int, str] = {}
+        for step in reversed(files):
+            try:
+                return self.restore(str(self.folder / f"ckpt-{step}")), damaged
+            except Damaged as error:
+                damaged[step] = str(error)
+        if set(steps(self.folder)) - set(files):  # the run is alive, and has moved on meanwhile
+            return self._restore_newest_whole()
+        if damaged:
+            raise ValueError(
+                f"{'; '.join(damaged.values())}. No other one under {self.folder} is whole: restore their files from a copy, "
+                f"or delete {self.folder} to begin anew. Nothing was changed."
+            )
+        return None, {}
+
+
+def _none(folder: pathlib.Path) -> str:
+    return f"No checkpoint under {folder.parent}: train first, or name a run folder that holds `checkpoints/`."
+
+
+def restore(
+    model: VideoGenerator,
+    run_dir: str | pathlib.Path,
+    raw_weights: bool = False,
+    step: int | None = None,
+    report: Callable[[str], None] | None = None,
+) -> int:
+    """Loads a run's newest whole checkpoint into a built model; returns its step. Changes nothing in the folder.
+
+    Args:
+        model: Built; compiled or not.
+        run_dir: The run folder.
+        raw_weights: Takes the weights of the last step even where the run kept an average of them.
+        step: Takes the checkpoint of this step.
+        report: Gets a line for each newer checkpoint that is damaged; None writes to standard error.
+
+    Raises:
+        ValueError: If there is no such checkpoint, none is whole, or it holds other weights than the model has.
+    """
+    state = {"step": tf.Variable(0, dtype=tf.int64), **model_state(model)}
+    checkpoints = CheckpointReader(state, run_dir, values="" if raw_weights else AVERAGE)
+    folder = checkpoints.folder
+    if step is not None:
+        if step not in steps(folder):
+            there = ", ".join(map(str, steps(folder))) or "none"
+            raise ValueError(f"There is no checkpoint of step {step} under {run_dir}. Steps that are there: {there}.")
+        try:
+            at = checkpoints.restore(str(folder / f"ckpt-{step}"))
+        except Damaged as error:
+            raise ValueError(f"{error}: choose another step of {', '.join(map(str, steps(folder)))}.") from None
+    else:
+        at = checkpoints.restore_newest(report or (lambda line: print(line, file=sys.stderr, flush=True)))
+        if at is None:
+            raise ValueError(_none(folder))
+    load_average(model, checkpoints.values)
+    return at
+
+
+def shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a checkpoint holds, by name."""
+    with _reader(path) as reader:
+        by_key = reader.get_variable_to_shape_map()
+        return {name: tuple(by_key[key]) for name, key in _names(reader).items()}
+
+
+def read_values(path: str | pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """Values of what a checkpoint holds under names that begin with `prefix`."""
+    with _reader(path) as reader:
+        return {name: reader.get_tensor(key) for name, key in _names(reader).items() if name.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def _reader(path: str | pathlib.Path) -> Iterator[Any]:
+    path = pathlib.Path(path)
+    with storage.plain_path(path.parent) as folder:
+        yield tf.train.load_checkpoint(f"{folder}/{path.name}")
+
+
+def _names(reader: Any) -> dict[str, str]:
+    """Names of saved variables -> their keys on disk, where dots are doubled."""
+    keys = [key for key in reader.get_variable_to_shape_map() if key.endswith(_VALUE)]
+    return {key.removesuffix(_VALUE).replace("..", "."): key for key in keys}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, for a message of one line."""
+    text = getattr(error, "message", "") or str(error)
+    return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
+
+
+# ---- the average of weights -----------------------------------------------------------------------------------------
+
+
+def averaged_name(variable: Any) -> str:
+    """The name of a variable's average in a checkpoint."""
+    return AVERAGE + variable_name(variable)
+
+
+def averaged_variables(model: VideoGenerator) -> dict[str, tf.Variable]:
+    """Network weights, and batch norm's statistics along with them; see `renew_statistics` for those that `decode` uses."""
+    variables = list(model.trainable_variables)
+    variables += [v for v in model.non_trainable_variables if v.path.endswith(("/moving_mean", "/moving_variance"))]
+    return {averaged_name(v): v.value for v in variables}
+
+
+def latent_tables(model: VideoGenerator) -> dict[str, LatentTable]:
+    """A model's tables by the names of their rows in a checkpoint."""
+    from tfvidgen.layers.latent_table import LatentTable
+
+    return {variable_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
+
+
+def mean_rows(table: LatentTable, rows, sums, since, steps: float, decay: float) -> np.ndarray:
+    """The average of a table's rows, see `LatentTable.keep_average`; put back into what the table allows."""
+    taken, new = -np.expm1(np.log(decay) * steps), -np.expm1(np.log(decay) * (steps - since)).astype(np.float32)
+    new = new.reshape(-1, *[1] * (rows.ndim - 1))
+    return np.asarray(table.project(((1 - new) * sums + new * rows) / np.float32(taken)))
+
+
+def renew_statistics(model: VideoGenerator) -> dict[str, np.ndarray]:
+    """Puts into batch norm the statistics of videos that the model makes as it is now, and returns them by name.
+
+    They are means over `_NUM_BATCHES` batches. Only what `decode` goes through changes.
+    """
+    import keras
+
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+
+    def compute() -> None:
+        for i in range(_NUM_BATCHES):
+            for layer in norms:
+                layer.momentum = i / (i + 1)  # the running mean of what each batch has
+            model.decode(model.sample_latents(_BATCH, seed=i), training=True)
+
+    if not norms:
+        return {}
+    try:
+        # A thread of its own is in no strategy's scope: replicas, and other workers, would have to take part there.
+        with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:
+            outside_scope.submit(compute).result()
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+    variables = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
+    return {averaged_name(variable): variable.value.numpy() for variable in variables}
+
+
+def load_average(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool:
+    """Puts an average into a model for good.
+
+    Args:
+        model: Built, with the weights and codes of the checkpoint's step.
+        saved: What a checkpoint holds, by name.
+
+    Returns:
+        Whether there was an average; without one the model stays as it is.
+    """
+    mass = float(saved.get(AVERAGE_MASS, 0.0))
+    if mass == 0.0:
+        return False
+    for name, weight in averaged_variables(model).items():
+        weight.assign(saved[name] / mass)
+    for name, table in latent_tables(model).items():
+        keys = (f"{AVERAGE}{name}.sums", f"{AVERAGE}{name}.since", AVERAGE_STEPS, AVERAGE_DECAY)
+        parts = (saved[key] for key in keys)
+        table.rows.assign(mean_rows(table, table.rows.numpy(), *parts))
+    renew_statistics(model)
+    return True
