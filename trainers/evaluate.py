@@ -26,7 +26,7 @@ from trainers.cli import option
 from trainers.engine.progress import keep_lines, read_text
 
 if TYPE_CHECKING:
-    from tfvidgen.metrics.families import Networks
+    from tfvidgen.features.networks import Networks
     from tfvidgen.metrics.protocols import Result
     from tfvidgen.metrics.sampling import VideoClips
     from tfvidgen.models.base import VideoGenerator
@@ -371,8 +371,9 @@ class RunMeasurer:
 
 def _measure(protocols, generated, real, networks, settings, out, report, facts, **options) -> list[Result]:
     from tfvidgen.metrics import protocols as metrics
+    from tfvidgen.metrics.evaluate import evaluate
 
-    results = metrics.evaluate(
+    results = evaluate(
         protocols,
         generated,
         real,
@@ -419,7 +420,7 @@ def parse_weights(text: str) -> dict[str, str]:
 
 
 def _networks(settings: Config, real: VideoClips) -> Networks:
-    from tfvidgen.metrics.families import Networks
+    from tfvidgen.features.networks import Networks
 
     def judge(num_frames: int, stride: int, labels: np.ndarray | None):
         from tfvidgen.features.judge import train_judge
@@ -532,7 +533,7 @@ def evaluate_folders(settings: Config, report: Callable[[str], None] | None = No
     """Measures a folder of generated videos against one of real ones; writes `evaluation.jsonl` and sheets.
 
     Raises:
-        ValueError: As `metrics.protocols.evaluate`, and if a folder cannot be read.
+        ValueError: As `metrics.evaluate.evaluate`, and if a folder cannot be read.
     """
     say = report or print
     protocols = _protocols(settings)

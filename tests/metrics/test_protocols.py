@@ -14,10 +14,12 @@ from scipy import stats
 
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.features.base import FeatureExtractor
-from tfvidgen.metrics import consistency, distances, diversity, families
-from tfvidgen.metrics.cache import RowStore
-from tfvidgen.metrics.families import FAMILIES, Networks
-from tfvidgen.metrics.protocols import Protocol, evaluate, parse, parse_all, table
+from tfvidgen.features.networks import Networks
+from tfvidgen.metrics import consistency, disentanglement, distances, diversity, s3, statistics
+from tfvidgen.metrics.evaluate import evaluate
+from tfvidgen.metrics.families import FAMILIES
+from tfvidgen.metrics.protocols import Protocol, parse, parse_all, table
+from tfvidgen.metrics.rows import RowStore
 from tfvidgen.metrics.sampling import BATCH, Clips, ModelClips, VideoClips, as_clips, to_bytes
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 
@@ -301,10 +303,10 @@ def test_the_floor_is_of_halves_where_real_clips_are_few():
 def test_jackknife_of_a_mean_is_the_textbook_interval_of_group_means():
     values = np.random.default_rng(0).normal(3, 2, (10, 7))
     left_out = [np.delete(values, g, axis=0).mean() for g in range(10)]
-    low, high = families.jackknife(values.mean(), left_out)
+    low, high = statistics.jackknife_interval(values.mean(), left_out)
     half = stats.t.ppf(0.975, 9) * values.mean(1).std(ddof=1) / math.sqrt(10)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-9)
-    assert families.jackknife(1.0, [1.0, 1.0]) is None
+    assert statistics.jackknife_interval(1.0, [1.0, 1.0]) is None
 
 
 def test_the_interval_of_fvd_covers_the_spread_over_sets_of_clips():
@@ -521,13 +523,15 @@ def test_attributes_of_composed_identities():
     videos = VideoCollection.from_videos(
         list(noise(6)), identity=np.arange(6), action=np.arange(6) % 2, identity_names=names, action_names=("a", "b")
     )
-    found = families._attributes(videos)
+    found = disentanglement._attributes(videos)
     assert {name: labels.tolist() for name, labels in found.items()} == {
         "action": [0, 1, 0, 1, 0, 1],
         "body": [0, 0, 0, 1, 1, 1],
         "hair": [0, 1, 2, 0, 1, 2],
     }
-    found = families._attributes(dataclasses.replace(videos, identity_names=tuple(f"person{i}" for i in range(6))))
+    found = disentanglement._attributes(
+        dataclasses.replace(videos, identity_names=tuple(f"person{i}" for i in range(6)))
+    )
     assert list(found) == ["action", "identity"]
 
 
@@ -540,10 +544,10 @@ def test_two_clips_have_values_without_intervals():
 
 def test_s3_takes_as_many_of_each_class_as_there_are_real_ones():
     made, real = np.array([0, 2, 0, 1, 0, 1, 2]), np.array([0, 0, 1, 2])
-    np.testing.assert_array_equal(np.flatnonzero(families._class_matched(made, real)), [0, 1, 2, 3])
+    np.testing.assert_array_equal(np.flatnonzero(s3._class_matched(made, real)), [0, 1, 2, 3])
     with pytest.warns(UserWarning, match="lack 2 of 5.*SeR is biased downwards"):
         np.testing.assert_array_equal(
-            np.flatnonzero(families._class_matched(np.array([0, 1, 1]), np.array([0, 0, 0, 1, 1]))), [0, 1, 2]
+            np.flatnonzero(s3._class_matched(np.array([0, 1, 1]), np.array([0, 0, 0, 1, 1]))), [0, 1, 2]
         )
 
 
