@@ -255,7 +255,11 @@ def _first_of_each_class(labels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.flatnonzero(labels == label)[: counts.min()] for label in classes])
 
 
+# ---- metrics by name ------------------------------------------------------------------------------------------------
+
+
 def measure_accuracy(measured: Measured) -> Outcome:
+    """The metric `accuracy`: how often a judge sees the class that a clip was made of."""
     labels, _ = measured.matched_labels(measured.clips)
     real, generated = (softmax(logits) for logits in measured.features("logits"))
     scores = judge_scores(generated, labels)
@@ -284,6 +288,7 @@ def _attributes(videos: Any) -> dict[str, np.ndarray]:
 
 
 def measure_swap(measured: Measured) -> Outcome:
+    """The metric `judge_swap`: what judges see where one code of training videos is kept and the others are drawn anew."""
     real, made, frames = measured.real_clips, measured.generated_clips, (measured.num_frames, measured.stride)
     is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
     if not isinstance(made, ModelClips) or not is_trained:

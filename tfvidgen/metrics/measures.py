@@ -154,6 +154,7 @@ class _Parts:
 
 
 def frechet(measured: Measured) -> Outcome:
+    """Frechet distance of the features, with the floor that two sets of real clips have."""
     real, generated = measured.features()
     ddof = 0 if "covn" in measured.variants else 1
     num_groups = min(GROUPS if real.shape[1] < _WIDE else GROUPS // 2, len(real) // 2, len(generated) // 2)
@@ -204,6 +205,7 @@ def _floor(measured: Measured, distance: Callable[[np.ndarray, np.ndarray], floa
 
 
 def frechet_infinity(measured: Measured) -> Outcome:
+    """The Frechet distance in the limit of many generated clips, from a line through subsets."""
     real, generated = measured.features()
     ddof = 0 if "covn" in measured.variants else 1
     limit = distances.frechet_infinity(
@@ -228,6 +230,7 @@ def frechet_infinity(measured: Measured) -> Outcome:
 
 
 def kernel_distance(measured: Measured) -> Outcome:
+    """Kernel distance of the features, unbiased, with the floor that two sets of real clips have."""
     real, generated = measured.features()
     value = distances.kernel_distance(real, generated).value
     count = min(len(real), len(generated))
@@ -256,6 +259,7 @@ def kernel_distance(measured: Measured) -> Outcome:
 
 
 def coverage(measured: Measured) -> Outcome:
+    """Coverage, beside precision, recall and density."""
     real, generated = measured.features()
     result = diversity.precision_recall(real, generated, NEIGHBOURS)
     expected = diversity.expected_coverage(len(real), len(generated), NEIGHBOURS)
@@ -271,6 +275,7 @@ def coverage(measured: Measured) -> Outcome:
 
 
 def inception_score(variant: str, measured: Measured) -> Outcome:
+    """Inception Score by the rules of a published variant, or plain for `variant` ""."""
     logits = measured.generated[f"{measured.network}/logits"]
     runs = [logits[i : i + measured.clips] for i in range(0, len(logits), measured.clips)]
     runs = [run for run in runs if len(run) == measured.clips]
@@ -312,6 +317,7 @@ def inception_score(variant: str, measured: Measured) -> Outcome:
 
 
 def motion_consistency(measured: Measured) -> Outcome:
+    """MCS, from the mean frame differences of groups of clips."""
     num_real = min(measured.clips, measured.real_clips.available or measured.clips)
     real = DifferenceGroups(measured.real["differences"], num_real)
     generated = DifferenceGroups(measured.generated["differences"], measured.clips)
@@ -349,6 +355,7 @@ def _log10(squared: float) -> float:
 
 
 def frame_consistency(measured: Measured) -> Outcome:
+    """FCS of the generated clips, beside that of the real ones."""
     real, generated = measured.real["fcs"][:, 0], measured.generated["fcs"][:, 0]
     value, beside = float(generated.mean()), float(real.mean())
     frames = measured.num_frames
@@ -370,6 +377,7 @@ def frame_consistency(measured: Measured) -> Outcome:
 
 
 def content_distance(measured: Measured) -> Outcome:
+    """ACD of mean colours of the generated clips, beside that of the real ones."""
     real, generated = measured.real["acd"], measured.generated["acd"]
     value, beside = float(generated[:, 0].mean()), float(real[:, 0].mean())
     return Outcome(
@@ -389,6 +397,7 @@ def content_distance(measured: Measured) -> Outcome:
 
 
 def motion_energy(measured: Measured) -> Outcome:
+    """Motion energy of the generated clips over that of the real ones; NaN where the real ones do not move."""
     real, generated = np.array(measured.real["motion"][:, 0]), np.array(measured.generated["motion"][:, 0])
     reference = float(real.mean())
     if reference == 0:
@@ -409,6 +418,7 @@ def motion_energy(measured: Measured) -> Outcome:
 
 
 def duplicates(measured: Measured) -> Outcome:
+    """Share of generated clips that repeat an earlier one, and of those that equal a real one."""
     generated = [row.tobytes() for row in measured.generated["sha256"][: measured.clips]]
     real = {row.tobytes() for row in measured.real["sha256"]}
     repeated = len(generated) - len(set(generated))
@@ -426,6 +436,7 @@ def duplicates(measured: Measured) -> Outcome:
 
 
 def nearest(measured: Measured) -> Outcome:
+    """Median distance to the nearest real clip over the usual one, the data-copying test, and a sheet if asked for."""
     real = measured.real[f"{measured.network}/features"]
     generated = measured.generated[f"{measured.network}/features"][: measured.clips]
     k = min(_SHEET_NEIGHBOURS, len(real))
@@ -489,6 +500,7 @@ def _draw_nearest(measured: Measured, near: np.ndarray, indices: np.ndarray) -> 
 
 
 def lpips_diversity(measured: Measured) -> Outcome:
+    """Mean LPIPS of random pairs of generated clips, beside that of real ones."""
     real, generated = (np.array(side["lpips"][:, 0]) for side in (measured.real, measured.generated))
     value, beside = float(generated.mean()), float(real.mean())
     return Outcome(

@@ -162,7 +162,12 @@ def _hits(predicted, true_labels, name: str) -> np.ndarray:
     return np.atleast_2d(predicted == true_labels)
 
 
+# ---- metrics by name ------------------------------------------------------------------------------------------------
+
+
 def measure_s3(network: str, measured: Measured) -> Outcome:
+    """The metric `s3_*`: trains classifiers on real and on generated clips, and tests each on clips of both sides."""
+
     def clips(source: Clips, labels: np.ndarray, is_chosen: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """(clips, labels) to train on and to test on: two thirds and one third of each class."""
         kept, first = [], 0
