@@ -220,14 +220,13 @@ def _measurements(model, run_data, config, run_dir, say) -> list[Any]:
     """The action that measures `--evaluate_metrics`; made before the first step, so that what is missing is said then."""
     if not config.evaluate_metrics:
         return []
-    from trainers import evaluate
+    from trainers import measure
+    from trainers.best import EvaluateMetrics
 
-    settings = evaluate.Config(weights=config.evaluate_weights, data_dir=config.data_dir)
+    settings = measure.Config(weights=config.evaluate_weights, data_dir=config.data_dir)
     every_steps = config.evaluate_every_steps
     return [
-        evaluate.EvaluateMetrics(
-            model, run_data, config, run_dir, config.evaluate_metrics, every_steps, settings, report=say
-        )
+        EvaluateMetrics(model, run_data, config, run_dir, config.evaluate_metrics, every_steps, settings, report=say)
     ]
 
 
@@ -235,11 +234,11 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     """The action that evaluates the run after its last step."""
     if not config.evaluate:
         return []
-    from trainers import evaluate
+    from trainers import measure
     from trainers.engine import loop
 
     def run(step: int, logs: Mapping[str, float]) -> None:
-        evaluate.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
+        measure.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
 
     return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json")]
 

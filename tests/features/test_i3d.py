@@ -1,6 +1,7 @@
 """I3D: the published graph and ours give the same logits, and every public file the same weights."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def ours(checkpoint):
     return I3DFeatures(checkpoint)
 
 
-def test_published_graph_gives_the_same_logits(shared, arrays, checkpoint, ours):
+def test_published_graph_gives_the_same_logits(shared, arrays, checkpoint, ours, monkeypatch):
+    """The graph is read by TensorFlow alone; only a download needs tensorflow-hub."""
+    monkeypatch.setitem(sys.modules, "tensorflow_hub", None)
     folder = checkpoint.parent.parent
     graph = shared / "golden" / "i3d_hub_graph" / "saved_model.pb"
     model = saved_model_pb2.SavedModel.FromString(graph.read_bytes())
@@ -221,6 +224,12 @@ def test_failed_download_says_how_to_pass_a_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
     with pytest.raises(ValueError, match="could not be downloaded.*Pass as `weights` the module's folder"):
+        I3DFeatures("hub")
+
+
+def test_a_download_without_tensorflow_hub_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_hub", None)
+    with pytest.raises(ValueError, match=r"cannot be imported .*: pip install 'tfvidgen\[hub\]'.*Pass as `weights`"):
         I3DFeatures("hub")
 
 

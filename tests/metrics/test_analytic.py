@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from tfvidgen import study
 from tfvidgen.features.base import resize_matrix
 from tfvidgen.metrics import consistency, disentanglement, distances, diversity, image, inception, preference, s3
 from tfvidgen.metrics.statistics import FeatureStatistics, SampleSizeWarning, wilson_interval
@@ -211,8 +212,7 @@ def check_preference(test, entries):
         return
     wins, n = given["votes"], given["n"]
     votes = [
-        preference.Vote(f"r{i % 5}", f"p{i // 5}", "m", "a", "b", "c", "left" if i < wins else "right")
-        for i in range(n)
+        study.Vote(f"r{i % 5}", f"p{i // 5}", "m", "a", "b", "c", "left" if i < wins else "right") for i in range(n)
     ]
     result = preference.analyse(votes, "m", "b", num_resamples=1)
     agree(test, result.share, "share")

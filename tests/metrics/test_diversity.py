@@ -11,7 +11,6 @@ from tfvidgen.metrics import diversity
 from tfvidgen.metrics.diversity import (
     average_content_distance,
     data_copying_test,
-    duplicate_rate,
     expected_coverage,
     mean_colours,
     memorisation,
@@ -185,29 +184,6 @@ def test_copying_test_refuses():
         data_copying_test([], [1.0, 2.0])
     with pytest.raises(ValueError, match="finite distances"):
         data_copying_test([np.nan], [1.0, 2.0])
-
-
-def test_duplicates():
-    videos = random_videos(6, 2, 4, 4, 3)
-    assert duplicate_rate(videos) == 0
-    videos[3] = videos[0]
-    videos[5] = videos[0]
-    assert duplicate_rate(videos) == pytest.approx(2 / 6)
-    assert duplicate_rate(np.zeros((4, 3))) == 3 / 4
-    videos[5, 0, 0, 0, 0] ^= 1
-    assert duplicate_rate(videos) == pytest.approx(1 / 6)
-
-
-def test_near_duplicates(monkeypatch):
-    x = column(0, 10, 0.5, 20, 10.2, 0.9)
-    assert duplicate_rate(x, threshold=0.45) == pytest.approx(2 / 6)  # 10.2 repeats 10, 0.9 repeats 0.5
-    assert duplicate_rate(x, threshold=1) == pytest.approx(3 / 6)
-    monkeypatch.setattr(diversity, "_DISTANCES_PER_CHUNK", 6)
-    assert duplicate_rate(x, threshold=1) == pytest.approx(3 / 6)
-    with pytest.raises(ValueError, match="threshold"):
-        duplicate_rate(x, threshold=-1)
-    with pytest.raises(ValueError, match="needs samples"):
-        duplicate_rate(np.empty((0, 3)))
 
 
 # Content and motion

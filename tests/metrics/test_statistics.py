@@ -1,6 +1,7 @@
 """Streaming statistics against NumPy, intervals against closed forms."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tfvidgen.metrics.statistics import (
     bootstrap,
     bootstrap_interval,
     check_features,
+    jackknife_interval,
     percentile_interval,
     wilson_interval,
 )
@@ -205,3 +207,12 @@ def test_bootstrap_refuses():
         bootstrap(np.zeros(3), num_resamples=0)
     with pytest.raises(ValueError, match="between 0 and 1"):
         percentile_interval([1.0], 0)
+
+
+def test_jackknife_of_a_mean_is_the_textbook_interval_of_group_means():
+    values = np.random.default_rng(0).normal(3, 2, (10, 7))
+    left_out = [np.delete(values, g, axis=0).mean() for g in range(10)]
+    low, high = jackknife_interval(values.mean(), left_out)
+    half = stats.t.ppf(0.975, 9) * values.mean(1).std(ddof=1) / math.sqrt(10)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-9)
+    assert jackknife_interval(1.0, [1.0, 1.0]) is None

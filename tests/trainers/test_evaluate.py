@@ -1,5 +1,6 @@
 """Measuring runs and folders by name of a metric, from the command line and while training."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -15,10 +16,9 @@ import tensorflow as tf
 from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.video_io import write_mp4
-from trainers import cli, evaluate, mocogan, navsynth, runs
+from trainers import cli, evaluate, measure, mocogan, navsynth, runs
+from trainers.best import EvaluateMetrics
 from trainers.engine import checkpoints, loop
-
-pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -124,9 +124,9 @@ def test_exchange_accuracy_knows_right_from_wrong(codes):
     made = np.zeros((3, 2, *truth.shape[1:]), np.uint8)
     made[videos.identity, videos.action] = truth
     cells = np.argwhere(np.ones((3, 2), bool))
-    right = evaluate._exchange_accuracy(made, cells, truth, videos)
+    right = measure._exchange_accuracy(made, cells, truth, videos)
     assert (right["identity"], right["action"], right["both"], right["num_videos"]) == (1.0, 1.0, 1.0, 6)
-    other_action = evaluate._exchange_accuracy(made[:, ::-1], cells, truth, videos)
+    other_action = measure._exchange_accuracy(made[:, ::-1], cells, truth, videos)
     assert (other_action["identity"], other_action["action"], other_action["both"]) == (1.0, 0.0, 0.0)
 
 
@@ -173,8 +173,8 @@ def test_a_judge_is_trained_once_and_named(gan, tmp_path):
 def measured(run: Run, metrics: str, out, **settings) -> list:
     """Results of `--metrics` without the reconstruction and the board of a run."""
     settings = evaluate.Config(out=str(out), cache_dir="none", metrics=metrics, **settings)
-    measurer = evaluate.RunMeasurer(run.run_dir, run.run_data, run.config, settings)
-    return measurer.measure(evaluate._protocols(settings), run.model, 4)
+    measurer = measure.RunMeasurer(run.run_dir, run.run_data, run.config, settings)
+    return measurer.measure(measure.parse_metrics(settings), run.model, 4)
 
 
 def test_codes_are_swapped_and_judged(codes, tmp_path):
@@ -339,7 +339,7 @@ def test_a_judge_without_labels_is_refused(folders):
 def test_no_held_out_videos_are_no_split(tmp_path, codes):
     everything = runs.RunData(codes.run_data.all, np.ones(6, bool), codes.run_data.all)
     with pytest.raises(ValueError, match="--split=held_out: this run held no videos out"):
-        evaluate.RunMeasurer(codes.run_dir, everything, codes.config, evaluate.Config(split="held_out"))
+        measure.RunMeasurer(codes.run_dir, everything, codes.config, evaluate.Config(split="held_out"))
 
 
 def test_the_list_names_every_family():
@@ -353,7 +353,7 @@ def test_the_list_names_every_family():
 # ---------------------------------------------------------------- while training
 def watcher(run: Run, metrics: str, every_steps: int = 2, **options):
     lines = []
-    action = evaluate.EvaluateMetrics(
+    action = EvaluateMetrics(
         run.model, run.run_data, run.config, run.run_dir, metrics, every_steps, report=lines.append, **options
     )
     return action, lines
@@ -463,3 +463,20 @@ def test_the_loop_measures_while_it_trains(tmp_path):
     )
     assert [record["step"] for record in records(run.run_dir)] == [2, 2, 4, 4]
     assert runs.load_model(run.run_dir / "best")[1] in (2, 4)
+
+
+def test_training_imports_no_program():
+    """What training and evaluation share lies in modules without a command line."""
+    folder = pathlib.Path(measure.__file__).parent
+    programs = {p.stem for p in folder.glob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")}
+    assert {"evaluate", "generate", "compare", "navsynth"} <= programs
+    for path in (folder / "train.py", folder / "measure.py", folder / "best.py", *(folder / "engine").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = set()
+            if isinstance(node, ast.ImportFrom) and node.module == "trainers":
+                imported = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trainers."):
+                imported = {node.module.split(".")[1]}
+            elif isinstance(node, ast.Import):
+                imported = {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("trainers.")}
+            assert not imported & programs, path

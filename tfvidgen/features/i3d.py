@@ -333,11 +333,15 @@ def resolve_hub(handle: str = HUB_HANDLE) -> pathlib.Path:
     """Download a TF-Hub module, unless it is in the cache (TFHUB_CACHE_DIR), and return its folder.
 
     Raises:
-        ValueError: If it cannot be downloaded.
+        ValueError: If tensorflow-hub is not installed, or the module cannot be downloaded.
     """
     try:
         import tensorflow_hub as hub
-
+    except ImportError as error:  # also of pkg_resources, which tensorflow-hub needs and newer setuptools lack
+        raise I3D_WEIGHTS.error(
+            f"{handle} is downloaded by tensorflow-hub, which cannot be imported ({error}): pip install 'tfvidgen[hub]'"
+        ) from error
+    try:
         return pathlib.Path(hub.resolve(handle))
     except Exception as error:  # whatever a download can end with
         raise I3D_WEIGHTS.error(f"{handle} could not be downloaded ({error})") from error
@@ -350,12 +354,8 @@ def _load_saved_model(path: pathlib.Path):
             f"network='saved_model' needs a folder with a saved_model.pb, which {str(path)!r} is not"
         )
     with storage.plain_path(path) as plain:
-        try:
-            import tensorflow_hub as hub
-
-            module = hub.load(plain)
-        except ImportError:
-            module = tf.saved_model.load(plain)
+        is_hub_module = (path / "tfhub_module.pb").is_file()
+        module = tf.saved_model.load(plain, tags=[] if is_hub_module else None)  # a module of TF1 Hub has no tags
     signatures = module.signatures
     name = next((name for name in ("default", "serving_default") if name in signatures), None)
     if name is None:

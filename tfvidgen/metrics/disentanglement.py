@@ -11,12 +11,17 @@ https://arxiv.org/abs/2110.12091; official code JunwenBai/C-DSVAE, test_sprite_c
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from scipy.spatial import distance
 
+from tfvidgen.features.base import softmax
 from tfvidgen.metrics.inception import check_probabilities, class_entropies
+from tfvidgen.metrics.measures import Measured, Outcome
+from tfvidgen.metrics.sampling import ModelClips, VideoClips
 from tfvidgen.metrics.statistics import Interval, check_features, wilson_interval
 
 _DIVERGENCE_EPSILON = 1e-16
@@ -248,3 +253,77 @@ def check_labels(labels, num_labels: int | None, num_classes: int | None, name: 
 def _first_of_each_class(labels: np.ndarray) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     return np.concatenate([np.flatnonzero(labels == label)[: counts.min()] for label in classes])
+
+
+# ---- metrics by name ------------------------------------------------------------------------------------------------
+
+
+def measure_accuracy(measured: Measured) -> Outcome:
+    """The metric `accuracy`: how often a judge sees the class that a clip was made of."""
+    labels, _ = measured.matched_labels(measured.clips)
+    real, generated = (softmax(logits) for logits in measured.features("logits"))
+    scores = judge_scores(generated, labels)
+    real_labels = measured.real_clips.labels(len(real))
+    hits = round(scores.accuracy * len(labels))
+    return Outcome(
+        scores.accuracy,
+        {**dataclasses.asdict(scores), "real_accuracy": float((real.argmax(1) == real_labels).mean())},
+        tuple(wilson_interval(hits, len(labels))),
+        "95 %, Wilson's",
+        f"real clips {float((real.argmax(1) == real_labels).mean()):.3f}; chance {1 / generated.shape[1]:.3f}",
+        {"classes": generated.shape[1]},
+        -scores.accuracy,
+    )
+
+
+def _attributes(videos: Any) -> dict[str, np.ndarray]:
+    """Labels of each attribute, int (N,): the action and the identity, or what an identity is made of where its name says."""
+    parts = [re.findall(r"([a-z]+)(\d+)(?:_|$)", name) for name in videos.identity_names]
+    names = [name for name, _ in parts[0]]  # of Sprites: body, bottom, top, hair
+    if len(names) < 2 or any([name for name, _ in part] != names for part in parts):
+        return {"action": videos.action, "identity": videos.identity}
+    choices = np.array([[int(choice) for _, choice in part] for part in parts])[videos.identity]
+    composed = {name: np.unique(column, return_inverse=True)[1] for name, column in zip(names, choices.T, strict=True)}
+    return {"action": videos.action, **{name: labels for name, labels in composed.items() if labels.any()}}
+
+
+def measure_swap(measured: Measured) -> Outcome:
+    """The metric `judge_swap`: what judges see where one code of training videos is kept and the others are drawn anew."""
+    real, made, frames = measured.real_clips, measured.generated_clips, (measured.num_frames, measured.stride)
+    is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
+    if not isinstance(made, ModelClips) or not is_trained:
+        raise ValueError(
+            "This metric keeps one code of a training video and draws the others anew: measure a run, against the videos it was "
+            "trained on (--run_dir, --split=trained)."
+        )
+    if real.videos.action is None or real.videos.identity is None:
+        raise ValueError("This metric needs the identity and the action of every training video, and they have none.")
+    ids = real.video_ids(min(measured.clips, len(real.videos)))
+    attributes = _attributes(real.videos)
+    judges = {name: measured.networks.judge_of(name, labels, *frames) for name, labels in attributes.items()}
+    truth = {name: labels[ids] for name, labels in attributes.items()}
+    values, action, swapped = {}, None, {}
+    for keeps_content, kept in ((False, ("action",)), (True, tuple(name for name in attributes if name != "action"))):
+        clips = made.redrawn(ids, keeps_content, *frames)
+        probabilities = {name: judge.probabilities(clips) for name, judge in judges.items()}
+        found = attribute_accuracies(probabilities, truth, kept)
+        word = "content" if keeps_content else "motion"
+        values |= {f"{name}_accuracy_{word}_kept": each.accuracy for name, each in found.items()}
+        if not keeps_content:
+            action = found["action"]
+            scores = dataclasses.asdict(judge_scores(probabilities["action"], truth["action"]))
+            values |= {name: scores[name] for name in ("inception_score", "marginal_entropy", "conditional_entropy")}
+            swapped = {name: each for name, each in found.items() if name != "action"}
+    beside = ", ".join(f"{name} {each.accuracy:.3f} (chance {each.chance:.3f})" for name, each in swapped.items())
+    return Outcome(
+        action.accuracy,
+        values,
+        tuple(action.interval),
+        "95 %, Wilson's, of the action with its code kept",
+        f"swapped: {beside}",
+        {
+            "judges": {name: judge.record() for name, judge in judges.items()},
+            "chance": {name: 1 / judge.num_classes for name, judge in judges.items()},
+            "source_videos": len(ids),
+        },
+    )

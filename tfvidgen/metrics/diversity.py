@@ -7,7 +7,6 @@ near ones and decides ties at random.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator
 
@@ -334,31 +333,6 @@ def motion_energy_ratio(real, generated) -> float:
     if reference == 0:
         raise ValueError("The real videos do not move, so there is no motion to compare with.")
     return float(motion_energy(generated).mean() / reference)
-
-
-def duplicate_rate(samples, threshold: float = 0.0) -> float:
-    """Return the share of samples that repeat an earlier one of the same set.
-
-    Args:
-        samples: Array (N, ...), N at least 1: videos for exact copies, or numbers (N, D) for near ones.
-        threshold: Largest Euclidean distance of a near copy; 0 counts samples whose every byte is equal.
-
-    Raises:
-        ValueError: If there are no samples, the threshold is negative, or as `check_features` where it is above 0.
-    """
-    samples = np.asarray(samples)
-    if samples.ndim < 1 or not len(samples) or not threshold >= 0:
-        raise ValueError(
-            f"A duplicate rate needs samples and a threshold of at least 0. Received shape {samples.shape}, {threshold}."
-        )
-    if threshold == 0:
-        return 1 - len({hashlib.sha256(np.ascontiguousarray(s).data).digest() for s in samples}) / len(samples)
-    features = check_features(samples, "samples")
-    repeated = 0
-    for rows, distances in _distance_chunks(features, features):
-        earlier = np.arange(len(features)) < np.arange(rows.start, rows.stop)[:, None]
-        repeated += np.count_nonzero(((distances <= threshold) & earlier).any(axis=1))
-    return repeated / len(features)
 
 
 def _radius(features: np.ndarray, k: int) -> np.ndarray:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from tfvidgen.metrics.measures import Measured, Outcome
+from tfvidgen.metrics.sampling import Clips
 from tfvidgen.metrics.statistics import Interval, percentile_interval
 
+SEEDS = 3
+_DRAWS = 4  # clips that a model may make for each real one, to have as many of every class
 _MAX_PERCENT = 100.0
 
 
@@ -155,3 +160,85 @@ def _hits(predicted, true_labels, name: str) -> np.ndarray:
             f"{predicted.dtype} and {true_labels.shape} of {true_labels.dtype}: take the argmax of probabilities."
         )
     return np.atleast_2d(predicted == true_labels)
+
+
+# ---- metrics by name ------------------------------------------------------------------------------------------------
+
+
+def measure_s3(network: str, measured: Measured) -> Outcome:
+    """The metric `s3_*`: trains classifiers on real and on generated clips, and tests each on clips of both sides."""
+
+    def clips(source: Clips, labels: np.ndarray, is_chosen: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """(clips, labels) to train on and to test on: two thirds and one third of each class."""
+        kept, first = [], 0
+        for batch in source.batches(len(labels), measured.num_frames, measured.stride):
+            kept.append(batch[is_chosen[first : first + len(batch)]])
+            first += len(batch)
+        videos, labels = np.concatenate(kept), labels[is_chosen]
+        is_test = _rank_in_class(labels) % 3 == 2
+        return (videos[~is_test], labels[~is_test]), (videos[is_test], labels[is_test])
+
+    count = min(measured.clips, measured.real_clips.available or measured.clips)
+    made, num_classes = measured.matched_labels(measured.generated_clips.available or _DRAWS * count)
+    labels = measured.real_clips.labels(count)
+    is_chosen = _class_matched(made, labels)
+    real_train, real_test = clips(measured.real_clips, labels, np.ones(count, bool))
+    last = np.flatnonzero(is_chosen).max(initial=0) + 1
+    synthetic_train, synthetic_test = clips(measured.generated_clips, made[:last], is_chosen[:last])
+    num_tested = min(len(real_test[1]), len(synthetic_test[1]))
+    if not num_tested or min(len(np.unique(labels)) for _, labels in (real_train, synthetic_train)) < 2:
+        raise ValueError(
+            f"S3 trains on two classes or more and tests on a third of each, and there are too few clips: {count} real and "
+            f"{is_chosen.sum()} generated ones. Measure more clips, at least three of a class."
+        )
+    predicted: dict[str, list[np.ndarray]] = {"ser": [], "res": [], "rer": []}
+    for seed in range(SEEDS):
+        settings = {"network": network, "num_frames": measured.num_frames, "seed": seed}
+        of_real = measured.networks.new_classifier(num_classes, **settings).fit(*real_train)
+        of_synthetic = measured.networks.new_classifier(num_classes, **settings).fit(*synthetic_train)
+        predicted["ser"].append(of_synthetic.predict(real_test[0]))
+        predicted["res"].append(of_real.predict(synthetic_test[0]))
+        predicted["rer"].append(of_real.predict(real_test[0]))
+    tested = {"ser": real_test[1], "res": synthetic_test[1], "rer": real_test[1]}
+    score = s3_from_predictions(*((np.stack(predicted[name]), tested[name]) for name in ("ser", "res", "rer")))
+    return Outcome(
+        score.value,
+        {name: getattr(score, name) for name in ("value", "ser", "res", "rer", "spread", "per_seed")},
+        tuple(score.interval),
+        f"95 %, bootstrap over tested clips, {SEEDS} seeds kept",
+        f"SeR {score.ser:.3f}, ReS {score.res:.3f}, ReR {score.rer:.3f}",
+        {
+            "classifier": dataclasses.asdict(of_real.config),
+            "seeds": list(range(SEEDS)),
+            "training_clips": {"real": len(real_train[1]), "generated": len(synthetic_train[1])},
+            "test_clips": {"real": score.num_real, "generated": score.num_synthetic},
+            "split": "every third clip of each class is tested",
+            "classes": "as many generated clips of each as real ones",
+        },
+        -score.value,
+    )
+
+
+def _class_matched(made: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """bool (N,): the first generated clips of each class, as many as real ones; labels are int (N,) and (M,).
+
+    Of two training sets the larger or better balanced one teaches more, whatever it shows.
+    """
+    wanted = np.bincount(real, minlength=made.max(initial=0) + 1)
+    is_chosen = _rank_in_class(made) < wanted[made]
+    lacking = len(real) - is_chosen.sum()
+    if lacking:
+        warnings.warn(
+            f"The generated clips lack {lacking} of {len(real)} to have as many of every class as the real ones: SeR is biased "
+            "downwards.",
+            stacklevel=2,
+        )
+    return is_chosen
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """int (N,): how many earlier ones have the same label."""
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return rank

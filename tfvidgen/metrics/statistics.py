@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 _ROWS_PER_CHUNK = 4096
 
@@ -284,6 +284,26 @@ def bootstrap_interval(
     """Return the percentile interval of `bootstrap`, whose arguments these are."""
     values = bootstrap(samples, statistic, num_resamples=num_resamples, seed=seed, clusters=clusters)
     return percentile_interval(values, confidence)
+
+
+def jackknife_interval(value: float, left_out: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval of a value from those that come when each of some groups of samples is left out in turn.
+
+    Unlike a bootstrap it repeats no sample, so it may be used with covariances and neighbours.
+
+    Args:
+        value: Of all samples.
+        left_out: The value without each group.
+
+    Returns:
+        The interval, by Student's t; None below three groups, or where a value is not finite.
+    """
+    count = len(left_out)
+    if count < 3 or not np.isfinite([value, *left_out]).all():
+        return None
+    error = math.sqrt((count - 1) / count * np.sum((np.asarray(left_out) - np.mean(left_out)) ** 2))
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    return Interval(value - half, value + half)
 
 
 def _check_confidence(confidence: float) -> None:
