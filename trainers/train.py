@@ -162,7 +162,7 @@ def _train(
     check_batch(config, run_data, num_replicas)
     check_service(config.data_service)
     with strategy.scope():
-        model = build_model(config, run_data)
+        model = _named(build_model(config, run_data), run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     source = init_from.begin(config, model, run_data, strategy)
 
@@ -198,7 +198,7 @@ def _train(
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
             resume=resume,
-            frames_per_step=frames_per_step(config),
+            frames_per_step=config.batch_size * model.num_decoded_frames,
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
@@ -208,6 +208,13 @@ def _train(
             max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
             begun=begun,
         )
+    return model
+
+
+def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
+    """The model, told what the data calls its identities and actions."""
+    videos = run_data.trained
+    model.identity_names, model.action_names = (tuple(n or ()) for n in (videos.identity_names, videos.action_names))
     return model
 
 
@@ -331,7 +338,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     learned = gradients + sum(_num_bytes(table.rows) for table in _tables(model))
     average = learned if config.ema_decay else 0
     in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
-    frames = frames_per_step(config)
+    frames = config.batch_size * model.num_decoded_frames
     uint8 = config.batch_size * config.num_frames * config.size * config.size * 3
     batch = uint8 + frames * config.size * config.size * 3 * 4
     activations = frames * activation_bytes(model, config)
@@ -370,11 +377,6 @@ def _num_bytes(variable: Any) -> int:
     import numpy as np
 
     return int(np.prod(variable.shape)) * np.dtype(str(variable.dtype).replace("bfloat16", "uint16")).itemsize
-
-
-def frames_per_step(config: Any) -> int:
-    """Frames of a global batch that a step decodes."""
-    return config.batch_size * (getattr(config, "decoded_frames", 0) or config.num_frames)
 
 
 def activation_bytes(model: VideoGenerator, config: Any) -> int:
