@@ -1,10 +1,13 @@
-"""The course of every training program: data, model, run folder, loop, sheets, evaluation."""
+"""Shared training workflow: data, model, run folder, loop, sheets, evaluation."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import math
+import multiprocessing
 import pathlib
 import socket
 import time
@@ -322,8 +325,10 @@ def count_parameters(model: VideoGenerator) -> str:
 
 
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
-    """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
-    from tfvidgen import data
+    """What a run would do: resolved config, data, parameters, memory. Keeps nothing that it trains, and joins no workers.
+
+    Memory is that of two steps in a process of its own: what a step keeps for its gradients cannot be told from shapes.
+    """
     from trainers import init_from, runs
     from trainers.engine import cluster
 
@@ -332,59 +337,59 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
-    state = sum(_num_bytes(variable) for variable in model.variables)
-    slots = sum(_num_bytes(variable) for optimizer in _optimizers(model) for variable in optimizer.variables)
-    gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
-    learned = gradients + sum(_num_bytes(table.rows) for table in _tables(model))
-    average = learned if config.ema_decay else 0
-    in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
-    frames = config.batch_size * model.num_decoded_frames
-    uint8 = config.batch_size * config.num_frames * config.size * config.size * 3
-    batch = uint8 + frames * config.size * config.size * 3 * 4
-    activations = frames * activation_bytes(model, config)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
-    parts = {
-        "videos": in_memory,
-        "weights and codes": state + average,
-        "optimizers": slots,
-        "gradients": gradients,
-        "batch": batch,
-        "activations": activations,
-    }
-    listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in parts.items())
-    lines += [f"memory: about {sum(parts.values()) / 2**20:.0f} MiB beside TensorFlow itself ({listed})"]
+    del run_data, model, begun  # else they would be in memory twice
+    gc.collect()
+    lines += [f"memory: {_measured(config, build_model)}"]
     return "\n".join(lines)
+
+
+def _measured(config: Any, build_model: BuildModel) -> str:
+    child = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with child:
+        try:
+            peak, before, gpu = child.submit(_peak_memory, config, build_model).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return (
+                "more than this machine has: the process that measured two steps was stopped for it. Lower --batch_size, "
+                "--num_frames or --width, or see docs/troubleshooting.md"
+            )
+    text = f"{peak / 2**20:.0f} MiB at the peak of two steps, {before / 2**20:.0f} of them TensorFlow itself"
+    return text + (f"; {gpu / 2**20:.0f} MiB on the GPU" if gpu else "")
+
+
+def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
+    """Bytes that this process held at most while it took two steps, that it held before it had data, and those on a GPU."""
+    import resource
+
+    import tensorflow as tf
+
+    from trainers import runs
+    from trainers.engine import cluster
+    from trainers.engine.ema import WeightAverage
+    from trainers.engine.steps import Steps
+
+    strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
+    tf.zeros(1).numpy()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run_data = runs.load_data(config)
+    with strategy.scope():
+        model = build_model(config, run_data)
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    iterator = cluster.distribute(strategy, _dataset_fn(config, run_data)(0))
+    steps = Steps(model, strategy, average, config.xla)
+    steps.trace(iterator)
+    steps(iterator, 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gpus = tf.config.list_logical_devices("GPU")
+    gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
+    return peak * 1024, before * 1024, gpu  # Linux counts in KiB
 
 
 def _tables(model: VideoGenerator) -> list[Any]:
     from tfvidgen.layers.latent_table import LatentTable
 
     return [layer for layer in model.layers if isinstance(layer, LatentTable)]
-
-
-def _optimizers(model: VideoGenerator) -> list[Any]:
-    """Each once, though Keras keeps one of a system's optimizers under `optimizer` too."""
-    import keras
-
-    found = {id(value): value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)}
-    return list(found.values())
-
-
-def _num_bytes(variable: Any) -> int:
-    import numpy as np
-
-    return int(np.prod(variable.shape)) * np.dtype(str(variable.dtype).replace("bfloat16", "uint16")).itemsize
-
-
-def activation_bytes(model: VideoGenerator, config: Any) -> int:
-    """Bytes that the backward pass keeps for one frame, counted over the shapes that the frame generator makes.
-
-    Each stage keeps its convolution's output and, with batch norm and ReLU, two more of the same size.
-    """
-    channels = getattr(getattr(model, "generator", None), "channels", [])
-    width = 4 if config.precision == "float32" else 2
-    kept = sum(3 * width * c * (4 << i) ** 2 for i, c in enumerate(channels))
-    return kept + 8 * 4 * 3 * config.size**2  # frame, difference and its pyramid

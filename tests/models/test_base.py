@@ -117,7 +117,7 @@ class Encoder(VideoGenerator):
 
     validation_names = ("reconstruction_loss", "brightness")
 
-    def encode(self, video, seed=None):
+    def encode(self, video, seed=None, training=False):
         return {"colour": tf.reduce_mean(video, [1, 2, 3])}
 
     def decode(self, latents, training=False):

@@ -286,7 +286,9 @@ class VideoGenerator(keras.Model):
             possible.append(num_frames)
         return possible
 
-    def sample_latents(self, num_videos, num_frames: int | None = None, seed=0, labels=None) -> dict[str, Any]:
+    def sample_latents(
+        self, num_videos, num_frames: int | None = None, seed=0, labels=None, training: bool = False
+    ) -> dict[str, Any]:
         """Draws latents of new videos; the same seed gives the same latents.
 
         Args:
@@ -295,6 +297,7 @@ class VideoGenerator(keras.Model):
             seed: Int, or a scalar tensor.
             labels: Of a conditional system: an int for all videos or int (num_videos,), in 0..num_labels - 1; None draws
                 them.
+            training: Whether networks that make latents use, and move, the statistics of this batch.
 
         Raises:
             ValueError: For a length that the system cannot make, a label that does not exist, or labels for an
@@ -340,13 +343,14 @@ class VideoGenerator(keras.Model):
             f"{type(self).__name__} does not learn a code per video: use `sample_latents` or `encode`."
         )
 
-    def encode(self, video, seed=None) -> dict[str, Any]:
+    def encode(self, video, seed=None, training=False) -> dict[str, Any]:
         """The latents of given videos.
 
         Args:
             video: float32 (B, T, H, W, 3) in [-1, 1].
             seed: Draws from the posterior of an encoder that has one: the same seed gives the same latents. None takes the
                 posterior's mean; an encoder without a posterior does not look at it.
+            training: Whether the encoder uses, and moves, the statistics of this batch.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no encoder: use `lookup`, or search with `tfvidgen.editing`."

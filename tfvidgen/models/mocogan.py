@@ -228,12 +228,13 @@ class MoCoGAN(VideoGenerator):
             spec["label"] = LatentSpec((), "int32", "uniform", "label", self.num_categories)
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
 
         The motion of a longer video begins as that of a shorter one.
         """
-        num_frames = self.num_frames if num_frames is None else num_frames
+        if num_frames is None or isinstance(num_frames, int):
+            num_frames = self.latent_length(num_frames)
         content, initial, noise, label = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
         # time first, so that more frames add draws at the end
         noise = tf.random.stateless_normal((num_frames, num_videos, self.motion_dim), noise)

@@ -486,7 +486,7 @@ class NAVSynth(VideoGenerator):
             latents["label"] = ops.take(ops.array(self._label_of_transient, "int32"), action, axis=0)
         return latents
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, prior="learned"):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False, prior="learned"):
         """Draws latents of new videos; the same seed gives the same latents.
 
         Args:

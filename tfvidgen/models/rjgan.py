@@ -232,14 +232,15 @@ class RJGAN(VideoGenerator):
             spec["residual"] = LatentSpec((None, self.summary_dim), "float32", prior, "motion")
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
 
         A longer video begins as a shorter one.
         """
         if labels is not None:
             self._checked_labels(labels, num_videos)
-        num_frames = self.num_frames if num_frames is None else num_frames
+        if num_frames is None or isinstance(num_frames, int):
+            num_frames = self.latent_length(num_frames)
         summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
         latents = {
             "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)
@@ -248,8 +249,6 @@ class RJGAN(VideoGenerator):
             # time first, so that more frames add draws at the end
             noise = tf.random.stateless_normal((num_frames, num_videos, self.noise_dim), noise)
             latents["residual"] = self.residual_gru(latents["summary"], tf.transpose(noise, (1, 0, 2)))
-        elif isinstance(num_frames, int):
-            self.latent_length(num_frames)
         return latents
 
     def _training_latents(self, num_videos, key):

@@ -490,7 +490,7 @@ class TGAN(VideoGenerator):
             spec["label"] = LatentSpec((), "int32", "uniform", "label", self.num_categories)
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws latents of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
         self.latent_length(num_frames)
         slow_key, label_key = split_key(step_key(0, seed), 2)
@@ -499,7 +499,7 @@ class TGAN(VideoGenerator):
             latents["label"] = self._checked_labels(labels, num_videos)
         elif self.num_categories:
             latents["label"] = tf.random.stateless_uniform((num_videos,), label_key, 0, self.num_categories, tf.int32)
-        latents["fast"] = self.fast_codes(latents)
+        latents["fast"] = self.fast_codes(latents, training)
         return latents
 
     def relabel(self, latents, labels):

@@ -428,7 +428,7 @@ class VGAN(VideoGenerator):
     def latent_spec(self):
         return {"content": LatentSpec((self.latent_dim,), "float32", "N(0, 1)", "content")}
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws codes of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
         self._check_arguments(num_videos, num_frames, labels)
         key = step_key(0, seed)
@@ -558,13 +558,13 @@ class ConditionalVGAN(VGAN):
             "first_frame": LatentSpec((self.size, self.size, 3), "float32", "a first frame seen in training", "content")
         }
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws first frames out of those that are remembered. Arguments and errors as for `VGAN`."""
         self._check_arguments(num_videos, num_frames, labels)
         rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
         return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
 
-    def encode(self, video, seed=None):
+    def encode(self, video, seed=None, training=False):
         """The first frame of videos (B, T, size, size, 3) in [-1, 1]."""
         return {"first_frame": video[:, 0]}
 
