@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from trainers import cli
+from trainers.cli import option
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfvidgen.data.collection import VideoCollection
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesConfig(cli.RunConfig):
+    """What a trainer takes whose system learns from loose images beside clips."""
+
+    image_dataset: str = option(
+        "",
+        "A further source; the image discriminator sees its frames as loose images.",
+        may_change=True,
+        per_worker=True,
+    )
+    exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
+    images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
 
 
 def loose_images(
@@ -18,8 +36,7 @@ def loose_images(
     """Settles which videos stay clips and which frames are loose images.
 
     Args:
-        config: Of a trainer; `image_dataset` names a source all of whose frames are loose images, and `exploded_share` is
-            the share of the trained videos that are taken apart into theirs. A config without these has none.
+        config: Of a trainer. There are loose images only where it is an `ImagesConfig`.
         collection: All videos.
         is_trained: bool (N,).
 
@@ -31,8 +48,9 @@ def loose_images(
     """
     from tfvidgen import data
 
-    images = []
-    share = getattr(config, "exploded_share", 0.0)
+    if not isinstance(config, ImagesConfig):
+        return is_trained, None
+    images, share = [], config.exploded_share
     if share:
         trained = np.flatnonzero(is_trained)
         count = round(share * len(trained))
@@ -50,7 +68,7 @@ def loose_images(
         images += [collection.video(i) for i in np.sort(taken)]
         is_trained = is_trained.copy()
         is_trained[taken] = False
-    if getattr(config, "image_dataset", ""):
+    if config.image_dataset:
         found = data.load(
             config.image_dataset,
             data_dir=config.data_dir,

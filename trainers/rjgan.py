@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, mocogan, train
+from trainers import adversarial, images, mocogan, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(adversarial.ImageAndVideoConfig):
+class Config(images.ImagesConfig, adversarial.ImageAndVideoConfig):
     """Settings of one RJGAN run. --num_frames=1 trains the image-only baseline."""
 
     summary_dim: int = option(60, "Width of the summary vector and of a residual.", minimum=1)
@@ -22,14 +22,6 @@ class Config(adversarial.ImageAndVideoConfig):
     summary_stddev: float = option(1.0, "Sigma of the summary's prior.", minimum=0)
     linear_residual: bool = option(False, "Put a linear layer behind the residuals' GRU.")
     summary_every_steps: int = option(1, "Judge summary images in steps that this divides; 0 for never.", minimum=0)
-    image_dataset: str = option(
-        "",
-        "A further source; the image discriminator sees its frames as loose images.",
-        may_change=True,
-        per_worker=True,
-    )
-    exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
-    images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
 
 
 # Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions stand in an appendix that is not public.

@@ -1,10 +1,13 @@
-"""The course of every training program: data, model, run folder, loop, sheets, evaluation."""
+"""Shared training workflow: data, model, run folder, loop, sheets, evaluation."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import gc
 import math
+import multiprocessing
 import pathlib
 import socket
 import time
@@ -167,7 +170,7 @@ def _train(
     check_batch(config, run_data, num_replicas)
     check_service(config.data_service)
     with strategy.scope():
-        model = build_model(config, run_data)
+        model = _named(build_model(config, run_data), run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     source = init_from.begin(config, model, run_data, strategy)
 
@@ -203,7 +206,7 @@ def _train(
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
             resume=resume,
-            frames_per_step=frames_per_step(config),
+            frames_per_step=config.batch_size * model.num_decoded_frames,
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
@@ -213,6 +216,13 @@ def _train(
             max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
             begun=begun,
         )
+    return model
+
+
+def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
+    """The model, told what the data calls its identities and actions."""
+    videos = run_data.trained
+    model.identity_names, model.action_names = (tuple(n or ()) for n in (videos.identity_names, videos.action_names))
     return model
 
 
@@ -319,10 +329,10 @@ def count_parameters(model: VideoGenerator) -> str:
 
 
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
-    """What a run would do: resolved config, data, parameters, memory. Trains and writes nothing, and joins no workers."""
-    from tfvidgen import data
-    from tfvidgen.optimizers import optimizers_of
-    from tfvidgen.runs import latent_tables
+    """What a run would do: resolved config, data, parameters, memory. Keeps nothing that it trains, and joins no workers.
+
+    Memory is that of two steps in a process of its own: what a step keeps for its gradients cannot be told from shapes.
+    """
     from trainers import init_from, runs
     from trainers.engine import cluster
 
@@ -331,50 +341,53 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
-    state = sum(_num_bytes(variable) for variable in model.variables)
-    slots = sum(_num_bytes(variable) for optimizer in optimizers_of(model) for variable in optimizer.variables)
-    gradients = sum(_num_bytes(variable) for variable in model.trainable_variables)
-    learned = gradients + sum(_num_bytes(table.rows) for table in latent_tables(model).values())
-    average = learned if config.ema_decay else 0
-    in_memory = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
-    frames = frames_per_step(config)
-    uint8 = config.batch_size * config.num_frames * config.size * config.size * 3
-    batch = uint8 + frames * config.size * config.size * 3 * 4
-    activations = frames * activation_bytes(model, config)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
-    parts = {
-        "videos": in_memory,
-        "weights and codes": state + average,
-        "optimizers": slots,
-        "gradients": gradients,
-        "batch": batch,
-        "activations": activations,
-    }
-    listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in parts.items())
-    lines += [f"memory: about {sum(parts.values()) / 2**20:.0f} MiB beside TensorFlow itself ({listed})"]
+    del run_data, model, begun  # else they would be in memory twice
+    gc.collect()
+    lines += [f"memory: {_measured(config, build_model)}"]
     return "\n".join(lines)
 
 
-def _num_bytes(variable: Any) -> int:
-    import numpy as np
+def _measured(config: Any, build_model: BuildModel) -> str:
+    child = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with child:
+        try:
+            peak, before, gpu = child.submit(_peak_memory, config, build_model).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return (
+                "more than this machine has: the process that measured two steps was stopped for it. Lower --batch_size, "
+                "--num_frames or --width, or see docs/troubleshooting.md"
+            )
+    text = f"{peak / 2**20:.0f} MiB at the peak of two steps, {before / 2**20:.0f} of them TensorFlow itself"
+    return text + (f"; {gpu / 2**20:.0f} MiB on the GPU" if gpu else "")
 
-    return int(np.prod(variable.shape)) * np.dtype(str(variable.dtype).replace("bfloat16", "uint16")).itemsize
 
+def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
+    """Bytes that this process held at most while it took two steps, that it held before it had data, and those on a GPU."""
+    import resource
 
-def frames_per_step(config: Any) -> int:
-    """Frames of a global batch that a step decodes."""
-    return config.batch_size * (getattr(config, "decoded_frames", 0) or config.num_frames)
+    import tensorflow as tf
 
+    from trainers import runs
+    from trainers.engine import cluster
+    from trainers.engine.ema import WeightAverage
+    from trainers.engine.steps import Steps
 
-def activation_bytes(model: VideoGenerator, config: Any) -> int:
-    """Bytes that the backward pass keeps for one frame, counted over the shapes that the frame generator makes.
-
-    Each stage keeps its convolution's output and, with batch norm and ReLU, two more of the same size.
-    """
-    channels = getattr(getattr(model, "generator", None), "channels", [])
-    width = 4 if config.precision == "float32" else 2
-    kept = sum(3 * width * c * (4 << i) ** 2 for i, c in enumerate(channels))
-    return kept + 8 * 4 * 3 * config.size**2  # frame, difference and its pyramid
+    strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
+    tf.zeros(1).numpy()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run_data = runs.load_data(config)
+    with strategy.scope():
+        model = build_model(config, run_data)
+        average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    iterator = cluster.distribute(strategy, _dataset_fn(config, run_data)(0))
+    steps = Steps(model, strategy, average, config.xla)
+    steps.trace(iterator)
+    steps(iterator, 2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gpus = tf.config.list_logical_devices("GPU")
+    gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
+    return peak * 1024, before * 1024, gpu  # Linux counts in KiB

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen.models
-from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_variant
+from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_variant, vivid
 from tfvidgen import data
-from tfvidgen.models.base import VideoGenerator
+from tfvidgen.models.base import ROLES, VideoGenerator
 from tfvidgen.optimizers import optimizers_of
 from trainers.engine import loop
 
@@ -199,6 +199,87 @@ def test_lookup_gives_a_code_per_video(system):
     latents = model.lookup(np.array([1, 0], np.int32))
     assert set(latents) == set(model.latent_spec)
     assert model.decode(latents).shape[0] == 2
+
+
+def test_reconstruct_is_the_systems_own_version_of_a_video(system):
+    model, batch = compiled(system), next(iter(dataset()))
+    if not (model.has_encoder or model.has_lookup):
+        with pytest.raises(ValueError, match="makes new videos only"):
+            model.reconstruct(batch)
+        return
+    made = model.reconstruct(batch).numpy()
+    assert made.shape == (BATCH, NUM_FRAMES, SIZE, SIZE, 3) and np.abs(made).max() <= 1.0
+    again, of_seed = model.reconstruct(batch).numpy(), model.reconstruct(batch, seed=3).numpy()
+    np.testing.assert_array_equal(made, again)
+    np.testing.assert_array_equal(of_seed, model.reconstruct(batch, seed=3).numpy())
+    losses = model.validation_losses(batch)
+    assert set(losses) == set(model.validation_names) and all(loss.shape == (BATCH,) for loss in losses.values())
+
+
+def test_every_latent_has_a_role(system):
+    model = system.build()
+    names = [name for role in ROLES for name in model.latent_names(role)]
+    assert sorted(names) == sorted(model.latent_spec)
+    assert model.latent_names("content") or model.latent_names("motion")
+    assert model.latent_names("label") == (("label",) if model.num_labels else ())
+
+
+def test_the_label_changes_the_clip(system):
+    model = system.build()
+    if not model.num_labels:
+        with pytest.raises(ValueError, match="unconditional"):
+            model.sample_latents(2, labels=0)
+        with pytest.raises(ValueError, match="unconditional"):
+            model.relabel(model.sample_latents(2), 0)
+        return
+    vivid(model)
+    first, second = (model.sample_latents(3, seed=4, labels=label) for label in (0, [1, 1, 1]))
+    np.testing.assert_array_equal(first["label"], [0, 0, 0])
+    assert np.abs(model.decode(first) - model.decode(second)).max() > 1e-3
+    relabelled = model.relabel(first, 1)
+    assert np.abs(model.decode(relabelled) - model.decode(first)).max() > 1e-3
+    if not model.has_lookup:  # else a code of another video, which the label chose
+        for name in second:
+            np.testing.assert_array_equal(relabelled[name], second[name], err_msg=name)
+    np.testing.assert_array_equal(model.generate(3, seed=4, labels=1), model.decode(second))
+    in_graph = tf.function(lambda labels: model.sample_latents(3, seed=4, labels=labels))(tf.constant([1, 1, 1]))
+    for name in second:
+        np.testing.assert_allclose(in_graph[name], second[name], atol=1e-6, err_msg=name)
+    for labels in (model.num_labels, -1, [0, 1, model.num_labels]):
+        with pytest.raises(ValueError, match=rf"`labels` must lie in 0..{model.num_labels - 1}"):
+            model.sample_latents(3, labels=labels)
+    with pytest.raises(ValueError, match="`labels` must be one per video, 3 in all. Received 2"):
+        model.sample_latents(3, labels=[0, 1])
+    with pytest.raises(ValueError, match="`labels` must be an int"):
+        model.sample_latents(3, labels=0.5)
+
+
+def test_only_lengths_that_can_be_made_are_made(system):
+    model = system.build()
+    lengths = model.lengths(2 * NUM_FRAMES)
+    assert NUM_FRAMES in lengths and model.latent_length() == model.latent_length(NUM_FRAMES)
+    for num_frames in range(2 * NUM_FRAMES + 1):
+        if num_frames in lengths:
+            assert model.generate(1, num_frames).shape[1] == num_frames
+        else:
+            with pytest.raises(ValueError, match=f"Received num_frames={num_frames}"):
+                model.generate(1, num_frames)
+
+
+def test_exchange_takes_what_its_spec_says(system):
+    model = system.build()
+    spec = model.exchange_spec
+    assert set(spec) in (set(), {"identity", "action"})
+    assert (model.num_identities, model.num_actions) == tuple(
+        spec[name].num_values if spec else 0 for name in ("identity", "action")
+    )
+    if not spec:
+        with pytest.raises(NotImplementedError, match="no codes of identities and actions"):
+            model.exchange(np.array([0]), np.array([0]))
+        return
+    last = [np.array([choice.num_values - 1, 0], np.int32) for choice in spec.values()]
+    latents = model.exchange(*last)
+    assert set(latents) == set(model.latent_spec) and model.decode(latents).shape[0] == 2
 
 
 def test_public_names_have_docstrings(system):

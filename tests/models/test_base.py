@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.systems import NUM_FRAMES, SYSTEMS, collection, vivid
 from tfvidgen import data
-from tfvidgen.models.base import VideoGenerator
+from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
 from trainers.engine import checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -71,7 +71,7 @@ def test_fit_calls_back_validates_and_keeps_a_history(on_one_device):
     assert record.steps == [0, 1, 0, 1]
     assert [logs["val_reconstruction_loss"] for logs in record.epochs] == history["val_reconstruction_loss"]
     # the last validation saw the weights as they are: twelve clips of six videos, each twice
-    every_video = float(np.mean(model.reconstruction_losses(next(iter(dataset(6))))))
+    every_video = float(np.mean(model.validation_losses(next(iter(dataset(6))))["reconstruction_loss"]))
     assert history["val_reconstruction_loss"][-1] == pytest.approx(every_video, rel=1e-5)
 
 
@@ -93,7 +93,9 @@ def test_evaluate_is_the_mean_over_all_examples_and_changes_nothing():
     before = state(model)
     videos = data.make_dataset(collection(), 1, NUM_FRAMES, seed=7).unbatch()
     logs = model.evaluate(videos.take(8).batch(6), verbose=0, return_dict=True)
-    losses = np.concatenate([model.reconstruction_losses(batch) for batch in videos.take(8).batch(6)])
+    losses = np.concatenate(
+        [model.validation_losses(batch)["reconstruction_loss"] for batch in videos.take(8).batch(6)]
+    )
     assert logs == {"reconstruction_loss": pytest.approx(losses.mean(), rel=1e-5)}
     assert losses.mean() != pytest.approx(np.mean([losses[:6].mean(), losses[6:].mean()]), rel=1e-5)
     for name, value in state(model).items():
@@ -104,30 +106,116 @@ def test_fit_on_many_workers_is_refused_and_names_the_loop():
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     model = compiled(strategy)
     for method in (model.fit, model.evaluate):
-        with pytest.raises(ValueError, match=r"MultiWorkerMirrored.*trainers\.loop\.run.*python -m trainers\.navsynth"):
+        with pytest.raises(
+            ValueError, match=r"MultiWorkerMirrored.*trainers\.engine\.loop\.run.*python -m trainers\.navsynth"
+        ):
             method(dataset())
 
 
 class Encoder(VideoGenerator):
     """Encodes a video as its mean colour."""
 
-    def encode(self, video):
+    validation_names = ("reconstruction_loss", "brightness")
+
+    def encode(self, video, seed=None, training=False):
         return {"colour": tf.reduce_mean(video, [1, 2, 3])}
 
     def decode(self, latents, training=False):
         return tf.tile(latents["colour"][:, None, None, None], [1, NUM_FRAMES, 16, 16, 1])
+
+    def validation_losses(self, batch):
+        colour = self.encode(tf.cast(batch["video"], tf.float32))["colour"]
+        return {**super().validation_losses(batch), "brightness": tf.reduce_mean(colour, 1)}
 
 
 def test_a_system_with_an_encoder_is_validated_by_mean_square():
     batch = next(iter(dataset()))
     video = batch["video"].numpy() / 127.5 - 1.0
     expected = video.var(axis=(1, 2, 3)).mean(-1)
-    np.testing.assert_allclose(Encoder().reconstruction_losses(batch), expected, rtol=1e-4)
+    model = Encoder()
+    np.testing.assert_allclose(model.validation_losses(batch)["reconstruction_loss"], expected, rtol=1e-4)
+    model.compile()
+    logs = model.evaluate(dataset().take(2), verbose=0, return_dict=True)
+    assert set(logs) == {"reconstruction_loss", "brightness"} and 0 < logs["brightness"] < 255
 
 
 def test_a_system_that_only_makes_videos_cannot_be_validated():
     class Sampler(VideoGenerator):
         pass
 
-    with pytest.raises(ValueError, match="Sampler.*leave out `validation_data`"):
-        Sampler().reconstruction_losses(next(iter(dataset())))
+    with pytest.raises(ValueError, match="Sampler makes new videos only.*python -m trainers.evaluate"):
+        Sampler().validation_losses(next(iter(dataset())))
+
+
+# ---------------------------------------------------------------- what `fit` takes
+def test_fit_counts_its_steps_itself():
+    """Batches with nothing but videos and ids train as those that say which step they belong to."""
+    model, expected = compiled(), compiled()
+    expected.fit(dataset(), steps_per_epoch=3, verbose=0, shuffle=False)
+    bare = dataset().map(lambda batch: {name: batch[name] for name in ("video", "video_id")})
+    model.fit(bare, steps_per_epoch=2, verbose=0, shuffle=False)
+    model.fit(bare.skip(2), steps_per_epoch=1, verbose=0, shuffle=False)  # the count goes on
+    found = state(model)
+    for name, value in state(expected).items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_fit_takes_arrays_of_clips():
+    videos = collection()
+    clips = np.stack([videos.video(i) for i in range(len(videos))])
+    model = compiled()
+    before = model.static.rows.numpy()
+    model.fit(clips, batch_size=3, epochs=2, verbose=0)
+    assert (np.abs(model.static.rows.numpy() - before).max(1) > 0).all(), "not every clip has a code of its own"
+    vgan = compiled(system=next(system for system in SYSTEMS if system.name == "vgan"))
+    assert "generator_loss" in vgan.fit({"video": clips}, batch_size=3, verbose=0).history
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: {"clip": batch["video"]}, "a dict with `video`.*Received a dict of clip"),
+        (lambda batch: batch["video"], "a dict with `video`.*Received TensorSpec"),
+        (lambda batch: {"video": batch["video"]}, "NAVSynth learns a code per video.*`video_id`.*Received video"),
+        (
+            lambda batch: {**batch, "video": batch["video"][0]},
+            r"uint8 \(B, T, H, W, 3\).*Received uint8 \(4, 16, 16, 3\)",
+        ),
+        (lambda batch: {**batch, "video": tf.cast(batch["video"], tf.float32)}, "0..255. Received float32"),
+    ],
+)
+def test_fit_refuses_batches_that_it_cannot_train_on(change, message):
+    with pytest.raises(ValueError, match=message):
+        compiled().fit(dataset().map(change), steps_per_epoch=1, verbose=0)
+
+
+# ---------------------------------------------------------------- roles and names
+def test_a_latent_has_one_of_three_roles():
+    with pytest.raises(ValueError, match=r"`role` must be one of \('content', 'motion', 'label'\). Received 'static'"):
+        LatentSpec((4,), "float32", "N(0, 1)", "static")
+    for role, num_values in (("label", None), ("content", 3)):
+        with pytest.raises(ValueError, match="only a label has it. Received role='" + role):
+            LatentSpec((), "int32", "uniform", role, num_values)
+    with pytest.raises(ValueError, match="`role` must be one of .*Received 'style'"):
+        compiled().latent_names("style")
+    with pytest.raises(ValueError, match="`of` must be one of .*Received 'person'"):
+        Choice("person", 3)
+
+
+def test_a_choice_says_what_its_number_is():
+    assert Choice("action", 2, ("run", "jump")).name(1) == "action 1 (jump)"
+    assert Choice("video", 9).name(7) == "video 7" and Choice("shared", 1).name(0) == "shared"
+
+
+def test_names_of_the_data_are_part_of_the_config():
+    model = SYSTEMS[1].model_class.from_config(
+        {
+            **SYSTEMS[1].build().get_config(),
+            "identity_names": ["red", "green", "blue"],
+            "action_names": ["down", "right"],
+        }
+    )
+    again = type(model).from_config(model.get_config())
+    again.build()
+    assert again.exchange_spec["action"].name(1) == "action 1 (right)"
+    assert [again.exchange_spec["identity"].name(i) for i in range(2)] == ["identity 0 (red)", "identity 1 (green)"]

@@ -249,10 +249,10 @@ def test_editing_exchanges_motion_and_blends_content():
 def test_category_changes_the_video_and_stands_between_content_and_motion():
     model = built(num_categories=3)
     latents = model.sample_latents(60, seed=1)
-    assert set(latents["category"].numpy()) == {0, 1, 2}
+    assert set(latents["label"].numpy()) == {0, 1, 2}
     one_hot = model.frame_codes(latents)[..., 5:8].numpy()
-    np.testing.assert_array_equal(one_hot, np.repeat(np.eye(3)[latents["category"]][:, None], 4, 1))
-    other = {**latents, "category": (latents["category"] + 1) % 3}
+    np.testing.assert_array_equal(one_hot, np.repeat(np.eye(3)[latents["label"]][:, None], 4, 1))
+    other = {**latents, "label": (latents["label"] + 1) % 3}
     assert np.abs(model.decode(latents) - model.decode(other)).max(axis=(1, 2, 3, 4)).min() > 0
 
 
@@ -279,7 +279,7 @@ def test_bad_categories_are_refused():
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"`action` must lie in 0..2"):
             model.train_step(batch(action=wrong))
     latents = model.sample_latents(1)
-    del latents["category"]
+    del latents["label"]
     with pytest.raises(ValueError, match="Missing: category"):
         model.decode(latents)
     with pytest.raises(ValueError, match="at least 2. Received 1"):

@@ -354,17 +354,17 @@ def test_codes_in_host_memory_train_the_same_weights():
 
 
 @pytest.mark.parametrize("loss", ["laplacian", "l2"])
-def test_reconstruction_losses_are_those_of_the_videos_codes(loss):
+def test_validation_losses_are_those_of_the_videos_codes(loss):
     model = navsynth({"loss": loss})
     videos = batch(4)
     real = tf.cast(videos["video"], tf.float32) / 127.5 - 1.0
     expected = model._frame_losses(model.decode(model.lookup(videos["video_id"])), real).numpy().mean(1)
-    losses = model.reconstruction_losses(videos).numpy()
+    losses = model.validation_losses(videos)["reconstruction_loss"].numpy()
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     assert losses.shape == (4,) and np.ptp(losses) > 0
 
 
-def test_reconstruction_losses_of_a_held_out_cell_join_its_identity_and_action():
+def test_validation_losses_of_a_held_out_cell_join_its_identity_and_action():
     """Its own number among the held-out videos says nothing: the codes are those of other cells."""
     model = navsynth(**CELLS)
     held_out = collection().subset([4])
@@ -374,9 +374,9 @@ def test_reconstruction_losses_of_a_held_out_cell_join_its_identity_and_action()
     frames = model.decode(model.exchange(np.array([2], np.int32), np.array([0], np.int32)))
     real = tf.cast(videos["video"], tf.float32) / 127.5 - 1.0
     expected = model._frame_losses(frames, real).numpy().mean()
-    assert float(model.reconstruction_losses(videos)[0]) == pytest.approx(expected, rel=1e-6)
+    assert float(model.validation_losses(videos)["reconstruction_loss"][0]) == pytest.approx(expected, rel=1e-6)
     without_labels = {name: videos[name] for name in ("video", "video_id", "step")}
-    assert float(model.reconstruction_losses(without_labels)[0]) != pytest.approx(expected, rel=1e-6)
+    assert float(model.validation_losses(without_labels)["reconstruction_loss"][0]) != pytest.approx(expected, rel=1e-6)
 
 
 def test_tables_are_the_only_latent_layers():

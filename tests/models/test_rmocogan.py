@@ -40,7 +40,7 @@ def test_content_varies_with_content_and_motion_only():
     change = np.abs(model.frame_codes({**latents, "motion": motion}).numpy()[..., :5] - codes[..., :5]).max(-1)
     assert (change[:, 2] > 1e-3).all() and change[:, [0, 1, 3]].max() == 0
     # the category does not enter
-    other = model.frame_codes({**latents, "category": 1 - latents["category"]}).numpy()
+    other = model.frame_codes({**latents, "label": 1 - latents["label"]}).numpy()
     np.testing.assert_array_equal(other[..., :5], codes[..., :5])
 
 

@@ -312,14 +312,15 @@ def test_low_precision_keeps_codes_and_losses_exact():
 
 
 # ---------------------------------------------------------------- categories
-def test_a_category_changes_codes_and_videos():
+def test_a_label_changes_codes_and_videos():
     model = tgan(num_categories=3)
-    first, second = (model.sample_latents(2, seed=1, category=[c, c]) for c in (0, 2))
+    first, second = (model.sample_latents(2, seed=1, labels=[c, c]) for c in (0, 2))
     np.testing.assert_array_equal(first["slow"], second["slow"])
     assert np.abs(first["fast"] - second["fast"]).max() > 1e-3
-    relabelled = {**first, "category": second["category"]}  # same codes, another label for the image generator
-    assert np.abs(model.decode(relabelled) - model.decode(first)).max() > 1e-3
-    drawn = model.sample_latents(200, seed=3)["category"].numpy()
+    halfway = {**first, "label": second["label"]}  # same codes, another label for the image generator
+    assert np.abs(model.decode(halfway) - model.decode(first)).max() > 1e-3
+    np.testing.assert_array_equal(model.relabel(first, 2)["fast"], second["fast"])
+    drawn = model.sample_latents(200, seed=3)["label"].numpy()
     assert set(drawn) == {0, 1, 2} and drawn.dtype == np.int32
 
 
@@ -409,7 +410,7 @@ def test_other_bad_input_is_refused():
     assert model.generate(1, num_frames=NUM_FRAMES).shape[1] == NUM_FRAMES
     with pytest.raises(ValueError, match=r"4 frames it was built for. Received num_frames=8"):
         model.generate(1, num_frames=8)
-    with pytest.raises(ValueError, match="has no categories"):
-        model.sample_latents(1, category=[0])
-    with pytest.raises(ValueError, match=r"`category` must lie in 0..1. Received \[2\]"):
-        tgan(num_categories=2).sample_latents(1, category=[2])
+    with pytest.raises(ValueError, match="TGAN is unconditional"):
+        model.sample_latents(1, labels=[0])
+    with pytest.raises(ValueError, match=r"`labels` must lie in 0..1. Received \[2\]"):
+        tgan(num_categories=2).sample_latents(1, labels=[2])

@@ -221,20 +221,21 @@ class MoCoGAN(VideoGenerator):
     @property
     def latent_spec(self):
         spec = {
-            "content": LatentSpec((self.content_dim,), "float32", "N(0, 1)"),
-            "motion": LatentSpec((None, self.motion_dim), "float32", "a GRU over noise"),
+            "content": LatentSpec((self.content_dim,), "float32", "N(0, 1)", "content"),
+            "motion": LatentSpec((None, self.motion_dim), "float32", "a GRU over noise", "motion"),
         }
         if self.num_categories:
-            spec["category"] = LatentSpec((), "int32", "uniform", self.num_categories)
+            spec["label"] = LatentSpec((), "int32", "uniform", "label", self.num_categories)
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
-        """Draws latents of new videos of any length; the same seed gives the same latents.
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
+        """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
 
         The motion of a longer video begins as that of a shorter one.
         """
-        num_frames = self.num_frames if num_frames is None else num_frames
-        content, initial, noise, category = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
+        if num_frames is None or isinstance(num_frames, int):
+            num_frames = self.latent_length(num_frames)
+        content, initial, noise, label = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
         # time first, so that more frames add draws at the end
         noise = tf.random.stateless_normal((num_frames, num_videos, self.motion_dim), noise)
         latents = {
@@ -243,13 +244,15 @@ class MoCoGAN(VideoGenerator):
                 tf.random.stateless_normal((num_videos, self.motion_dim), initial), tf.transpose(noise, (1, 0, 2))
             ),
         }
-        if self.num_categories:
-            latents["category"] = tf.random.stateless_uniform((num_videos,), category, 0, self.num_categories, tf.int32)
+        if labels is not None:
+            latents["label"] = self._checked_labels(labels, num_videos)
+        elif self.num_categories:
+            latents["label"] = tf.random.stateless_uniform((num_videos,), label, 0, self.num_categories, tf.int32)
         return latents
 
     def _training_latents(self, num_videos, key):
         """As `sample_latents`, for this replica's part of the global batch."""
-        content, initial, noise, category = split_key(key, 4)
+        content, initial, noise, label = split_key(key, 4)
         latents = {
             "content": replica_normal(content, (num_videos, self.content_dim)),
             "motion": self.motion_gru(
@@ -258,18 +261,18 @@ class MoCoGAN(VideoGenerator):
             ),
         }
         if self.num_categories:
-            latents["category"] = replica_integers(category, (num_videos,), self.num_categories)
+            latents["label"] = replica_integers(label, (num_videos,), self.num_categories)
         return latents
 
     # ------------------------------------------------------------ forward
     def frame_codes(self, latents):
-        """[z_C; category; z_M^(t)] of every frame: (B, T, code_dim)."""
+        """[z_C; label; z_M^(t)] of every frame: (B, T, code_dim)."""
         motion = latents["motion"]
         num_frames = ops.shape(motion)[1]
         parts = [ops.repeat(latents["content"][:, None], num_frames, axis=1)]
         if self.num_categories:
-            category = ops.one_hot(latents["category"], self.num_categories, dtype="float32")
-            parts.append(ops.repeat(category[:, None], num_frames, axis=1))
+            label = ops.one_hot(latents["label"], self.num_categories, dtype="float32")
+            parts.append(ops.repeat(label[:, None], num_frames, axis=1))
         return ops.concatenate([*parts, motion], axis=-1)
 
     def decode(self, latents, training=False):
@@ -285,7 +288,7 @@ class MoCoGAN(VideoGenerator):
         real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
         real_category = self._real_category(batch)
         num_videos = num_rows(real)
-        keys = iter(split_key(step_key(self.seed, batch["step"][0]), 12))
+        keys = iter(split_key(step_key(self.seed, self.step_of(batch)), 12))
         guard = StepGuard(self)
 
         generated = self._training_latents(num_videos, next(keys))
@@ -375,7 +378,7 @@ class MoCoGAN(VideoGenerator):
             }
             total = logs["image_generator_loss"] + logs["video_generator_loss"]
             if self.num_categories:
-                logs["generated_category_loss"] = category_loss(category_logits, latents["category"])
+                logs["generated_category_loss"] = category_loss(category_logits, latents["label"])
                 total += self.category_weight * logs["generated_category_loss"]
             logs["generator_loss"] = total
             if self.l2_weight:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfvidgen._tensorflow import tf
@@ -37,7 +38,7 @@ from tfvidgen.layers.replicas import num_replicas, step_key
 from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
-from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
 from tfvidgen.optimizers import Adam, StepGuard
 
 STATIC_BY = ("video", "identity", "shared")  # whose static code a video has
@@ -438,13 +439,22 @@ class NAVSynth(VideoGenerator):
     @property
     def latent_spec(self):
         learned = "a random row of the learned table"
-        spec = {"transient": LatentSpec(self.transient.row_shape, "float32", learned)}
+        spec = {"transient": LatentSpec(self.transient.row_shape, "float32", learned, "motion")}
         if self.use_static:
-            spec = {"static": LatentSpec(self.static.row_shape, "float32", learned), **spec}
+            spec = {"static": LatentSpec(self.static.row_shape, "float32", learned, "content"), **spec}
         if self.conditional:
             num_labels = max(self.label_of_video) + 1
-            spec["label"] = LatentSpec((), "int32", "the label of the sampled transient code", num_labels)
+            spec["label"] = LatentSpec((), "int32", "the label of the sampled transient code", "label", num_labels)
         return spec
+
+    def latent_length(self, num_frames=None):
+        """As many transient codes as frames, at most the trained length."""
+        if num_frames is not None and not 1 <= num_frames <= self.num_frames:
+            raise ValueError(
+                f"Learned transient codes have {self.num_frames} frames. Received num_frames={num_frames}: ask for 1 to "
+                f"{self.num_frames}, or interpolate between frames."
+            )
+        return num_frames or self.num_frames
 
     def lookup(self, video_id):
         """The codes of training videos, int (B,)."""
@@ -455,10 +465,19 @@ class NAVSynth(VideoGenerator):
             latents["label"] = ops.take(ops.array(self.label_of_video, "int32"), video_id, axis=0)
         return latents
 
+    @property
+    def exchange_spec(self):
+        """Whose codes the rows of both tables are; names where they are an identity's or an action's."""
+        names = {"identity": self.identity_names, "action": self.action_names}
+        return {
+            "identity": Choice(self.static_by, self.static.num_rows, names.get(self.static_by, ())),
+            "action": Choice(self.transient_by, self.transient.num_rows, names.get(self.transient_by, ())),
+        }
+
     def exchange(self, identity, action):
         """The codes of videos that join the static code of `identity` with the transient codes of `action`, int (B,) each.
 
-        Identities and actions number the rows of the tables: with `static_by="video"` an identity is a video id.
+        They number the rows of the tables, see `exchange_spec`: with `static_by="video"` an identity is a video id.
         """
         latents = {"transient": self.transient(action)}
         if self.use_static:
@@ -467,13 +486,15 @@ class NAVSynth(VideoGenerator):
             latents["label"] = ops.take(ops.array(self._label_of_transient, "int32"), action, axis=0)
         return latents
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, prior="learned"):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False, prior="learned"):
         """Draws latents of new videos; the same seed gives the same latents.
 
         Args:
             num_videos: Int, or a scalar tensor.
             num_frames: At most the trained length; None for that length. With `prior="gaussian"` any length.
             seed: Int, or a scalar tensor.
+            labels: Of a conditional generator: an int, or int (num_videos,). Transient codes are then drawn among those of
+                videos with that label. None draws transient codes among all.
             prior: `learned` joins a random static row with a random transient row (Sec. 1: "randomly choose a static
                 vector from the dictionary"); `gaussian` draws codes from the distribution they started from, the
                 ablation -Z of Table 4.
@@ -486,7 +507,11 @@ class NAVSynth(VideoGenerator):
         def rows(table, seed):
             return tf.random.stateless_uniform((num_videos,), seed, 0, table.num_rows, tf.int32)
 
-        action = rows(self.transient, seeds[1])
+        if labels is None:
+            action = rows(self.transient, seeds[1])
+        else:
+            labels = self._checked_labels(labels, num_videos)
+            action = self._rows_with_label(labels, seeds[1])
         latents = self.exchange(rows(self.static, seeds[0]), action)
         if prior == "gaussian":
             shape = (num_videos, length, self.transient.row_shape[-1])
@@ -494,14 +519,26 @@ class NAVSynth(VideoGenerator):
             if self.use_static:
                 shape = (num_videos, *self.static.row_shape)
                 latents["static"] = tf.random.stateless_normal(shape, seeds[0], stddev=self.static.initial_stddev)
-        elif isinstance(length, int) and not 1 <= length <= self.num_frames:
-            raise ValueError(
-                f"Learned transient codes have {self.num_frames} frames. Received num_frames={length}: ask for 1 to "
-                f"{self.num_frames}, or interpolate between frames."
-            )
         else:
+            if isinstance(length, int):
+                self.latent_length(length)
             latents["transient"] = latents["transient"][:, :length]
         return latents
+
+    def _rows_with_label(self, labels, seed):
+        """A random row of the transient table for each label, int32 (B,), among the rows of videos with that label."""
+        of_label = np.asarray(self._label_of_transient)
+        rows = np.argsort(of_label, kind="stable").astype(np.int32)  # those of label 0 first
+        counts = np.bincount(of_label, minlength=self.num_labels)
+        if not counts.all():
+            raise ValueError(
+                f"No trained video has label {int(np.argmin(counts))}, so there is no code to draw for it."
+            )
+        first = np.cumsum(counts) - counts
+        draws = tf.random.stateless_uniform(tf.shape(labels), seed)
+        count = tf.gather(tf.constant(counts, tf.int32), labels)
+        nth = tf.minimum(tf.cast(draws * tf.cast(count, tf.float32), tf.int32), count - 1)
+        return tf.gather(tf.constant(rows), tf.gather(tf.constant(first, tf.int32), labels) + nth)
 
     # ------------------------------------------------------------ forward
     def motion_codes(self, latents):
@@ -556,6 +593,11 @@ class NAVSynth(VideoGenerator):
         return self.decode_motion(latents, self.rnn(path)[:, first + 1 :])
 
     # ------------------------------------------------------------ training
+    @property
+    def num_decoded_frames(self):
+        """`decoded_frames`, as given to `compile`."""
+        return self.decoded_frames
+
     def _frame_losses(self, generated, real):
         """(B, T): the loss l of every frame."""
         if self.frame_loss_kind == "perceptual":
@@ -565,8 +607,8 @@ class NAVSynth(VideoGenerator):
             return per_frame_loss("laplacian", generated, real) + self.l2_weight * square
         return per_frame_loss(self.frame_loss_kind, generated, real)
 
-    def reconstruction_losses(self, batch):
-        """The mean over frames of the trained loss l for every video of a batch, (B,). Changes nothing.
+    def validation_losses(self, batch):
+        """`reconstruction_loss`: the mean over frames of the trained loss l for every video of a batch, (B,).
 
         Codes are those of the training set: by `video_id`, or, where static codes belong to identities and transient ones
         to actions, by the batch's `identity` and `action`. So cells that were held out of training can be measured too.
@@ -577,7 +619,7 @@ class NAVSynth(VideoGenerator):
             latents = self.exchange(batch["identity"], batch["action"])
         else:
             latents = self.lookup(batch["video_id"])
-        return ops.mean(self._frame_losses(self.decode(latents), real), axis=1)
+        return {"reconstruction_loss": ops.mean(self._frame_losses(self.decode(latents), real), axis=1)}
 
     def _objective(self, latents, real, frame, with_triplet, positions=None):
         """Eq. 6 and its terms, over the frames `real` (B, K, H, W, 3).
@@ -606,7 +648,7 @@ class NAVSynth(VideoGenerator):
         return total, losses
 
     def train_step(self, batch):
-        real, step = batch["video"], batch["step"][0]
+        real, step = batch["video"], self.step_of(batch)
         num_local = num_rows(real)
         key, num_decoded, positions = step_key(self.seed, step), self.decoded_frames, None
         frame = replica_integers(key, (num_local,), num_decoded)

@@ -226,17 +226,21 @@ class RJGAN(VideoGenerator):
     # ------------------------------------------------------------ latents
     @property
     def latent_spec(self):
-        spec = {"summary": LatentSpec((self.summary_dim,), "float32", f"N(0, {self.summary_stddev:g}^2)")}
+        spec = {"summary": LatentSpec((self.summary_dim,), "float32", f"N(0, {self.summary_stddev:g}^2)", "content")}
         if not self.images_only:
-            spec["residual"] = LatentSpec((None, self.summary_dim), "float32", "a GRU over noise and the summary")
+            prior = "a GRU over noise and the summary"
+            spec["residual"] = LatentSpec((None, self.summary_dim), "float32", prior, "motion")
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
-        """Draws latents of new videos of any length; the same seed gives the same latents.
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
+        """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
 
         A longer video begins as a shorter one.
         """
-        num_frames = self.num_frames if num_frames is None else num_frames
+        if labels is not None:
+            self._checked_labels(labels, num_videos)
+        if num_frames is None or isinstance(num_frames, int):
+            num_frames = self.latent_length(num_frames)
         summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
         latents = {
             "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)
@@ -245,10 +249,6 @@ class RJGAN(VideoGenerator):
             # time first, so that more frames add draws at the end
             noise = tf.random.stateless_normal((num_frames, num_videos, self.noise_dim), noise)
             latents["residual"] = self.residual_gru(latents["summary"], tf.transpose(noise, (1, 0, 2)))
-        elif isinstance(num_frames, int) and num_frames != 1:
-            raise ValueError(
-                f"An image-only RJGAN makes single frames. Received num_frames={num_frames}: train one on clips."
-            )
         return latents
 
     def _training_latents(self, num_videos, key):
@@ -295,7 +295,7 @@ class RJGAN(VideoGenerator):
 
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
-        num_videos, step = num_rows(real), batch["step"][0]
+        num_videos, step = num_rows(real), self.step_of(batch)
         keys = iter(split_key(step_key(self.seed, step), 12))
         # the third term's share in this step
         share = 1.0

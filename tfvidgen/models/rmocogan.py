@@ -69,7 +69,7 @@ class RMoCoGAN(MoCoGAN):
         return [*super()._generator_networks(), self.residual]
 
     def frame_codes(self, latents):
-        """[z_C + delta_C^(t); category; z_M^(t)] of every frame: (B, T, code_dim)."""
+        """[z_C + delta_C^(t); label; z_M^(t)] of every frame: (B, T, code_dim)."""
         codes = super().frame_codes(latents)
         delta = self.residual(latents["content"], latents["motion"])
         return ops.concatenate([codes[..., : self.content_dim] + delta, codes[..., self.content_dim :]], axis=-1)

@@ -481,57 +481,41 @@ class TGAN(VideoGenerator):
     @property
     def latent_spec(self):
         spec = {
-            "slow": LatentSpec((self.slow_dim,), "float32", "uniform in [-1, 1]"),
+            "slow": LatentSpec((self.slow_dim,), "float32", "uniform in [-1, 1]", "content"),
             "fast": LatentSpec(
-                (self.num_frames, self.fast_dim), "float32", "the temporal generator's, of the slow code"
+                (self.num_frames, self.fast_dim), "float32", "the temporal generator's, of the slow code", "motion"
             ),
         }
         if self.num_categories:
-            spec["category"] = LatentSpec((), "int32", "uniform", self.num_categories)
+            spec["label"] = LatentSpec((), "int32", "uniform", "label", self.num_categories)
         return spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0, category=None):
-        """Draws latents of new videos; the same seed gives the same latents.
-
-        Args:
-            num_videos: Int, or a scalar tensor.
-            num_frames: The trained length, or None.
-            seed: Int, or a scalar tensor.
-            category: int (num_videos,) of the conditional variant; None draws them.
-
-        Raises:
-            ValueError: For another length, or a category that does not exist.
-        """
-        if num_frames is not None and num_frames != self.num_frames:
-            raise ValueError(
-                f"TGAN makes videos of the {self.num_frames} frames it was built for. Received num_frames={num_frames}: "
-                "leave it out, or train with another num_frames."
-            )
-        slow_key, category_key = split_key(step_key(0, seed), 2)
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
+        """Draws latents of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
+        self.latent_length(num_frames)
+        slow_key, label_key = split_key(step_key(0, seed), 2)
         latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}
-        if self.num_categories:
-            if category is None:
-                category = tf.random.stateless_uniform((num_videos,), category_key, 0, self.num_categories, tf.int32)
-            latents["category"] = self._checked(tf.cast(category, tf.int32))
-        elif category is not None:
-            raise ValueError("This TGAN has no categories: leave `category` out, or build it with num_categories.")
-        latents["fast"] = self.fast_codes(latents)
+        if labels is not None:
+            latents["label"] = self._checked_labels(labels, num_videos)
+        elif self.num_categories:
+            latents["label"] = tf.random.stateless_uniform((num_videos,), label_key, 0, self.num_categories, tf.int32)
+        latents["fast"] = self.fast_codes(latents, training)
         return latents
 
-    def _checked(self, category):
-        if tf.executing_eagerly() and not bool(tf.reduce_all((category >= 0) & (category < self.num_categories))):
-            raise ValueError(f"`category` must lie in 0..{self.num_categories - 1}. Received {category.numpy()}.")
-        return category
+    def relabel(self, latents, labels):
+        """The same slow codes under other labels; the fast codes are made of both, so they are made anew."""
+        latents = super().relabel(latents, labels)
+        return {**latents, "fast": self.fast_codes(latents)}
 
     # ------------------------------------------------------------ forward
     def _slow(self, latents):
-        """The slow code, followed by the one-hot category of the conditional variant."""
+        """The slow code, followed by the one-hot label of the conditional variant."""
         if not self.num_categories:
             return latents["slow"]
-        return ops.concatenate([latents["slow"], ops.one_hot(latents["category"], self.num_categories)], axis=-1)
+        return ops.concatenate([latents["slow"], ops.one_hot(latents["label"], self.num_categories)], axis=-1)
 
     def fast_codes(self, latents, training: bool = False):
-        """z_1 = G_0(z_0): the fast codes (B, num_frames, fast_dim) of latents with `slow` and `category`."""
+        """z_1 = G_0(z_0): the fast codes (B, num_frames, fast_dim) of latents with `slow` and `label`."""
         return self.temporal_generator(self._slow(latents), training=training)
 
     def decode(self, latents, training=False):
@@ -540,12 +524,12 @@ class TGAN(VideoGenerator):
     # ------------------------------------------------------------ training
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)
-        num_local, step = tf.shape(real)[0], batch["step"][0]
+        num_local, step = tf.shape(real)[0], self.step_of(batch)
         slow_key, *keys = split_key(step_key(self.seed, step), 5)
         latents = {"slow": replica_uniform(slow_key, (num_local, self.slow_dim), -1.0, 1.0)}
         category = self._category_of(batch)
         if self.num_categories:
-            latents["category"] = category
+            latents["label"] = category
         generator_weights = [v.value for v in self._generator_variables]
         discriminator_weights = [v.value for v in self.discriminator.trainable_variables]
         guard = StepGuard(self)

@@ -426,29 +426,18 @@ class VGAN(VideoGenerator):
     # ------------------------------------------------------------ latents
     @property
     def latent_spec(self):
-        return {"content": LatentSpec((self.latent_dim,), "float32", "N(0, 1)")}
+        return {"content": LatentSpec((self.latent_dim,), "float32", "N(0, 1)", "content")}
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
-        """Draws codes of new videos; the same seed gives the same codes.
-
-        Args:
-            num_videos: Int, or a scalar tensor.
-            num_frames: The trained length, or None.
-            seed: Int, or a scalar tensor.
-
-        Raises:
-            ValueError: For another length, which these networks cannot make.
-        """
-        self._check_length(num_frames)
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
+        """Draws codes of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
+        self._check_arguments(num_videos, num_frames, labels)
         key = step_key(0, seed)
         return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}
 
-    def _check_length(self, num_frames):
-        if num_frames is not None and num_frames != self.num_frames:
-            raise ValueError(
-                f"{type(self).__name__} makes videos of the {self.num_frames} frames it was built for. Received "
-                f"num_frames={num_frames}: leave it out, or train with another num_frames."
-            )
+    def _check_arguments(self, num_videos, num_frames, labels):
+        self.latent_length(num_frames)
+        if labels is not None:
+            self._checked_labels(labels, num_videos)
 
     # ------------------------------------------------------------ forward
     def streams(self, latents: dict[str, Any], training: bool = False) -> dict[str, Any]:
@@ -461,7 +450,7 @@ class VGAN(VideoGenerator):
     # ------------------------------------------------------------ training
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)
-        step = batch["step"][0]
+        step = self.step_of(batch)
         latent_key, *augmentation_keys = split_key(step_key(self.seed, step), 4)
         latents = self._latents_of_step(real, latent_key)
         generator_weights = [v.value for v in self.generator.trainable_variables]
@@ -565,15 +554,17 @@ class ConditionalVGAN(VGAN):
 
     @property
     def latent_spec(self):
-        return {"first_frame": LatentSpec((self.size, self.size, 3), "float32", "a first frame seen in training")}
+        return {
+            "first_frame": LatentSpec((self.size, self.size, 3), "float32", "a first frame seen in training", "content")
+        }
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Draws first frames out of those that are remembered. Arguments and errors as for `VGAN`."""
-        self._check_length(num_frames)
+        self._check_arguments(num_videos, num_frames, labels)
         rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
         return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
 
-    def encode(self, video):
+    def encode(self, video, seed=None, training=False):
         """The first frame of videos (B, T, size, size, 3) in [-1, 1]."""
         return {"first_frame": video[:, 0]}
 
