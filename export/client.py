@@ -354,6 +354,7 @@ class Generate(_Videos):
 
     seeds: str = option("0", "Whole numbers, one per video, e.g. 0,1,2.")
     num_frames: int = option(0, "Frames of a video, where the model's length is free; 0 for its own.", minimum=0)
+    labels: str = option("", "Of a conditional model: one label for all, or one per seed; empty to draw them.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +417,16 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
     if isinstance(config, Generate):
         seeds = _numbers(config.seeds, "seeds")
         labels = [f"seed {seed}" for seed in seeds]
+        if config.labels:
+            given = _numbers(config.labels, "labels")
+            if config.num_frames or len(given) not in (1, len(seeds)):
+                raise cli.UsageError(
+                    "--labels takes one label for all --seeds or one for each, and videos of the trained length. Received "
+                    f"{len(given)} labels for {len(seeds)} seeds, --num_frames={config.num_frames}."
+                )
+            given = given * len(seeds) if len(given) == 1 else given
+            labels = [f"seed {seed} label {label}" for seed, label in zip(seeds, given, strict=True)]
+            return "conditional", {"seed": seeds, "label": given}, labels
         if config.num_frames:
             return "generate", {"seed": seeds, "num_frames": config.num_frames}, labels
         return "serving_default", {"seed": seeds}, labels

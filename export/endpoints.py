@@ -64,6 +64,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
 
     * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server, but for
       one level of 255 where sums round otherwise.
+    * `conditional(seed int64 (B,), label int32 (B,))` where the system is conditional: a new video per seed and label.
     * `generate(seed int64 (B,), num_frames int32 ())` where `latent_spec` has a free length.
     * `decode(<latent names>)`: without random operations.
     * `interpolate(a int64 (), b int64 (), num_steps int32 ())`: videos on the line between the latents of two seeds.
@@ -77,8 +78,6 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         max_num_steps: Most videos of an interpolation.
     """
     import tensorflow as tf
-
-    from tfvidgen.models.base import VideoGenerator
 
     spec = model.latent_spec
     free_length = any(None in entry.shape for entry in spec.values())
@@ -96,7 +95,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         inside = tf.reduce_all((values >= low) & (values <= high))
         return checked(values, [(inside, f"{name} must lie in {low}..{high}")])
 
-    label_bounds = {name: (0, num_labels(model, name) - 1) for name in spec if not spec[name].dtype.startswith("float")}
+    label_bounds = {name: (0, entry.num_values - 1) for name, entry in spec.items() if entry.role == "label"}
 
     def checked_latent(name: str, value: tf.Tensor) -> tf.Tensor:
         value = checked(value, [(tf.shape(value)[0] >= 1, f"{name} needs at least one row")])
@@ -135,15 +134,20 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         pixels = tf.round((tf.clip_by_value(tf.cast(video, tf.float32), -1.0, 1.0) + 1.0) * 127.5)
         return tf.ensure_shape(tf.cast(pixels, tf.uint8), (None, num_frames, height, width, channels))
 
-    def sample(seeds: tf.Tensor, frames: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def sample(
+        seeds: tf.Tensor, frames: tf.Tensor | None = None, labels: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         """Latents drawn seed by seed, so that a video does not depend on its neighbours."""
         seeds = checked(seeds, [(tf.size(seeds) >= 1, "seed needs at least one row")])
 
-        def one(seed):
-            return {name: value[0] for name, value in model.sample_latents(1, frames, seed=seed).items()}
+        def one(row):
+            seed, *label = row
+            given = {"labels": label[0]} if label else {}
+            return {name: value[0] for name, value in model.sample_latents(1, frames, seed=seed, **given).items()}
 
         signature = {name: tf.TensorSpec(entry.shape, entry.dtype) for name, entry in spec.items()}
-        return tf.map_fn(one, seeds, fn_output_signature=signature)
+        rows = (seeds,) if labels is None else (seeds, labels)
+        return tf.map_fn(one, rows, fn_output_signature=signature)
 
     def jpegs(video: tf.Tensor) -> tf.Tensor:
         def encode(frame):
@@ -172,11 +176,25 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     add("serving_default", sample, [seed_row])
     add("decode", lambda *values: dict(zip(spec, values, strict=True)), list(latent_signature.values()), **label_bounds)
 
+    if model.num_labels:
+        known_labels = (0, model.num_labels - 1)
+
+        def conditional(seed, label):
+            pairs = same_rows({"seed": seed, "label": label})
+            return sample(pairs["seed"], labels=in_range("label", pairs["label"], *known_labels))
+
+        add("conditional", conditional, [seed_row, tf.TensorSpec((None,), tf.int32, "label")], label=known_labels)
+
     if free_length:
-        lengths = (1, max_num_frames)
+        possible = model.lengths(max_num_frames)
+        lengths = (possible[0], possible[-1])
 
         def generate(seed, frames):
-            return sample(seed, in_range("num_frames", frames, *lengths))
+            frames = in_range("num_frames", frames, *lengths)
+            if len(possible) < lengths[1] - lengths[0] + 1:
+                text = f"num_frames must be one of {', '.join(map(str, possible))}"
+                frames = checked(frames, [(tf.reduce_any(frames == tf.constant(possible)), text)])
+            return sample(seed, frames)
 
         add("generate", generate, [seed_row, tf.TensorSpec(scalar, tf.int32, "num_frames")], num_frames=lengths)
 
@@ -197,13 +215,13 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     signature = [*seeds, tf.TensorSpec(scalar, tf.int32, "num_steps")]
     add("interpolate", interpolate, signature, num_steps=(2, max_num_steps))
 
-    if type(model).lookup is not VideoGenerator.lookup:
+    if model.has_lookup:
         known = (0, num_videos(model) - 1)
         ids = tf.TensorSpec((None,), tf.int32, "video_id")
         add("lookup", lambda video_id: model.lookup(in_range("video_id", video_id, *known)), [ids], video_id=known)
 
-    if hasattr(model, "exchange"):
-        identities, actions = ((0, count - 1) for count in exchange_counts(model))
+    if model.exchange_spec:
+        identities, actions = ((0, model.exchange_spec[name].num_values - 1) for name in ("identity", "action"))
 
         def exchange(identity, action):
             pairs = same_rows({"identity": identity, "action": action})
@@ -214,7 +232,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         signature = [tf.TensorSpec((None,), tf.int32, name) for name in ("identity", "action")]
         add("exchange", exchange, signature, identity=identities, action=actions)
 
-    if type(model).encode is not VideoGenerator.encode:
+    if model.has_encoder:
 
         def encode(video):
             conditions = [(tf.shape(video)[0] >= 1, "video needs at least one row")]
@@ -231,21 +249,6 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     return Endpoints(functions, ranges, (length, height, width, channels), free_length, max_num_frames, max_num_steps)
 
 
-def num_labels(model: VideoGenerator, name: str) -> int:
-    """How many values an int32 latent has.
-
-    Raises:
-        ValueError: If its `LatentSpec` does not say so. Without a bound, one-hot codes and lookups on a GPU would turn a
-            label that does not exist into zeros, and so into a wrong video.
-    """
-    count = model.latent_spec[name].num_values
-    if count is None:
-        raise ValueError(
-            f"{type(model).__name__} does not say how many values its latent {name!r} has: give its `LatentSpec` `num_values`."
-        )
-    return count
-
-
 def num_videos(model: VideoGenerator) -> int:
     """How many videos a system with `lookup` has codes of: the constructor argument of that name."""
     config = model.get_config()
@@ -254,8 +257,3 @@ def num_videos(model: VideoGenerator) -> int:
             f"{type(model).__name__} has `lookup`, so its constructor must take `num_videos`, which bounds the ids."
         )
     return int(config["num_videos"])
-
-
-def exchange_counts(model: VideoGenerator) -> tuple[int, int]:
-    """How many identities and actions a system with `exchange` has codes of."""
-    return model.static.num_rows, model.transient.num_rows

@@ -26,13 +26,6 @@ REPORT = "init_from.json"
 VIDEOS = "videos.json"  # names of the videos that a run has codes of, in the order of the rows
 _SHOWN = 3  # names in the lines for the terminal
 _SHARED = ("all",)  # the name of the one row of a table that all videos share
-# Variables with a row for each video, identity or action -> whose rows they are: `action`, or what that attribute says.
-_ROWS = {
-    "static.rows": "static_by",
-    "transient.rows": "transient_by",
-    "generator.label_embedding.embeddings": "action",
-    "discriminator.of_category.kernel": "action",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +131,7 @@ def begin(
         else:
             taken.append(name)
     if same_system:
-        _check_sizes(ours, theirs, resized, source_dir)
+        _check_sizes(_kinds(model), ours, theirs, resized, source_dir)
     left_out |= resized
     if not pairs and not any(ours[name].trainable for name in taken):
         raise ValueError(
@@ -205,12 +198,16 @@ def _check_form(source: VideoGenerator, model: VideoGenerator, source_dir: pathl
 
 
 def _check_sizes(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], resized: Mapping[str, str], source_dir: pathlib.Path
+    rows: Mapping[str, str],
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    resized: Mapping[str, str],
+    source_dir: pathlib.Path,
 ) -> None:
     """Raises ValueError if codes, or most of a network's weights, have another size: a mistake, and not just a new head."""
     networks: dict[str, list[str]] = {}
     for name, variable in ours.items():
-        if name in theirs and (variable.trainable or name in _ROWS):
+        if name in theirs and (variable.trainable or name in rows):
             networks.setdefault(name.partition(".")[0], []).append(name)
     different = []
     for names in networks.values():
@@ -227,10 +224,7 @@ def _check_sizes(
 def _kinds(model: VideoGenerator) -> dict[str, str]:
     """Name of a variable with rows of its own -> whose they are: video, identity, action, or shared by all."""
     present = _variables(model)
-    owners = {
-        name: "action" if by == "action" else getattr(model, by, "") for name, by in _ROWS.items() if name in present
-    }
-    return {name: owner for name, owner in owners.items() if owner}  # a system from outside may have such a name, too
+    return {name: owner for name, owner in model.row_owners.items() if name in present}
 
 
 def _names_here(model: VideoGenerator, run_data: RunData) -> dict[str, Sequence[str]]:

@@ -152,17 +152,16 @@ def evaluate_run(
     tables = [("new videos", results["new_videos"])]
     if config.clip_start != "random":
         compared = run_data.originals
-        if not (samples.has_lookup(model) or _can_exchange(model, config)):  # then the set may be large
+        if not (model.has_lookup or _can_exchange(model)):  # then the set may be large
             compared = compared.subset(np.arange(min(len(compared), MAX_REAL_VIDEOS)))
         truth = runs.clips(compared, config)
         results["real_videos"] = {"num_videos": len(truth), "fcs": float(frame_consistency_score(truth).mean())}
         tables.append(("real videos", results["real_videos"]))
-        if samples.has_lookup(model):
-            video_ids = np.arange(len(truth), dtype=np.int32)
-            made = samples.decode(model, model.lookup(video_ids))
+        if model.reconstructs:
+            made = samples.reconstruct(model, truth, np.arange(len(truth), dtype=np.int32))
             results["trained_videos"] = _scores(truth, made)
             tables.append(("trained videos", results["trained_videos"]))
-        if _can_exchange(model, config):
+        if _can_exchange(model):
             _evaluate_exchange(model, config, run_data, truth, results, tables, run_dir)
     results = {
         "step": step,
@@ -217,9 +216,12 @@ def _scores(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
     }
 
 
-def _can_exchange(model: VideoGenerator, config: Any) -> bool:
-    codes = tuple(getattr(config, field, None) for field in ("static_by", "transient_by"))
-    return hasattr(model, "exchange") and codes == ("identity", "action")
+def _can_exchange(model: VideoGenerator) -> bool:
+    """Whether an exchange joins identities and actions of the data, so that a cell of both is a video of the model."""
+    return {name: choice.of for name, choice in model.exchange_spec.items()} == {
+        "identity": "identity",
+        "action": "action",
+    }
 
 
 def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, run_dir) -> None:

@@ -20,26 +20,26 @@ NUM_SHEET_CLIPS = 8
 
 
 class SampleSheet:
-    """Draws `samples/step_*.png`: trained clips, beside their reconstructions where codes are learned, and new clips."""
+    """Draws `samples/step_*.png`: trained clips, beside their reconstructions where the system makes any, and new clips."""
 
     def __init__(self, model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path):
         self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
         self._video_ids = np.linspace(0, run_data.num_originals - 1, NUM_SHEET_CLIPS // 2).round().astype(np.int32)
         shown = run_data.trained.subset(self._video_ids) if run_data.num_originals >= NUM_SHEET_CLIPS // 2 else None
         self._names = None if shown is None else shown.names
-        self._learns_codes = has_lookup(model)
-        if config.clip_start == "random":  # no code belongs to one clip; the first one shows what the data looks like
-            config, self._learns_codes = dataclasses.replace(config, clip_start="first"), False
+        self._reconstructs = can_reconstruct(model, config)
+        if config.clip_start == "random":  # the first one shows what the data looks like
+            config = dataclasses.replace(config, clip_start="first")
         self._real = None if shown is None else runs.clips(shown, config)
 
     def __call__(self, step: int, logs: dict[str, float]) -> None:
         folder = self._run_dir / "samples"
         folder.mkdir(exist_ok=True)
         rows, labels, groups = [], [], []
-        if self._real is not None and not self._learns_codes:
+        if self._real is not None and not self._reconstructs:
             rows, labels, groups = list(self._real), list(self._names), [len(self._real)]
         elif self._real is not None:
-            reconstructed = decode(self._model, self._model.lookup(self._video_ids))
+            reconstructed = reconstruct(self._model, self._real, self._video_ids)
             for name, real, made in zip(self._names, self._real, reconstructed, strict=True):
                 rows += [real, made]
                 labels += [name, "reconstruction"]
@@ -52,11 +52,18 @@ class SampleSheet:
         write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
 
 
-def has_lookup(model: VideoGenerator) -> bool:
-    """Whether a system learns a code per training video."""
-    from tfvidgen.models.base import VideoGenerator
+def can_reconstruct(model: VideoGenerator, config: Any) -> bool:
+    """Whether a system makes its own version of a run's fixed clips: a code learned for a video is that of no random cut."""
+    return model.has_encoder or (model.has_lookup and config.clip_start != "random")
 
-    return type(model).lookup is not VideoGenerator.lookup
+
+def reconstruct(model: VideoGenerator, clips: np.ndarray, video_ids: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """uint8 (N, T, H, W, 3): the system's own version of clips, uint8 of that shape, by encoder or by id, int32 (N,)."""
+    made = []
+    for first in range(0, len(clips), batch_size):
+        part = slice(first, first + batch_size)
+        made.append(decode(model, model.infer({"video": clips[part], "video_id": video_ids[part]})))
+    return np.concatenate(made)
 
 
 def decode(model: VideoGenerator, latents: dict[str, Any], batch_size: int = 16) -> np.ndarray:

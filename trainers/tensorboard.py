@@ -86,21 +86,21 @@ def _drop_events_after(folder: pathlib.Path, step: int) -> None:
 
 
 class Clips:
-    """Plays clips that a model makes: new ones, and trained ones above their reconstructions where codes are learned."""
+    """Plays clips that a model makes: new ones, and trained ones above their reconstructions where the system makes any."""
 
     def __init__(self, events: EventLog, model: VideoGenerator, run_data: runs.RunData, config: Any):
         self._events, self._model, self._fps = events, model, run_data.all.fps
         count = min(NUM_CLIPS, run_data.num_originals)
         self._video_ids = np.linspace(0, run_data.num_originals - 1, count).round().astype(np.int32)
         self._real = None
-        if samples.has_lookup(model) and config.clip_start != "random":
+        if samples.can_reconstruct(model, config) and config.clip_start != "random":
             self._real = runs.clips(run_data.trained.subset(self._video_ids), config)
 
     def __call__(self, step: int, logs: dict[str, float]) -> None:
         new = samples.decode(self._model, self._model.sample_latents(NUM_CLIPS, seed=samples.SHEET_SEED))
         self._events.clip(step, "clips/new", visualize.grid_video(new), self._fps)
         if self._real is not None:
-            made = samples.decode(self._model, self._model.lookup(self._video_ids))
+            made = samples.reconstruct(self._model, self._real, self._video_ids)
             both = visualize.grid_video([*self._real, *made], num_columns=len(made))
             self._events.clip(step, "clips/trained_above_reconstructed", both, self._fps)
 

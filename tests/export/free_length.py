@@ -18,6 +18,7 @@ class FreeLength(VideoGenerator):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        self.num_frames = LENGTH
         self.to_frame = keras.layers.Dense(SIZE * SIZE * 3, activation="tanh", kernel_initializer=_normal(1))
         self.to_content = keras.layers.Dense(_DIM, kernel_initializer=_normal(2))
         self.to_motion = keras.layers.Dense(_DIM, kernel_initializer=_normal(3))
@@ -33,18 +34,20 @@ class FreeLength(VideoGenerator):
     @property
     def latent_spec(self):
         return {
-            "content": LatentSpec((_DIM,), "float32", "standard normal"),
-            "motion": LatentSpec((None, _DIM), "float32", "standard normal"),
-            "label": LatentSpec((), "int32", "uniform", NUM_LABELS),
+            "content": LatentSpec((_DIM,), "float32", "standard normal", "content"),
+            "motion": LatentSpec((None, _DIM), "float32", "standard normal", "motion"),
+            "label": LatentSpec((), "int32", "uniform", "label", NUM_LABELS),
         }
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         length = LENGTH if num_frames is None else num_frames
         seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), tf.constant(1, tf.int64)]), 3)
         return {
             "content": tf.random.stateless_normal((num_videos, _DIM), seeds[0]),
             "motion": tf.random.stateless_normal((num_videos, length, _DIM), seeds[1]),
-            "label": tf.random.stateless_uniform((num_videos,), seeds[2], 0, NUM_LABELS, tf.int32),
+            "label": tf.random.stateless_uniform((num_videos,), seeds[2], 0, NUM_LABELS, tf.int32)
+            if labels is None
+            else self._checked_labels(labels, num_videos),
         }
 
     def decode(self, latents, training=False):
@@ -53,7 +56,7 @@ class FreeLength(VideoGenerator):
         code = ops.concatenate([ops.broadcast_to(content[:, None], ops.shape(motion)), motion], axis=-1)
         return ops.reshape(self.to_frame(code), (*ops.shape(motion)[:2], SIZE, SIZE, 3))
 
-    def encode(self, video):
+    def encode(self, video, seed=None, training=False):
         pixels = ops.reshape(video, (*ops.shape(video)[:2], SIZE * SIZE * 3))
         return {
             "content": self.to_content(ops.mean(pixels, axis=1)),

@@ -16,10 +16,9 @@ from PIL import Image
 
 from export import client, endpoints, saved_model, serving
 from export.server import runtime
-from tests.export import free_length as small
 from tests.export.conftest import assert_same_frames, assert_same_pixels, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
-from tfvidgen.models.base import LatentSpec, VideoGenerator
+from tfvidgen.models.base import VideoGenerator
 from tfvidgen.visualize import to_uint8
 from trainers import runs
 
@@ -165,6 +164,15 @@ def calls_of(model: VideoGenerator, metadata: dict) -> dict[str, tuple[str, dict
             "error: too many frames": most + 1,
         }.items():
             calls[name] = ("generate", {**seeds(9, -3), "num_frames": ("int32", length)})
+    if "conditional" in served:
+        last = served["conditional"]["inputs"]["label"]["range"][1]
+        for name, labels in {
+            "conditional": [last, 0],
+            "error: beyond labels": [0, last + 1],
+            "error: before labels": [-1, 0],
+            "error: fewer labels": [0],
+        }.items():
+            calls[name] = ("conditional", {**seeds(9, -3), "label": ("int32", labels)})
     if "encode" in served:
         video = clip_for(metadata)
         calls["encode"] = ("encode", {"video": ("uint8", video.tolist())})
@@ -249,6 +257,17 @@ def test_lookup_gives_the_live_frames(served):
     assert_same_frames(served.video("lookup"), served.model.decode(latents))
 
 
+def test_labels_give_the_live_frames(served):
+    if not served.model.num_labels:
+        assert "conditional" not in served.endpoints
+        pytest.skip("this system is unconditional")
+    last = served.metadata["endpoints"]["conditional"]["inputs"]["label"]["range"][1]
+    assert last == served.model.num_labels - 1
+    for row, (seed, label) in zip(served.video("conditional"), ((9, last), (-3, 0)), strict=True):
+        latents = served.model.sample_latents(1, seed=seed, labels=[label])
+        assert_same_frames(row[None], served.model.decode(latents))
+
+
 def test_exchange_gives_the_live_frames(served):
     if "exchange" not in served.endpoints:
         pytest.skip("this system has no exchange")
@@ -328,18 +347,6 @@ def test_every_system_makes_its_videos_from_seeds_and_latents_alone(system):
             given = {**latents, name: np.array([low, value], np.int32)}
             with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{name} must lie in 0\.\.{high}"):
                 functions["decode"](*(given[key] for key in model.latent_spec))
-
-
-def test_a_label_without_a_bound_is_refused():
-    class Uncounted(small.FreeLength):
-        @property
-        def latent_spec(self):
-            return {name: LatentSpec(*entry[:3]) for name, entry in super().latent_spec.items()}
-
-    model = Uncounted()
-    model.build()
-    with pytest.raises(ValueError, match="Uncounted does not say how many values its latent 'label' has"):
-        endpoints.make(model)
 
 
 # ---------------------------------------------------------------- seeds

@@ -40,10 +40,13 @@ class Drift(VideoGenerator):
 
     @property
     def latent_spec(self):
-        spec = {"grey": LatentSpec((), "float32", "uniform"), "time": LatentSpec((None,), "float32", "0, 1, ...")}
-        return {**spec, "label": LatentSpec((), "int32", "uniform")} if self.labels else spec
+        spec = {
+            "grey": LatentSpec((), "float32", "uniform", "content"),
+            "time": LatentSpec((None,), "float32", "0, 1, ...", "motion"),
+        }
+        return {**spec, "label": LatentSpec((), "int32", "uniform", "label", 2)} if self.labels else spec
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         if num_frames not in (None, self.num_frames) and not self.free_length:
             raise ValueError("another length")
         grey = tf.random.stateless_uniform((num_videos,), [seed, 0], -0.9, 0.5)

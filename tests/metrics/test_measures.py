@@ -192,10 +192,10 @@ def test_a_judge_matches_classes_by_name():
 
 
 class Codes(VideoGenerator):
-    """Two identities, red and green, that its static code holds, and two actions, blue or not, in its transient code.
+    """Two identities, red and green, that its latent of content holds, and two actions, blue or not, in that of motion.
 
     Args:
-        mixed: Whether the transient code holds the identity as well, and the static code is not looked at.
+        mixed: Whether the latent of motion holds the identity as well, and that of content is not looked at.
     """
 
     def __init__(self, identity, action, mixed=False):
@@ -204,21 +204,24 @@ class Codes(VideoGenerator):
 
     @property
     def latent_spec(self):
-        return {"static": LatentSpec((2,), "float32", "uniform"), "transient": LatentSpec((4,), "float32", "uniform")}
+        return {
+            "looks": LatentSpec((2,), "float32", "uniform", "content"),
+            "moves": LatentSpec((4,), "float32", "uniform", "motion"),
+        }
 
     def codes(self, identity, action):
-        return {"static": tf.one_hot(identity, 2), "transient": tf.one_hot(2 * identity + action, 4)}
+        return {"looks": tf.one_hot(identity, 2), "moves": tf.one_hot(2 * identity + action, 4)}
 
     def lookup(self, video_id):
         return self.codes(*self.of_video[:, np.asarray(video_id)])
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         draw = tf.random.stateless_uniform((2, num_videos), [seed, 0], 0, 2, tf.int32)
         return self.codes(draw[0], draw[1])
 
     def decode(self, latents, training=False):
-        cell = tf.argmax(latents["transient"], -1, tf.int32)
-        identity = cell // 2 if self.mixed else tf.argmax(latents["static"], -1, tf.int32)
+        cell = tf.argmax(latents["moves"], -1, tf.int32)
+        identity = cell // 2 if self.mixed else tf.argmax(latents["looks"], -1, tf.int32)
         colour = tf.stack([identity == 0, identity == 1, cell % 2 == 1], -1)
         return tf.tile(2.0 * tf.cast(colour, tf.float32)[:, None, None, None] - 1.0, (1, NUM_FRAMES, SIZE, SIZE, 1))
 
@@ -249,7 +252,7 @@ def test_swapped_codes_show_what_each_holds():
     entangled = one("judge_swap40_4f", ModelClips(Codes(identity, action, mixed=True)), real, networks).values
     assert entangled["identity_accuracy_motion_kept"] == 1.0 and entangled["identity_accuracy_content_kept"] < 0.75
 
-    with pytest.raises(ValueError, match="Drift learns none per video.*navsynth"):
+    with pytest.raises(ValueError, match="Drift has no latents of content and of motion for a given video"):
         one("judge_swap8_4f", ModelClips(Drift()), real, networks)
     with pytest.raises(ValueError, match="measure a run, against the videos it was trained on"):
         one("judge_swap8_4f", ModelClips(Codes(identity, action)), VideoClips(videos), networks)

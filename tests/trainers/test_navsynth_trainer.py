@@ -502,7 +502,8 @@ def test_results_lie_in_the_run_folder_by_default(finished):
         (["--mode=interpolate", "--ids=0"], "needs two --ids"),
         (["--mode=interpolate", "--ids=0,1,2"], "needs two --ids"),
         (["--mode=interpolate", "--ids=0,1", "--num_videos=1"], "at least two --num_videos"),
-        (["--mode=invent"], "--mode must be one of new, lookup, exchange, interpolate"),
+        (["--mode=exchange", "--identities=0", "--actions=jmp"], "or names, of "),
+        (["--mode=invent"], "--mode must be one of new, lookup, exchange, interpolate, reconstruct, swap"),
         (["--num_videos=0"], "--num_videos must be at least 1"),
     ],
 )

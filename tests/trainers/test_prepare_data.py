@@ -43,7 +43,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -133,7 +133,7 @@ def test_a_killed_and_an_interrupted_preparation_go_on(source, tmp_path, capsys)
     process = started(*arguments, start_new_session=True, preexec_fn=heeds)
     wait_until(lambda: len(list(out.glob("shard-*.json"))) >= len(killed) + 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on" in error and "Traceback" not in error
     assert not list(out.glob(".*.part"))

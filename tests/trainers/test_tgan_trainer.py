@@ -5,7 +5,7 @@ import pytest
 
 from tests.trainers.test_mocogan_trainer import TOOLS, call, check_tools
 from tfvidgen.models.tgan import TGAN
-from trainers import cli, runs, tgan
+from trainers import cli, generate, runs, tgan
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -19,6 +19,19 @@ def test_a_conditional_run_trains_and_is_loaded(tmp_path):
     assert "discriminator_loss" in out and "generator_loss" in out
     model, step = runs.load_model(tmp_path)
     assert isinstance(model, TGAN) and (step, model.num_categories) == (4, 2)
+    assert model.action_names == tuple(runs.load_data(runs.read_config(tmp_path)).trained.action_names)
+    out = ["--num_videos=2", f"--out={tmp_path}"]
+
+    def labelled(labels):
+        status, said, error = call(generate.main, f"--run_dir={tmp_path}", f"--labels={labels}", *out)
+        return (np.load(tmp_path / "new.npy"), said) if not error else (status, error)
+
+    videos, _ = labelled(f"{model.action_names[1]},0")
+    latents = model.sample_latents(2, seed=0, labels=[1, 0])
+    assert np.abs(videos - (model.decode(latents).numpy() + 1) * 127.5).max() <= 1
+    assert "--labels must lie in 0..1. Received 2" in labelled("2")[1]
+    assert "one label for all videos or one for each of --num_videos=2. Received 3" in labelled("0,1,0")[1]
+    assert "or names, of" in labelled("no_action")[1]
     for kernel in model.discriminator.kernels:  # clipped every second step
         assert np.linalg.svd(kernel.numpy().reshape(-1, kernel.shape[-1]), compute_uv=False).max() <= 1 + 1e-5
 

@@ -24,13 +24,27 @@ def test_a_run_trains_measures_and_generates(tmp_path):
     for loss in ("discriminator_loss", "generator_loss", "mask_loss", "first_frame_loss"):
         assert loss in out
     measured = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert measured["step"] == 4 and "trained_videos" not in measured
+    assert measured["step"] == 4 and measured["trained_videos"]["num_videos"] == 4  # through the encoder
     assert (tmp_path / "run" / "samples" / "step_0000004.png").is_file()
     status, _, error = call(generate.main, f"--run_dir={tmp_path / 'run'}", "--num_videos=3", f"--out={tmp_path}")
     assert (status, error) == (0, "")
     assert np.load(tmp_path / "new.npy").shape == (3, 8, 16, 16, 3)
 
+    np.save(tmp_path / "own.npy", np.arange(9 * 16 * 16 * 3, dtype=np.int64).astype(np.uint8).reshape(9, 16, 16, 3))
+    made = [f"--run_dir={tmp_path / 'run'}", f"--clips={tmp_path / 'own.npy'}", f"--out={tmp_path}"]
+    status, _, error = call(generate.main, *made, "--mode=reconstruct")
+    assert (status, error) == (0, "")
+    status, _, error = call(generate.main, *made, "--mode=swap")
+    assert status == 1 and "at least two clips and a system with latents of motion. Received 1 clips" in error
+    status, _, error = call(generate.main, *made[::2], "--mode=reconstruct")
+    assert status == 2 and "--clips is missing" in error
+    status, _, error = call(generate.main, made[0], "--labels=0")
+    assert status == 1 and "unconditional: leave out --labels" in error
+
     model, step = runs.load_model(tmp_path / "run")
+    clip = np.load(tmp_path / "own.npy")[None, :8]
+    expected = (model.reconstruct({"video": clip}).numpy() + 1) * 127.5
+    assert np.abs(np.load(tmp_path / "reconstruct.npy") - expected).max() <= 1
     assert (type(model).__name__, step, model.num_remembered) == ("ConditionalVGAN", 4, 5)
     videos = runs.load_data(runs.read_config(tmp_path / "run")).all
     known = {videos.video(i)[t].tobytes() for i in range(len(videos)) for t in range(8)}

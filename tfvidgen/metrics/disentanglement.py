@@ -304,7 +304,7 @@ def measure_swap(measured: Measured) -> Outcome:
     truth = {name: labels[ids] for name, labels in attributes.items()}
     values, action, swapped = {}, None, {}
     for keeps_content, kept in ((False, ("action",)), (True, tuple(name for name in attributes if name != "action"))):
-        clips = made.redrawn(ids, keeps_content, *frames)
+        clips = made.redrawn(ids, keeps_content, *frames, clips_of=real.of_videos)
         probabilities = {name: judge.probabilities(clips) for name, judge in judges.items()}
         found = attribute_accuracies(probabilities, truth, kept)
         word = "content" if keeps_content else "motion"

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 BATCH = 16  # clips in a batch; a model draws so many from one seed, so it is part of the protocol
-LABEL_CODES = ("label", "category")  # names of latents that are the action of a clip
-CONTENT_CODES = ("static", "content", "appearance")  # names of latents that are what moves, not how
 
 _RANGE_SLACK = 1e-2  # a tanh never leaves [-1, 1]; the sum of rounding errors of bfloat16 may
 
@@ -127,6 +125,10 @@ class VideoClips(Clips):
         if self._short_clip == "loop":
             position %= len(video)
         return video[np.minimum(position, len(video) - 1)]
+
+    def of_videos(self, video_ids: Sequence[int], num_frames: int) -> np.ndarray:
+        """uint8 (n, num_frames, H, W, 3): the clips of some videos, whatever their place in the order."""
+        return np.stack([self._clip(index, num_frames, 1) for index in video_ids])
 
     def take(self, indices: Sequence[int], num_frames: int, stride: int = 1) -> list[np.ndarray]:
         return [self._clip(self._order[index], num_frames, stride) for index in indices]
@@ -234,32 +236,43 @@ class ModelClips(Clips):
             videos[:, np.minimum(position, videos.shape[1] - 1)], f"the frames of {type(self._model).__name__}"
         )
 
-    def redrawn(self, video_ids: np.ndarray, keeps_content: bool, num_frames: int, stride: int = 1) -> np.ndarray:
-        """Clips of training videos whose content code or whose other codes are kept, and the rest drawn anew.
+    def redrawn(
+        self,
+        video_ids: np.ndarray,
+        keeps_content: bool,
+        num_frames: int,
+        stride: int = 1,
+        clips_of: Callable[[Sequence[int], int], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Clips of training videos whose latents of content, or whose other latents, are kept, and the rest drawn anew.
 
         Args:
             video_ids: int (N,), of training videos.
-            keeps_content: Keep the code of `CONTENT_CODES`, otherwise all but that.
+            keeps_content: Keep the latents with the role `content`, otherwise all but those.
             num_frames, stride: Of a clip.
+            clips_of: (ids, T) -> uint8 (n, T, H, W, 3), clips of these videos, which an encoder needs.
 
         Returns:
             uint8 (N, num_frames, H, W, 3).
 
         Raises:
-            ValueError: If the system learns no code per video, has no code of content, or makes shorter clips.
+            ValueError: If the system neither learns a code per video nor encodes one, has no latent of content or none of
+                motion, or makes shorter clips.
         """
-        from tfvidgen.models.base import VideoGenerator
-
         name = type(self._model).__name__
-        content = [code for code in self._model.latent_spec if code in CONTENT_CODES]
-        if type(self._model).lookup is VideoGenerator.lookup or not content:
+        content = self._model.latent_names("content")
+        if not (self._model.reconstructs and content and self._model.latent_names("motion")):
             raise ValueError(
-                f"This metric keeps one code of a training video and draws the others anew, and {name} learns none per video: "
-                "measure a system that does, such as navsynth with a static code."
+                f"This metric keeps one latent of a training video and draws the others anew, and {name} has no latents of "
+                "content and of motion for a given video: measure a system that learns or encodes them."
             )
         position, clips = stride * np.arange(num_frames), []
         for batch, first in enumerate(range(0, len(video_ids), BATCH)):
-            learned = self._model.lookup(np.asarray(video_ids[first : first + BATCH], np.int32))
+            ids = np.asarray(video_ids[first : first + BATCH], np.int32)
+            batch_of = (
+                {"video": clips_of(ids, self._model.num_frames)} if self._model.has_encoder else {"video_id": ids}
+            )
+            learned = self._model.infer(batch_of)
             drawn = self._latents(batch, None)
             latents = {
                 code: values if (code in content) == keeps_content else drawn[code][: len(values)]
@@ -293,10 +306,9 @@ class ModelClips(Clips):
         return videos
 
     def labels(self, num_clips: int) -> np.ndarray | None:
-        code = next((name for name in LABEL_CODES if name in self._model.latent_spec), None)
-        if code is None:
+        if not self._model.num_labels:
             return None
-        labels = [np.asarray(self._latents(batch, None)[code]) for batch in range(math.ceil(num_clips / BATCH))]
+        labels = [np.asarray(self._latents(batch, None)["label"]) for batch in range(math.ceil(num_clips / BATCH))]
         return np.concatenate(labels)[:num_clips].astype(np.int32)
 
     def label_names(self) -> tuple[str, ...] | None:

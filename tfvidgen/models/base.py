@@ -88,6 +88,8 @@ class VideoGenerator(keras.Model):
     learn a code per video implement `lookup`; systems with an encoder implement `encode`; systems whose codes belong to
     identities and actions, or whose videos can swap them, implement `exchange_spec` and `exchange`.
 
+    Every system sets `num_frames`, the frames of a clip that it trains on.
+
     A latent dict maps names to tensors with the videos first, e.g. `{"static": (B, Ds), "transient": (B, T, Dt)}`.
     `decode` is the one door: exchange takes some keys from another dict, interpolation blends a key. Callers never ask which
     system they have: `latent_spec` gives the role of each latent, `exchange_spec` what an exchange chooses from.
@@ -366,6 +368,11 @@ class VideoGenerator(keras.Model):
         """Whether `lookup` gives a code of every video of the training set."""
         return type(self).lookup is not VideoGenerator.lookup
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether `reconstruct` works: the system encodes videos, or learns a code for each of the training set."""
+        return self.has_encoder or self.has_lookup
+
     def infer(self, batch: dict[str, Any], seed=None) -> dict[str, Any]:
         """The latents of a batch's videos: by the encoder where there is one, else by `lookup` of their `video_id`.
 
@@ -403,6 +410,14 @@ class VideoGenerator(keras.Model):
     def num_actions(self) -> int:
         """How many actions `exchange` chooses from; 0 for a system that cannot."""
         return self.exchange_spec["action"].num_values if self.exchange_spec else 0
+
+    @property
+    def row_owners(self) -> dict[str, str]:
+        """Variables with a row for each identity, action or video, by their names in a checkpoint -> whose the rows are.
+
+        Of `EXCHANGEABLE`. Another run's rows are taken over where the names of their owners match.
+        """
+        return {}
 
     def exchange(self, identity, action) -> dict[str, Any]:
         """The latents of videos that show an identity in an action, int (B,) each; `exchange_spec` says what they number."""

@@ -474,6 +474,12 @@ class NAVSynth(VideoGenerator):
             "action": Choice(self.transient_by, self.transient.num_rows, names.get(self.transient_by, ())),
         }
 
+    @property
+    def row_owners(self):
+        """Of both tables, and of the label embedding."""
+        owners = {"static.rows": self.static_by, "transient.rows": self.transient_by}
+        return {**owners, "generator.label_embedding.embeddings": "action"} if self.conditional else owners
+
     def exchange(self, identity, action):
         """The codes of videos that join the static code of `identity` with the transient codes of `action`, int (B,) each.
 

@@ -507,6 +507,11 @@ class TGAN(VideoGenerator):
         latents = super().relabel(latents, labels)
         return {**latents, "fast": self.fast_codes(latents)}
 
+    @property
+    def row_owners(self):
+        """Of the discriminator's kernel of categories."""
+        return {"discriminator.of_category.kernel": "action"} if self.num_categories else {}
+
     # ------------------------------------------------------------ forward
     def _slow(self, latents):
         """The slow code, followed by the one-hot label of the conditional variant."""
