@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.layers.replicas import num_replicas
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
 from trainers.engine import checkpoints, loop
@@ -61,8 +60,8 @@ class TwoStages(VideoGenerator):
             layer.build((None, 3))
         self.built = True
 
-    def compile(self, first_optimizer, second_optimizer):
-        super().compile(optimizer=first_optimizer)
+    def compile(self, first_optimizer, second_optimizer, accumulate=1):
+        super().compile(optimizer=first_optimizer, accumulate=accumulate)
         self.first_optimizer, self.second_optimizer = first_optimizer, second_optimizer
         first_optimizer.build(self.first_variables)
         second_optimizer.build(self.second.trainable_variables)
@@ -73,30 +72,33 @@ class TwoStages(VideoGenerator):
 
     def _loss(self, codes, batch):
         x = self.first(self.norm(codes + tf.cast(self.labels(batch["id"]), tf.float32), training=True))
-        return tf.reduce_mean(tf.square(tf.cast(self.second(x), tf.float32) - 1.0)) / num_replicas()
+        return tf.reduce_mean(tf.square(tf.cast(self.second(x), tf.float32) - 1.0))
 
     def train_step(self, batch):
         guard = StepGuard(self)
         codes = self.codes(batch["id"])
-        first, second = ([v.value for v in group] for group in (self.first_variables, self.second.trainable_variables))
-        with tf.GradientTape() as tape:
-            loss = self._loss(codes, batch) * tf.reduce_mean(batch["first_weight"])
-        self.first_optimizer.apply(guard.gradient(tape, loss, first), self.first_variables)
-        with tf.GradientTape() as tape:
-            tape.watch(codes)
+
+        def of_first(codes, batch):
             loss = self._loss(codes, batch)
-            weighted = loss * tf.reduce_mean(batch["second_weight"])
-        code_gradients, gradients = guard.gradient(tape, weighted, [codes, second])
-        self.second_optimizer.apply(gradients, self.second.trainable_variables)
-        guard.update(self.codes, batch["id"], code_gradients, 0)
-        return guard.finish({"square_loss": loss})
+            return loss * tf.reduce_mean(batch["first_weight"]), {}
+
+        def of_second(codes, batch):
+            loss = self._loss(codes["codes"], batch)
+            return loss * tf.reduce_mean(batch["second_weight"]), {"square_loss": loss}
+
+        guard.minimise(of_first, self.first_variables, self.first_optimizer, inputs=(codes, batch))
+        second = self.second.trainable_variables
+        (gradients,), at_codes, logs = guard.gradients(of_second, second, inputs=(batch,), codes={"codes": codes})
+        self.second_optimizer.apply(gradients, second)
+        guard.update(self.codes, batch["id"], at_codes["codes"], 0)
+        return guard.finish(logs)
 
 
-def two_stages(optimizer=Adam, rate=0.1, **kwargs) -> TwoStages:
+def two_stages(optimizer=Adam, rate=0.1, accumulate=1, **kwargs) -> TwoStages:
     keras.utils.set_random_seed(3)
     model = TwoStages(**kwargs)
     model.build()
-    model.compile(optimizer(rate), optimizer(rate))
+    model.compile(optimizer(rate), optimizer(rate), accumulate)
     return model
 
 
@@ -185,17 +187,19 @@ def test_scaling_keeps_gradients_that_float16_cannot_hold():
     assert moved[0] == 0 and moved[1] > 1e-4
 
 
-@pytest.mark.parametrize("replicas", ["one", "two"])
-def test_an_overflow_in_any_stage_on_any_replica_leaves_no_trace_but_a_smaller_scale(replicas, two_replicas):
+@pytest.mark.parametrize(("replicas", "accumulate"), [("one", 1), ("two", 1), ("one", 2)])
+def test_an_overflow_in_any_stage_on_any_replica_leaves_no_trace_but_a_smaller_scale(
+    replicas, accumulate, two_replicas
+):
     strategy = two_replicas if replicas == "two" else tf.distribute.get_strategy()
     with strategy.scope():
-        model = two_stages(dtype="mixed_float16")
+        model = two_stages(accumulate=accumulate, dtype="mixed_float16")
     run = stepper(model, strategy)
     run(batches(num_steps=2))  # all slots hold something
     scale = 2.0**15
     for stage in ("first_weight", "second_weight"):
         before = everything(model)
-        # of two replicas only the second sees this weight, which times the scale is more than float16 holds
+        # of two replicas or micro-batches only the second sees this weight, which times the scale is more than float16 holds
         [logs] = run(batches(**{stage: 1e6}, examples=slice(2, None)))
         after = everything(model)
         assert logs["skipped"] == 1 and logs["loss_scale"] == scale
