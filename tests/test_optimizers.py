@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfvidgen.layers.draws import replica_normal
 from tfvidgen.layers.latent_table import LatentTable
+from tfvidgen.layers.replicas import micro_batch, num_parts
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
+from trainers import cli
 from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -274,3 +277,57 @@ def test_a_resumed_run_goes_on_with_its_scale(tmp_path):
 def test_a_scaler_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=f"initial_scale.*{message}"):
         LossScaler(**arguments)
+
+
+# ---------------------------------------------------------------- parts of a batch
+@pytest.mark.parametrize(
+    ("settings", "discriminator_steps", "message"),
+    [
+        (
+            {"batch_size": 6, "accumulate": 4},
+            1,
+            r"--accumulate=4 .*--accumulate one of 1, 2, 3, 6, or .* multiple of 4\.",
+        ),
+        ({"batch_size": 6, "accumulate": 2}, 2, r"--discriminator_steps=2, .*one of 1, 3, or .* multiple of 4\."),
+        ({"batch_size": 3}, 2, r"--discriminator_steps=2, .*: make --batch_size a multiple of 2\."),
+    ],
+)
+def test_a_run_whose_batch_has_no_such_parts_is_refused(settings, discriminator_steps, message):
+    with pytest.raises(cli.UsageError, match=message):
+        cli.accumulate(cli.RunConfig(**settings), discriminator_steps)
+
+
+def test_a_run_divides_its_batch_by_replicas_too(two_replicas):
+    config = cli.RunConfig(batch_size=4, accumulate=4)
+    assert cli.accumulate(config) == 4
+    with two_replicas.scope(), pytest.raises(cli.UsageError, match="2 replica.*--accumulate one of 1, 2, or"):
+        cli.accumulate(config)
+
+
+def test_rows_of_all_micro_batches_are_applied_once():
+    """SGD of codes that come in both micro-batches: gradients of duplicates are summed, and one step is counted."""
+    moved = []
+    for accumulate in (1, 2):
+        model = two_stages(keras.optimizers.SGD, accumulate=accumulate)
+        model.norm.trainable = False  # divides by its moving statistics
+        eager_steps(model, batches(num_steps=1))  # rows 0, 1, 2, 0
+        moved.append(everything(model))
+    for name, value in moved[0].items():
+        np.testing.assert_allclose(moved[1][name], value, atol=1e-6, rtol=0, err_msg=name)
+    np.testing.assert_array_equal(moved[1]["codes.num_updates@0"], [1, 1, 1, 0])
+
+
+def test_a_micro_batch_draws_its_part_of_the_global_draw(two_replicas):
+    key = tf.constant([1, 2], tf.int64)
+
+    def draw():
+        parts = []
+        for index in range(3):
+            with micro_batch(index, 3):
+                assert num_parts() == 6
+                parts.append(replica_normal(key, (2, 5)))
+        return tf.concat(parts, 0)
+
+    parts = two_replicas.experimental_local_results(two_replicas.run(draw))
+    np.testing.assert_array_equal(tf.concat(parts, 0), replica_normal(key, (12, 5)))
+    assert num_parts() == 1
