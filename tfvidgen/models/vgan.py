@@ -472,7 +472,8 @@ class VGAN(VideoGenerator):
         key = step_key(self.seed, step)
         latent_key, *changes = split_key(key, 4)
         guard, losses = StepGuard(self), {}
-        # Where each network has one update in one piece, clips are made once: both learn from the same ones.
+        # Where each network has one update in one piece, clips are made once: both learn from the same ones. Else they are
+        # made again for the generator's update, so that no tape is held meanwhile; its batch norms take in both passes.
         made_once = self.discriminator_steps == guard.accumulate == 1
         if not made_once:
             for i, (share,) in enumerate(guard.shares(self.discriminator_steps, real)):
