@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfvidgen.layers.draws import replica_normal
 from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.layers.replicas import num_replicas
+from tfvidgen.layers.replicas import micro_batch, num_parts
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
+from trainers import cli
 from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -61,8 +63,8 @@ class TwoStages(VideoGenerator):
             layer.build((None, 3))
         self.built = True
 
-    def compile(self, first_optimizer, second_optimizer):
-        super().compile(optimizer=first_optimizer)
+    def compile(self, first_optimizer, second_optimizer, accumulate=1):
+        super().compile(optimizer=first_optimizer, accumulate=accumulate)
         self.first_optimizer, self.second_optimizer = first_optimizer, second_optimizer
         first_optimizer.build(self.first_variables)
         second_optimizer.build(self.second.trainable_variables)
@@ -73,30 +75,33 @@ class TwoStages(VideoGenerator):
 
     def _loss(self, codes, batch):
         x = self.first(self.norm(codes + tf.cast(self.labels(batch["id"]), tf.float32), training=True))
-        return tf.reduce_mean(tf.square(tf.cast(self.second(x), tf.float32) - 1.0)) / num_replicas()
+        return tf.reduce_mean(tf.square(tf.cast(self.second(x), tf.float32) - 1.0))
 
     def train_step(self, batch):
         guard = StepGuard(self)
         codes = self.codes(batch["id"])
-        first, second = ([v.value for v in group] for group in (self.first_variables, self.second.trainable_variables))
-        with tf.GradientTape() as tape:
-            loss = self._loss(codes, batch) * tf.reduce_mean(batch["first_weight"])
-        self.first_optimizer.apply(guard.gradient(tape, loss, first), self.first_variables)
-        with tf.GradientTape() as tape:
-            tape.watch(codes)
+
+        def of_first(codes, batch):
             loss = self._loss(codes, batch)
-            weighted = loss * tf.reduce_mean(batch["second_weight"])
-        code_gradients, gradients = guard.gradient(tape, weighted, [codes, second])
-        self.second_optimizer.apply(gradients, self.second.trainable_variables)
-        guard.update(self.codes, batch["id"], code_gradients, 0)
-        return guard.finish({"square_loss": loss})
+            return loss * tf.reduce_mean(batch["first_weight"]), {}
+
+        def of_second(codes, batch):
+            loss = self._loss(codes["codes"], batch)
+            return loss * tf.reduce_mean(batch["second_weight"]), {"square_loss": loss}
+
+        guard.minimise(of_first, self.first_variables, self.first_optimizer, inputs=(codes, batch))
+        second = self.second.trainable_variables
+        (gradients,), at_codes, logs = guard.gradients(of_second, second, inputs=(batch,), codes={"codes": codes})
+        self.second_optimizer.apply(gradients, second)
+        guard.update(self.codes, batch["id"], at_codes["codes"], 0)
+        return guard.finish(logs)
 
 
-def two_stages(optimizer=Adam, rate=0.1, **kwargs) -> TwoStages:
+def two_stages(optimizer=Adam, rate=0.1, accumulate=1, **kwargs) -> TwoStages:
     keras.utils.set_random_seed(3)
     model = TwoStages(**kwargs)
     model.build()
-    model.compile(optimizer(rate), optimizer(rate))
+    model.compile(optimizer(rate), optimizer(rate), accumulate)
     return model
 
 
@@ -185,17 +190,19 @@ def test_scaling_keeps_gradients_that_float16_cannot_hold():
     assert moved[0] == 0 and moved[1] > 1e-4
 
 
-@pytest.mark.parametrize("replicas", ["one", "two"])
-def test_an_overflow_in_any_stage_on_any_replica_leaves_no_trace_but_a_smaller_scale(replicas, two_replicas):
+@pytest.mark.parametrize(("replicas", "accumulate"), [("one", 1), ("two", 1), ("one", 2)])
+def test_an_overflow_in_any_stage_on_any_replica_leaves_no_trace_but_a_smaller_scale(
+    replicas, accumulate, two_replicas
+):
     strategy = two_replicas if replicas == "two" else tf.distribute.get_strategy()
     with strategy.scope():
-        model = two_stages(dtype="mixed_float16")
+        model = two_stages(accumulate=accumulate, dtype="mixed_float16")
     run = stepper(model, strategy)
     run(batches(num_steps=2))  # all slots hold something
     scale = 2.0**15
     for stage in ("first_weight", "second_weight"):
         before = everything(model)
-        # of two replicas only the second sees this weight, which times the scale is more than float16 holds
+        # of two replicas or micro-batches only the second sees this weight, which times the scale is more than float16 holds
         [logs] = run(batches(**{stage: 1e6}, examples=slice(2, None)))
         after = everything(model)
         assert logs["skipped"] == 1 and logs["loss_scale"] == scale
@@ -270,3 +277,57 @@ def test_a_resumed_run_goes_on_with_its_scale(tmp_path):
 def test_a_scaler_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=f"initial_scale.*{message}"):
         LossScaler(**arguments)
+
+
+# ---------------------------------------------------------------- parts of a batch
+@pytest.mark.parametrize(
+    ("settings", "discriminator_steps", "message"),
+    [
+        (
+            {"batch_size": 6, "accumulate": 4},
+            1,
+            r"--accumulate=4 .*--accumulate one of 1, 2, 3, 6, or .* multiple of 4\.",
+        ),
+        ({"batch_size": 6, "accumulate": 2}, 2, r"--discriminator_steps=2, .*one of 1, 3, or .* multiple of 4\."),
+        ({"batch_size": 3}, 2, r"--discriminator_steps=2, .*: make --batch_size a multiple of 2\."),
+    ],
+)
+def test_a_run_whose_batch_has_no_such_parts_is_refused(settings, discriminator_steps, message):
+    with pytest.raises(cli.UsageError, match=message):
+        cli.accumulate(cli.RunConfig(**settings), discriminator_steps)
+
+
+def test_a_run_divides_its_batch_by_replicas_too(two_replicas):
+    config = cli.RunConfig(batch_size=4, accumulate=4)
+    assert cli.accumulate(config) == 4
+    with two_replicas.scope(), pytest.raises(cli.UsageError, match="2 replica.*--accumulate one of 1, 2, or"):
+        cli.accumulate(config)
+
+
+def test_rows_of_all_micro_batches_are_applied_once():
+    """SGD of codes that come in both micro-batches: gradients of duplicates are summed, and one step is counted."""
+    moved = []
+    for accumulate in (1, 2):
+        model = two_stages(keras.optimizers.SGD, accumulate=accumulate)
+        model.norm.trainable = False  # divides by its moving statistics
+        eager_steps(model, batches(num_steps=1))  # rows 0, 1, 2, 0
+        moved.append(everything(model))
+    for name, value in moved[0].items():
+        np.testing.assert_allclose(moved[1][name], value, atol=1e-6, rtol=0, err_msg=name)
+    np.testing.assert_array_equal(moved[1]["codes.num_updates@0"], [1, 1, 1, 0])
+
+
+def test_a_micro_batch_draws_its_part_of_the_global_draw(two_replicas):
+    key = tf.constant([1, 2], tf.int64)
+
+    def draw():
+        parts = []
+        for index in range(3):
+            with micro_batch(index, 3):
+                assert num_parts() == 6
+                parts.append(replica_normal(key, (2, 5)))
+        return tf.concat(parts, 0)
+
+    parts = two_replicas.experimental_local_results(two_replicas.run(draw))
+    np.testing.assert_array_equal(tf.concat(parts, 0), replica_normal(key, (12, 5)))
+    assert num_parts() == 1

@@ -19,6 +19,12 @@ class AdversarialConfig(cli.RunConfig):
 
     clip_start: str = option("random", "Where a clip begins.", ("first", "centre", "random"))
     adversarial_loss: str = option("non_saturating", "The game.", ("minimax", "non_saturating", "hinge", "wgan"))
+    discriminator_steps: int = option(
+        1,
+        "Updates of the discriminators for one of the generator, each on an equal part of the step's clips; --batch_size is a "
+        "multiple of it times --accumulate and the replicas.",
+        minimum=1,
+    )
     generator_learning_rate: float = option(2e-4, "Rate of the generator's optimizer.", minimum=0)
     discriminator_learning_rate: float = option(2e-4, "Rate of the discriminators' optimizers.", minimum=0)
     beta_1: float = option(0.5, "Decay of Adam's first moment.", minimum=0)
@@ -58,6 +64,8 @@ def compile_options(config: AdversarialConfig) -> dict[str, Any]:
     """Keyword arguments that the `compile` of every adversarial system takes, beside its optimizers."""
     return {
         "adversarial_loss": config.adversarial_loss,
+        "accumulate": cli.accumulate(config, config.discriminator_steps),
+        "discriminator_steps": config.discriminator_steps,
         "l2_weight": config.l2_weight,
         "r1_weight": config.r1_weight,
         "augmentation": tuple(name.strip() for name in config.augmentation.split(",") if name.strip()),

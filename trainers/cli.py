@@ -107,6 +107,12 @@ class RunConfig:
         may_change=True,
     )
     batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
+    accumulate: int = option(
+        1,
+        "Micro-batches that each update takes its clips in, for batches beyond the memory of a device; their gradients are "
+        "averaged and applied once. Batch norm sees micro-batches.",
+        minimum=1,
+    )
     steps_per_loop: int = option(50, "Steps between two lines of metrics.jsonl.", minimum=1, may_change=True)
     checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1, may_change=True)
     keep_every: int = option(
@@ -195,6 +201,27 @@ class UsageError(ValueError):
 def program_of(system: str) -> str:
     """The module that trains a system: `trainers.<system>`, or the import path that the name of one from outside is."""
     return system if "." in system else f"trainers.{system}"
+
+
+def accumulate(config: RunConfig, discriminator_steps: int = 1) -> int:
+    """The setting `accumulate`, for `compile`; call it in the scope of the strategy.
+
+    Raises:
+        UsageError: If replicas, updates of a discriminator and micro-batches cannot share a batch equally.
+    """
+    from tfvidgen.layers.replicas import num_replicas
+
+    others = discriminator_steps * num_replicas()
+    if config.batch_size % (others * config.accumulate):
+        updates = f"--discriminator_steps={discriminator_steps}, " if discriminator_steps > 1 else ""
+        parts = f"{updates}--accumulate={config.accumulate} and {num_replicas()} replica(s)"
+        possible = [str(i) for i in range(1, config.batch_size + 1) if config.batch_size % (others * i) == 0]
+        fitting = f"--accumulate one of {', '.join(possible)}, or " if possible else ""
+        raise UsageError(
+            f"--batch_size={config.batch_size} cannot be divided by {parts}: make {fitting}--batch_size a multiple of "
+            f"{others * config.accumulate}."
+        )
+    return config.accumulate
 
 
 def suggest(given: str, known: Sequence[str]) -> str:

@@ -250,6 +250,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         triplet_margin=config.triplet_margin,
         perceptual_loss=perceptual_loss,
         decoded_frames=config.decoded_frames or None,
+        accumulate=cli.accumulate(config),
     )
     return model
 

@@ -17,8 +17,9 @@ import tensorflow as tf
 import tfvidgen.models
 from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_variant, vivid
 from tfvidgen import data
+from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.models.base import ROLES, VideoGenerator
-from tfvidgen.optimizers import optimizers_of
+from tfvidgen.optimizers import StepGuard, optimizers_of
 from trainers.engine import loop
 
 BATCH = 4
@@ -179,6 +180,110 @@ def test_two_replicas_equal_one_device(trained_system, tmp_path, straight_run, t
     _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
         np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+@pytest.fixture
+def fixed_norms(monkeypatch):
+    """Batch norm divides by its moving statistics, as in evaluation, so that examples do not depend on each other."""
+
+    def call(self, inputs, training=None, mask=None):
+        return keras.layers.BatchNormalization.call(self, inputs, training=False)
+
+    monkeypatch.setattr(BatchNorm, "call", call)
+
+
+def compile_with(monkeypatch, system: System, **options) -> None:
+    """From now on the system is compiled with these options, too."""
+    changed = functools.partialmethod(system.model_class.compile, **options)
+    monkeypatch.setattr(system.model_class, "compile", changed)
+
+
+def assert_same_state(model, expected) -> None:
+    for name, variable in loop.model_state(model).items():
+        np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_micro_batches_equal_one_batch(trained_system, fixed_norms, monkeypatch):
+    """Draws of noise, frames and augmentation among it; batch norm alone would see other batches."""
+    states = []
+    for accumulate in (1, 2):
+        with monkeypatch.context() as patch:
+            compile_with(patch, trained_system, accumulate=accumulate)
+            model = compiled(trained_system)
+        logs = [model.train_step(batch) for batch in dataset().take(2)]
+        states.append({name: variable.numpy() for name, variable in loop.model_state(model).items()})
+    assert_same_state(model, states[0])
+    assert all(np.isfinite(float(value)) for step in logs for value in step.values())
+
+
+ON_REPLICAS = [("navsynth", {"accumulate": 2}), ("rmocogan", {"accumulate": 2}), ("vgan", {"discriminator_steps": 2})]
+
+
+@pytest.mark.parametrize(("name", "options"), ON_REPLICAS, ids=[name for name, _ in ON_REPLICAS])
+def test_parts_of_a_batch_are_the_same_on_two_replicas(name, options, fixed_norms, monkeypatch, two_replicas):
+    [system] = [system for system in SYSTEMS if system.name == name]
+    states = []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        if strategy is two_replicas or "accumulate" not in options:
+            compile_with(monkeypatch, system, **options)
+        model = compiled(system, strategy=strategy)
+        step = tf.function(lambda batch, strategy=strategy, model=model: strategy.run(model.train_step, args=(batch,)))
+        for batch in strategy.experimental_distribute_dataset(dataset().take(2)):
+            step(batch)
+        states.append({name: variable.numpy() for name, variable in loop.model_state(model).items()})
+    assert_same_state(model, states[0])
+
+
+ADVERSARIAL = [system for system in SYSTEMS if system.objectives[0][1]]
+
+
+@pytest.mark.parametrize("system", ADVERSARIAL, ids=lambda system: system.name)
+def test_discriminators_move_several_times_by_clips_of_their_own(system, monkeypatch):
+    compile_with(monkeypatch, system, discriminator_steps=2)
+    model, batch = compiled(system), next(iter(dataset()))
+    judge = getattr(model, "video_discriminator", None) or model.discriminator
+    ours, seen, gradients = {id(v) for v in judge.trainable_variables}, [], StepGuard.gradients
+
+    def recorded(self, objective, *groups, inputs=(), **arguments):
+        if any(id(variable) in ours for group in groups for variable in group):
+            seen.append(np.round((inputs[0].numpy() + 1.0) * 127.5).astype(np.uint8))
+        return gradients(self, objective, *groups, inputs=inputs, **arguments)
+
+    monkeypatch.setattr(StepGuard, "gradients", recorded)
+    model.train_step(batch)
+    assert len(seen) == 2
+    for i, clips in enumerate(seen):
+        np.testing.assert_array_equal(clips, batch["video"].numpy()[i::2])
+    moves = {name: int(optimizer.iterations) for name, optimizer in players(model).items()}
+    assert moves == {name: 1 if name == "generator_optimizer" else 2 for name in moves}
+
+
+def players(model) -> dict[str, keras.optimizers.Optimizer]:
+    return {
+        name: value
+        for name, value in vars(model).items()
+        if name.endswith("_optimizer") and isinstance(value, keras.optimizers.Optimizer)
+    }
+
+
+BAD_PARTS = [
+    ({"accumulate": 0}, "`accumulate` must be a whole number of at least 1. Received 0"),
+    ({"accumulate": 3}, "accumulate=3 cannot divide the 4 clips that the batch has: make it one of 1, 2, 4"),
+    ({"discriminator_steps": 1.5}, "`discriminator_steps` must be a whole number"),
+    ({"discriminator_steps": 3}, "discriminator_steps=3 cannot share the 4 clips"),
+    (
+        {"discriminator_steps": 2, "accumulate": 4},
+        "divide the 2 clips .* discriminator_steps=2 updates.* 1, 2, or .* of 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_PARTS, ids=lambda value: str(value)[:30])
+def test_parts_that_a_batch_does_not_have_are_refused(options, message, monkeypatch):
+    [system] = [system for system in SYSTEMS if system.name == "vgan"]
+    compile_with(monkeypatch, system, **options)
+    with pytest.raises(ValueError, match=message):
+        compiled(system).train_step(next(iter(dataset())))
 
 
 def test_fit_uses_the_same_step(trained_system, straight_run):

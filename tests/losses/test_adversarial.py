@@ -1,10 +1,16 @@
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfvidgen.losses import adversarial
+from tfvidgen.models.mocogan import MoCoGAN
+from tfvidgen.models.rjgan import RJGAN
+from tfvidgen.models.tgan import TGAN
+from tfvidgen.models.vgan import VGAN
 
 LOG3, LOG2 = math.log(3.0), math.log(2.0)
 # sigmoid(log 3) = 3/4 and sigmoid(-log 3) = 1/4; softplus(log 3) = log 4, softplus(-log 3) = log(4/3)
@@ -73,6 +79,43 @@ def test_losses_of_half_precision_logits_are_float32_and_finite():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="minimax.*'lsgan'"):
         adversarial.real_loss(REAL, "lsgan")
+
+
+def lsgan():
+    """The pair of callables that docs/losses.md shows."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    namespace = {}
+    exec(block, namespace)
+    return namespace["lsgan"]
+
+
+def test_the_pair_of_the_documentation_by_hand():
+    pair = lsgan()
+    real, generated = tf.constant([2.0, 1.0], tf.bfloat16), tf.constant([[1.0], [3.0]], tf.bfloat16)
+    value = adversarial.discriminator_loss(real, generated, pair)
+    assert value.dtype == tf.float32 and float(value) == pytest.approx(0.5 * (1 + 0) / 2 + 0.5 * (1 + 9) / 2)
+    assert float(adversarial.generator_loss(generated, pair)) == pytest.approx(0.5 * (0 + 4) / 2)
+
+
+@pytest.mark.parametrize("model_class", [VGAN, TGAN, MoCoGAN, RJGAN])
+def test_every_system_takes_a_pair(model_class):
+    model = model_class(num_frames=4, size=16, **({"temporal_taps": 2} if model_class in (MoCoGAN, RJGAN) else {}))
+    pair = lsgan()
+    model.build()
+    model.compile(adversarial_loss=list(pair))
+    assert model.adversarial_loss == pair
+
+
+@pytest.mark.parametrize("wrong", ["lsgan", (abs,), (abs, "hinge"), abs, None])
+def test_anything_else_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"'minimax', 'non_saturating', 'hinge', 'wgan'.*pair of callables"):
+        adversarial.check_kind(wrong)
+
+
+def test_a_pair_that_returns_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"`generator_loss`.*scalar.*\(2, 1\)"):
+        adversarial.generator_loss(GENERATED, (lambda real, generated: 0.0, lambda generated: generated))
 
 
 def test_category_loss_by_hand():

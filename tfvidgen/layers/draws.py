@@ -1,4 +1,4 @@
-"""Stateless draws for the examples of a step: made for the global batch, sliced by replica."""
+"""Stateless draws for the examples of a step: made for the global batch, sliced by replica and micro-batch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.layers.replicas import num_replicas, replica_slice
+from tfvidgen.layers.replicas import num_parts, replica_slice
 
 
 def split_key(key, num: int) -> list[Any]:
     """Independent keys, int64 (2,) each, from one."""
     return tf.unstack(tf.random.split(key, num))
+
+
+def update_key(key, index: int):
+    """The key of the draws of a discriminator's update number `index` in a step, from the step's own."""
+    return key if index == 0 else split_key(key, 1)[0] + index
 
 
 def num_rows(x):
@@ -54,8 +59,8 @@ def random_frames(key, video, num_frames: int):
 
 
 def _global(shape: Sequence[Any]) -> list[Any]:
-    return [shape[0] * num_replicas(), *shape[1:]]
+    return [shape[0] * num_parts(), *shape[1:]]
 
 
 def _slice(values, shape: Sequence[Any]):
-    return values if num_replicas() == 1 else replica_slice(values, shape[0])
+    return values if num_parts() == 1 else replica_slice(values, shape[0])

@@ -1,6 +1,7 @@
 """Losses of generators and discriminators: pure functions of logits, scalars in float32.
 
-`kind` names the game:
+`kind` names the game, or is a pair of callables, `(discriminator_loss(real_logits, generated_logits),
+generator_loss(generated_logits))`, that take float32 logits and return scalars (docs/losses.md has an example). The names:
   * `minimax`: binary cross-entropy; the generator climbs the discriminator's loss (Goodfellow et al. 2014, Eq. 1);
   * `non_saturating`: the same discriminator; the generator lowers -log D of its own output (Sec. 3 there);
   * `hinge`: Lim and Ye 2017, https://arxiv.org/abs/1705.02894; Miyato et al. 2018, Eq. 16 and 17;
@@ -19,6 +20,18 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 
 KINDS = ("minimax", "non_saturating", "hinge", "wgan")
+Kind = str | tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]
+
+
+def check_kind(kind: Kind) -> Kind:
+    """The game as it is, or ValueError if it is neither one of `KINDS` nor a pair of callables."""
+    is_pair = isinstance(kind, (tuple, list)) and len(kind) == 2 and all(callable(loss) for loss in kind)
+    if not is_pair and kind not in KINDS:
+        raise ValueError(
+            f"`adversarial_loss` must be one of {KINDS}, or a pair of callables (discriminator_loss(real_logits, "
+            f"generated_logits), generator_loss(generated_logits)). Received {kind!r}."
+        )
+    return tuple(kind) if is_pair else kind
 
 
 def real_loss(real_logits, kind: str = "non_saturating"):
@@ -41,13 +54,17 @@ def generated_loss(generated_logits, kind: str = "non_saturating"):
     return ops.mean(ops.softplus(logits))
 
 
-def discriminator_loss(real_logits, generated_logits, kind: str = "non_saturating"):
-    """What a discriminator lowers: the sum of `real_loss` and `generated_loss`."""
+def discriminator_loss(real_logits, generated_logits, kind: Kind = "non_saturating"):
+    """What a discriminator lowers: the sum of `real_loss` and `generated_loss`, or what the pair's first callable says."""
+    if not isinstance(kind, str):
+        return _scalar("discriminator_loss", check_kind(kind)[0], real_logits, generated_logits)
     return real_loss(real_logits, kind) + generated_loss(generated_logits, kind)
 
 
-def generator_loss(generated_logits, kind: str = "non_saturating"):
-    """What a generator lowers; it falls as the logits of its output rise."""
+def generator_loss(generated_logits, kind: Kind = "non_saturating"):
+    """What a generator lowers; it falls as the logits of its output rise. Of a pair, what its second callable says."""
+    if not isinstance(kind, str):
+        return _scalar("generator_loss", check_kind(kind)[1], generated_logits)
     logits = ops.cast(generated_logits, "float32")
     if _known(kind) == "minimax":
         return -ops.mean(ops.softplus(logits))  # log(1 - D)
@@ -92,6 +109,16 @@ def r1_penalty(logits_fn: Callable[[Any], Any], real) -> tuple[Any, Any]:
 def l2_penalty(weights: Sequence[Any]):
     """Half the sum of squares: times w, its gradient is what PyTorch's `Adam(weight_decay=w)` adds to the loss's."""
     return 0.5 * sum(ops.sum(ops.square(ops.cast(weight, "float32"))) for weight in weights)
+
+
+def _scalar(name: str, loss: Callable[..., Any], *logits):
+    value = ops.cast(loss(*(ops.cast(x, "float32") for x in logits)), "float32")
+    if len(value.shape):
+        raise ValueError(
+            f"The `{name}` of `adversarial_loss` must return a scalar, for example a mean over all logits. Received a "
+            f"tensor of shape {tuple(value.shape)}."
+        )
+    return value
 
 
 def _known(kind: str) -> str:

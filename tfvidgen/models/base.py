@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.optimizers import LossScaler
+from tfvidgen.optimizers import LossScaler, check_counts
 
 ROLES = (
     "content",
@@ -147,12 +147,16 @@ class VideoGenerator(keras.Model):
     def from_config(cls, config, custom_objects=None):
         return super().from_config({"network_form": 1, **config}, custom_objects)
 
-    def compile(self, optimizer=None, **kwargs):
+    def compile(self, optimizer=None, accumulate: int = 1, **kwargs):
         """Keras's `compile` without its own loss scaling and without XLA; systems call it from theirs.
+
+        `accumulate` is how many micro-batches each update of a step has, see `tfvidgen.optimizers.StepGuard`.
 
         Keras would scale the loss for the one optimizer it is given, and on a GPU compile the step with XLA, which
         refuses steps that synchronise replicas and lets batch norm statistics drift apart.
         """
+        check_counts(accumulate=accumulate)
+        self.accumulate = accumulate
         super().compile(**{"optimizer": optimizer, "jit_compile": False, "auto_scale_loss": False, **kwargs})
 
     def fit(self, x=None, *args, **kwargs):

@@ -25,19 +25,18 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
-from tfvidgen.layers.draws import num_rows, random_frames, replica_integers, replica_normal, split_key
-from tfvidgen.layers.gradients import clip_to_norm
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.draws import num_rows, random_frames, replica_integers, replica_normal, split_key, update_key
+from tfvidgen.layers.replicas import step_key
 from tfvidgen.losses.adversarial import (
-    KINDS,
+    Kind,
     category_loss,
+    check_kind,
     discriminator_loss,
     generator_loss,
-    l2_penalty,
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard
+from tfvidgen.optimizers import Adam, StepGuard, check_counts
 
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 3.1)
@@ -173,13 +172,15 @@ class MoCoGAN(VideoGenerator):
         generator_optimizer=None,
         image_discriminator_optimizer=None,
         video_discriminator_optimizer=None,
-        adversarial_loss: str = "non_saturating",
+        adversarial_loss: Kind = "non_saturating",
         category_weight: float = 1.0,
         frames_per_clip: int = 1,
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
         augmentation=(),
         gradient_clip_norm: float = 0.0,
+        accumulate: int = 1,
+        discriminator_steps: int = 1,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
@@ -187,25 +188,30 @@ class MoCoGAN(VideoGenerator):
             generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (official code).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
-            adversarial_loss: A kind of `tfvidgen.losses.adversarial`.
+            adversarial_loss: A name of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
             category_weight: Of the cross-entropy of categories, for D_V and generator (lambda of Sec. 3.4).
             frames_per_clip: Frames of each clip that D_I sees.
             l2_weight: Half the weight of the sum of squares (official code: 1e-5).
             r1_weight: Gamma of the R1 penalty on both discriminators; 0 for none.
             augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`.
             gradient_clip_norm: Most that a network's gradient may measure; 0 for any.
+            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of both discriminators for one of the generator. Each has an equal part of the step's
+                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
+                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
         """
-        if adversarial_loss not in KINDS:
-            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        check_counts(discriminator_steps=discriminator_steps)
+        adversarial_loss = check_kind(adversarial_loss)
         if frames_per_clip < 1:
             raise ValueError(f"`frames_per_clip` must be at least 1. Received {frames_per_clip}.")
         self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
         self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
         self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
-        super().compile(optimizer=self.generator_optimizer)
+        super().compile(optimizer=self.generator_optimizer, accumulate=accumulate)
         self.generator_optimizer.build(self._generator_variables())
         self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
         self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
+        self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.category_weight, self.frames_per_clip = (
             adversarial_loss,
             category_weight,
@@ -287,34 +293,15 @@ class MoCoGAN(VideoGenerator):
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
         real_category = self._real_category(batch)
-        num_videos = num_rows(real)
-        keys = iter(split_key(step_key(self.seed, self.step_of(batch)), 12))
+        key = step_key(self.seed, self.step_of(batch))
         guard = StepGuard(self)
 
-        generated = self._training_latents(num_videos, next(keys))
-        generated_clips = self.decode(generated, training=True)
-        # D_I: real and generated frames
-        image_loss, _ = self._improve_discriminator(
-            guard,
-            self.image_discriminator,
-            self.image_discriminator_optimizer,
-            random_frames(next(keys), real, self.frames_per_clip),
-            random_frames(next(keys), generated_clips, self.frames_per_clip),
-            next(keys),
-        )
-        # D_V: real and generated clips, and the categories of real ones
-        video_loss, logs = self._improve_discriminator(
-            guard,
-            self.video_discriminator,
-            self.video_discriminator_optimizer,
-            real,
-            generated_clips,
-            next(keys),
-            real_category,
-        )
+        logs = {}
+        for i, (share, category) in enumerate(guard.shares(self.discriminator_steps, real, real_category)):
+            logs |= self._improve_discriminators(guard, share, category, split_key(update_key(key, i), 12)[:5])
         # G_I and R_M: both discriminators on fresh samples
-        logs |= self._improve_generator(guard, num_videos, keys)
-        return guard.finish({"image_discriminator_loss": image_loss, "video_discriminator_loss": video_loss, **logs})
+        logs |= self._improve_generator(guard, num_rows(real) // guard.accumulate, iter(split_key(key, 12)[5:]))
+        return guard.finish(logs)
 
     def _real_category(self, batch):
         if not self.num_categories:
@@ -329,49 +316,80 @@ class MoCoGAN(VideoGenerator):
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(inside), [message, batch["action"]])]):
             return tf.identity(batch["action"])
 
+    def _improve_discriminators(self, guard, real, real_category, keys):
+        """One update of D_I and of D_V, on the same generated clips; returns their losses by name."""
+        num_videos = num_rows(real) // guard.accumulate
+        latent_key, real_frames_key, frames_key, image_key, video_key = keys
+        generated = guard.in_parts(lambda: self.decode(self._training_latents(num_videos, latent_key), training=True))
+        # D_I: real and generated frames
+        image_logs = self._improve_discriminator(
+            guard,
+            self.image_discriminator,
+            self.image_discriminator_optimizer,
+            random_frames(real_frames_key, real, self.frames_per_clip),
+            random_frames(frames_key, generated, self.frames_per_clip),
+            image_key,
+        )
+        # D_V: real and generated clips, and the categories of real ones
+        video_logs = self._improve_discriminator(
+            guard,
+            self.video_discriminator,
+            self.video_discriminator_optimizer,
+            real,
+            generated,
+            video_key,
+            real_category,
+        )
+        return {
+            "image_discriminator_loss": image_logs.pop("loss"),
+            "video_discriminator_loss": video_logs.pop("loss"),
+            **image_logs,
+            **video_logs,
+        }
+
     def _improve_discriminator(self, guard, discriminator, optimizer, real, generated, key, real_category=None):
-        """One update of D_I or D_V; returns its loss and the other terms by name."""
+        """One update of D_I or D_V; returns its `loss` and the other terms by name."""
         real_noise, generated_noise, real_change, generated_change = split_key(key, 4)
-        real = augment(real, self.augmentation, real_change)
-        generated = augment(generated, self.augmentation, generated_change)
-        weights = [variable.value for variable in discriminator.trainable_variables]
-        logs = {}
 
         def judge_real(x):
             return self._judge(discriminator, x, real_noise)
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
+        def objective(real, generated, real_category):
+            real = augment(real, self.augmentation, real_change)
+            generated = augment(generated, self.augmentation, generated_change)
             if self.r1_weight:
                 (real_logits, category_logits), r1 = r1_penalty(judge_real, real)
             else:
                 (real_logits, category_logits), r1 = judge_real(real), 0.0
             generated_logits, _ = self._judge(discriminator, generated, generated_noise)
-            loss = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
-            total = loss + self.r1_weight * r1
+            logs = {"loss": discriminator_loss(real_logits, generated_logits, self.adversarial_loss)}
+            total = logs["loss"] + self.r1_weight * r1
             if real_category is not None:
                 logs["real_category_loss"] = category_loss(category_logits, real_category)
                 total += self.category_weight * logs["real_category_loss"]
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
-        optimizer.apply(gradients, discriminator.trainable_variables)
-        return loss, logs
+            return total, logs
+
+        return guard.minimise(
+            objective,
+            discriminator.trainable_variables,
+            optimizer,
+            inputs=(real, generated, real_category),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
 
     def _improve_generator(self, guard, num_videos, keys):
-        """One update of G_I and R_M; returns its losses by name."""
-        variables = self._generator_variables()
-        weights = [variable.value for variable in variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            latents = self._training_latents(num_videos, next(keys))
+        """One update of G_I and R_M, `num_videos` in a micro-batch; returns its losses by name."""
+        latent_key, frames_key, frames_change, clips_change, image_noise, video_noise = (next(keys) for _ in range(6))
+
+        def objective():
+            latents = self._training_latents(num_videos, latent_key)
             clips = self.decode(latents, training=True)
-            frames = random_frames(next(keys), clips, self.frames_per_clip)
-            frames = augment(frames, self.augmentation, next(keys))
-            clips = augment(clips, self.augmentation, next(keys))
-            image_logits, _ = self._judge(self.image_discriminator, frames, next(keys))
-            video_logits, category_logits = self._judge(self.video_discriminator, clips, next(keys))
+            frames = random_frames(frames_key, clips, self.frames_per_clip)
+            frames = augment(frames, self.augmentation, frames_change)
+            clips = augment(clips, self.augmentation, clips_change)
+            image_logits, _ = self._judge(self.image_discriminator, frames, image_noise)
+            video_logits, category_logits = self._judge(self.video_discriminator, clips, video_noise)
             logs = {
                 "image_generator_loss": generator_loss(image_logits, self.adversarial_loss),
                 "video_generator_loss": generator_loss(video_logits, self.adversarial_loss),
@@ -381,12 +399,15 @@ class MoCoGAN(VideoGenerator):
                 logs["generated_category_loss"] = category_loss(category_logits, latents["label"])
                 total += self.category_weight * logs["generated_category_loss"]
             logs["generator_loss"] = total
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
-        self.generator_optimizer.apply(gradients, variables)
-        return logs
+            return total, logs
+
+        return guard.minimise(
+            objective,
+            self._generator_variables(),
+            self.generator_optimizer,
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
 
     @staticmethod
     def _judge(discriminator, x, noise_key):

@@ -34,7 +34,7 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.draws import num_rows, replica_integers, replica_uniform, split_key
 from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.replicas import step_key
 from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
@@ -378,6 +378,7 @@ class NAVSynth(VideoGenerator):
         triplet_margin: float = 2.0,
         perceptual_loss=None,
         decoded_frames: int | None = None,
+        accumulate: int = 1,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
@@ -396,6 +397,7 @@ class NAVSynth(VideoGenerator):
             perceptual_loss: Callable (generated, real) -> (B, T), e.g. `tfvidgen.losses.perceptual.PerceptualLoss`.
             decoded_frames: Frames of each clip that a step decodes, other ones in every step and clip; None for all. The
                 RNN and the triplet loss always see whole clips.
+            accumulate: Micro-batches in which each stage takes its batch, see `tfvidgen.optimizers.StepGuard`.
         """
         if update not in UPDATES:
             raise ValueError(f"`update` must be one of {UPDATES}. Received {update!r}.")
@@ -416,7 +418,7 @@ class NAVSynth(VideoGenerator):
         self.decoded_frames = decoded_frames or self.num_frames
         generator_optimizer = generator_optimizer or Adam(6.25e-5)
         rnn_optimizer = rnn_optimizer or Adam(6.25e-5)
-        super().compile(optimizer=generator_optimizer)
+        super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.rnn_optimizer = generator_optimizer, rnn_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
         rnn_optimizer.build(self.rnn.trainable_variables)
@@ -671,31 +673,32 @@ class NAVSynth(VideoGenerator):
         labels = {}
         if self.conditional:
             labels["label"] = tf.gather(tf.constant(self.label_of_video), batch["video_id"])
-        generator_weights = [v.value for v in self.generator.trainable_variables]
-        rnn_weights = [v.value for v in self.rnn.trainable_variables]
-        guard = StepGuard(self)
+        guard, inputs = StepGuard(self), (labels, real, frame, positions)
+
+        def objective(with_triplet):
+            def of_part(codes, labels, real, frame, positions):
+                return self._objective({**codes, **labels}, real, frame, with_triplet, positions)
+
+            return of_part
 
         if self.update == "alternating":
             # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(generator_weights)
-                total, _ = self._objective({**codes, **labels}, real, frame, False, positions)
-                total = total / num_replicas()
-            generator_gradients = guard.gradient(tape, total, generator_weights)
-            self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
+            guard.minimise(
+                objective(with_triplet=False),
+                self.generator.trainable_variables,
+                self.generator_optimizer,
+                inputs=(codes, *inputs),
+            )
 
         # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; jointly with gamma where asked
-        joint = self.update == "joint"
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([codes, rnn_weights, generator_weights if joint else []])
-            total, losses = self._objective({**codes, **labels}, real, frame, True, positions)
-            total = total / num_replicas()
-        code_gradients, rnn_gradients, generator_gradients = guard.gradient(
-            tape, total, [codes, rnn_weights, generator_weights if joint else []]
+        moved = [(self.rnn.trainable_variables, self.rnn_optimizer)]
+        if self.update == "joint":
+            moved.insert(0, (self.generator.trainable_variables, self.generator_optimizer))
+        gradients, code_gradients, losses = guard.gradients(
+            objective(with_triplet=True), *(variables for variables, _ in moved), inputs=inputs, codes=codes
         )
-        if joint:
-            self.generator_optimizer.apply(generator_gradients, self.generator.trainable_variables)
-        self.rnn_optimizer.apply(rnn_gradients, self.rnn.trainable_variables)
+        for group, (variables, optimizer) in zip(gradients, moved, strict=True):
+            optimizer.apply(group, variables)
         for name, ids in rows.items():
             guard.update(getattr(self, name), ids, code_gradients[name], step)  # projects too (Sec. 3.3)
         return guard.finish(losses)

@@ -24,18 +24,17 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
-from tfvidgen.layers.draws import num_rows, random_frames, replica_normal, split_key
-from tfvidgen.layers.gradients import clip_to_norm
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.draws import num_rows, random_frames, replica_normal, split_key, update_key
+from tfvidgen.layers.replicas import step_key
 from tfvidgen.losses.adversarial import (
-    KINDS,
+    Kind,
+    check_kind,
     discriminator_loss,
     generator_loss,
-    l2_penalty,
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard
+from tfvidgen.optimizers import Adam, StepGuard, check_counts
 
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 4.1)
@@ -177,13 +176,15 @@ class RJGAN(VideoGenerator):
         generator_optimizer=None,
         image_discriminator_optimizer=None,
         video_discriminator_optimizer=None,
-        adversarial_loss: str = "non_saturating",
+        adversarial_loss: Kind = "non_saturating",
         summary_every_steps: int = 1,
         frames_per_clip: int = 1,
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
         augmentation=(),
         gradient_clip_norm: float = 0.0,
+        accumulate: int = 1,
+        discriminator_steps: int = 1,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
@@ -191,13 +192,17 @@ class RJGAN(VideoGenerator):
             generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (MoCoGAN's).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
-            adversarial_loss: A kind of `tfvidgen.losses.adversarial`.
+            adversarial_loss: A name of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
             summary_every_steps: The third term of Eq. 1 counts in steps that this divides; 0 for never.
             frames_per_clip: Frames of each clip that D_I sees.
             l2_weight, r1_weight, augmentation, gradient_clip_norm: As for `MoCoGAN`.
+            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of the discriminators for one of the generator. Each has an equal part of the step's
+                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
+                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
         """
-        if adversarial_loss not in KINDS:
-            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        check_counts(discriminator_steps=discriminator_steps)
+        adversarial_loss = check_kind(adversarial_loss)
         if frames_per_clip < 1 or summary_every_steps < 0:
             raise ValueError(
                 "`frames_per_clip` must be at least 1 and `summary_every_steps` at least 0. Received "
@@ -205,12 +210,13 @@ class RJGAN(VideoGenerator):
             )
         self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
         self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
-        super().compile(optimizer=self.generator_optimizer)
+        super().compile(optimizer=self.generator_optimizer, accumulate=accumulate)
         self.generator_optimizer.build(self._generator_variables())
         self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
         if not self.images_only:
             self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
             self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
+        self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.summary_every_steps, self.frames_per_clip = (
             adversarial_loss,
             summary_every_steps,
@@ -295,112 +301,129 @@ class RJGAN(VideoGenerator):
 
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
-        num_videos, step = num_rows(real), self.step_of(batch)
-        keys = iter(split_key(step_key(self.seed, step), 12))
+        step = self.step_of(batch)
+        key = step_key(self.seed, step)
         # the third term's share in this step
         share = 1.0
         if not self.images_only and self.summary_every_steps > 1:
             share = tf.cast(tf.equal(step % self.summary_every_steps, 0), tf.float32)
         guard = StepGuard(self)
 
-        clips, summaries = self._clips_and_summaries(num_videos, next(keys))
-        real_frames = random_frames(next(keys), real, self.frames_per_clip)
-        if "image" in batch:  # (B, n, H, W, 3): loose images, which D_I alone sees
-            images = tf.cast(batch["image"], tf.float32) / 127.5 - 1.0
-            real_frames = tf.concat([real_frames, tf.reshape(images, (-1, *images.shape[2:]))], axis=0)
-        logs = self._improve_image_discriminator(guard, real_frames, clips, summaries, share, next(keys))
-        if not self.images_only:
-            logs |= self._improve_video_discriminator(guard, real, clips, next(keys))
-        logs |= self._improve_generator(guard, num_videos, share, keys)
+        logs = {}
+        for i, clips_and_images in enumerate(guard.shares(self.discriminator_steps, real, batch.get("image"))):
+            keys = split_key(update_key(key, i), 12)[:4]
+            logs |= self._improve_discriminators(guard, *clips_and_images, share, keys)
+        # the image-only baseline has no update of D_V, which takes a key
+        keys = split_key(key, 12)[3 if self.images_only else 4 :]
+        logs |= self._improve_generator(guard, num_rows(real) // guard.accumulate, share, keys)
         return guard.finish(logs)
 
-    def _improve_image_discriminator(self, guard, real, clips, summaries, share, key):
+    def _improve_discriminators(self, guard, real, images, share, keys):
+        """One update of D_I and of D_V, on the same generated clips; returns their losses by name."""
+        num_videos = num_rows(real) // guard.accumulate
+        clips, summaries = guard.in_parts(lambda: self._clips_and_summaries(num_videos, keys[0]))
+        real_frames = random_frames(keys[1], real, self.frames_per_clip)
+        if images is not None:  # (B, n, H, W, 3): loose images, which D_I alone sees
+            images = tf.cast(images, tf.float32) / 127.5 - 1.0
+            images = tf.reshape(images, (-1, *images.shape[2:]))
+        logs = self._improve_image_discriminator(guard, real_frames, images, clips, summaries, share, keys[2])
+        if not self.images_only:
+            logs |= self._improve_video_discriminator(guard, real, clips, keys[3])
+        return logs
+
+    def _improve_image_discriminator(self, guard, real, images, clips, summaries, share, key):
         """Terms 1, 2, 5 and 6 of Eq. 1."""
         keys = iter(split_key(key, 7))
-        kind, discriminator = self.adversarial_loss, self.image_discriminator
-        weights = [variable.value for variable in discriminator.trainable_variables]
-        real = augment(real, self.augmentation, next(keys))
-        if clips is not None:
-            frames = random_frames(next(keys), clips, self.frames_per_clip)
-            frames = augment(frames, self.augmentation, next(keys))
-        if summaries is not None:
-            summaries = augment(summaries, self.augmentation, next(keys))
+        discriminator = self.image_discriminator
+        real_change = next(keys)
+        frames_key, frames_change = (next(keys), next(keys)) if clips is not None else (None, None)
+        summaries_change = next(keys) if summaries is not None else None
         noise = list(keys)
 
         def judge_real(x):
             return discriminator(x, noise[0], training=True)
 
-        logs = {}
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
+        def objective(real, images, clips, summaries):
+            kind, logs, loss = self.adversarial_loss, {}, 0.0
+            if images is not None:
+                real = tf.concat([real, images], axis=0)
+            real = augment(real, self.augmentation, real_change)
             real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
-            loss = 0.0
             if clips is not None:
+                frames = random_frames(frames_key, clips, self.frames_per_clip)
+                frames = augment(frames, self.augmentation, frames_change)
                 generated_logits = discriminator(frames, noise[1], training=True)
                 logs["image_discriminator_loss"] = discriminator_loss(real_logits, generated_logits, kind)
                 loss += logs["image_discriminator_loss"]
             if summaries is not None:
+                summaries = augment(summaries, self.augmentation, summaries_change)
                 summary_logits = discriminator(summaries, noise[2], training=True)
                 logs["summary_discriminator_loss"] = discriminator_loss(real_logits, summary_logits, kind)
                 loss += share * logs["summary_discriminator_loss"]
-            total = loss + self.r1_weight * r1
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
-        self.image_discriminator_optimizer.apply(gradients, discriminator.trainable_variables)
-        return logs
+            return loss + self.r1_weight * r1, logs
+
+        return guard.minimise(
+            objective,
+            discriminator.trainable_variables,
+            self.image_discriminator_optimizer,
+            inputs=(real, images, clips, summaries),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
 
     def _improve_video_discriminator(self, guard, real, clips, key):
         """Terms 3 and 4 of Eq. 1."""
         real_change, change, real_noise, noise = split_key(key, 4)
         discriminator = self.video_discriminator
-        weights = [variable.value for variable in discriminator.trainable_variables]
-        real = augment(real, self.augmentation, real_change)
-        clips = augment(clips, self.augmentation, change)
 
         def judge_real(x):
             return discriminator(x, real_noise, training=True)
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
+        def objective(real, clips):
+            real = augment(real, self.augmentation, real_change)
+            clips = augment(clips, self.augmentation, change)
             real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
             logits = discriminator(clips, noise, training=True)
             loss = discriminator_loss(real_logits, logits, self.adversarial_loss)
-            total = loss + self.r1_weight * r1
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
-        self.video_discriminator_optimizer.apply(gradients, discriminator.trainable_variables)
-        return {"video_discriminator_loss": loss}
+            return loss + self.r1_weight * r1, {"video_discriminator_loss": loss}
+
+        return guard.minimise(
+            objective,
+            discriminator.trainable_variables,
+            self.video_discriminator_optimizer,
+            inputs=(real, clips),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
 
     def _improve_generator(self, guard, num_videos, share, keys):
-        """One update of G_I and R_M on fresh samples; returns its losses by name."""
-        kind, names = self.adversarial_loss, self.augmentation
-        variables = self._generator_variables()
-        weights = [variable.value for variable in variables]
-        logs, total = {}, 0.0
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            clips, summaries = self._clips_and_summaries(num_videos, next(keys))
+        """One update of G_I and R_M on fresh samples, `num_videos` in a micro-batch; returns its losses by name."""
+
+        def objective():
+            kind, names, logs, total = self.adversarial_loss, self.augmentation, {}, 0.0
+            of_part = iter(keys)
+            clips, summaries = self._clips_and_summaries(num_videos, next(of_part))
             if clips is not None:
-                frames = random_frames(next(keys), clips, self.frames_per_clip)
-                frames = augment(frames, names, next(keys))
-                logits = self.image_discriminator(frames, next(keys), training=True)
+                frames = random_frames(next(of_part), clips, self.frames_per_clip)
+                frames = augment(frames, names, next(of_part))
+                logits = self.image_discriminator(frames, next(of_part), training=True)
                 logs["image_generator_loss"] = generator_loss(logits, kind)
-                logits = self.video_discriminator(augment(clips, names, next(keys)), next(keys), training=True)
+                clips = augment(clips, names, next(of_part))
+                logits = self.video_discriminator(clips, next(of_part), training=True)
                 logs["video_generator_loss"] = generator_loss(logits, kind)
                 total += logs["image_generator_loss"] + logs["video_generator_loss"]
             if summaries is not None:
-                summaries = augment(summaries, names, next(keys))
-                logits = self.image_discriminator(summaries, next(keys), training=True)
+                summaries = augment(summaries, names, next(of_part))
+                logits = self.image_discriminator(summaries, next(of_part), training=True)
                 logs["summary_generator_loss"] = generator_loss(logits, kind)
                 total += share * logs["summary_generator_loss"]
             logs["generator_loss"] = total
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(tape, total, weights), self.gradient_clip_norm)
-        self.generator_optimizer.apply(gradients, variables)
-        return logs
+            return total, logs
+
+        return guard.minimise(
+            objective,
+            self._generator_variables(),
+            self.generator_optimizer,
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )

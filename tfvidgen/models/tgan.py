@@ -33,15 +33,15 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
-from tfvidgen.layers.draws import add_noise, replica_uniform, split_key
+from tfvidgen.layers.draws import add_noise, num_rows, replica_uniform, split_key, update_key
 from tfvidgen.layers.gradients import clip_to_norm
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.replicas import step_key
 from tfvidgen.layers.spectral_norm import SpectralNorm
 from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.layers.volumes import VolumeHalving
-from tfvidgen.losses.adversarial import KINDS, discriminator_loss, generator_loss, l2_penalty, r1_penalty
+from tfvidgen.losses.adversarial import Kind, check_kind, discriminator_loss, generator_loss, l2_penalty, r1_penalty
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import StepGuard
+from tfvidgen.optimizers import StepGuard, check_counts
 
 LATENT_DIM = 100  # of slow and fast codes alike
 CONSTRAINTS = ("singular_values", "weights", "none")
@@ -426,7 +426,7 @@ class TGAN(VideoGenerator):
         self,
         generator_optimizer=None,
         discriminator_optimizer=None,
-        adversarial_loss: str = "wgan",
+        adversarial_loss: Kind = "wgan",
         constraint: str = "singular_values",
         clip_every_steps: int = CLIP_EVERY_STEPS,
         noise_stddev: float = 0.0,
@@ -434,13 +434,15 @@ class TGAN(VideoGenerator):
         r1_weight: float = 0.0,
         augmentation: Sequence[str] = (),
         gradient_clip_norm: float = 0.0,
+        accumulate: int = 1,
+        discriminator_steps: int = 1,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
         Args:
             generator_optimizer, discriminator_optimizer: Default to RMSprop at 5e-5 (paper). The first moves both
                 generators.
-            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`; `wgan` in the paper.
+            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; `wgan` in the paper.
             constraint: `singular_values` (paper), `weights` clips them at 0.01 after every step, or `none`.
             clip_every_steps: Period of singular value clipping (paper: 5).
             noise_stddev: Of Gaussian noise on the clips that the discriminator sees (official vanilla variant: 0.3).
@@ -448,6 +450,10 @@ class TGAN(VideoGenerator):
             r1_weight: gamma of the R1 penalty; 0 for none.
             augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
             gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
+            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of the discriminator for one of the generator. Each has an equal part of the step's
+                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
+                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
         """
         if constraint not in CONSTRAINTS:
             raise ValueError(f"`constraint` must be one of {CONSTRAINTS}. Received {constraint!r}.")
@@ -461,14 +467,15 @@ class TGAN(VideoGenerator):
                 "A Wasserstein critic without any constraint grows without bound: use constraint='singular_values' or "
                 "'weights', spectral_norm=True, r1_weight > 0, or another adversarial_loss."
             )
-        if adversarial_loss not in KINDS:
-            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        check_counts(discriminator_steps=discriminator_steps)
+        adversarial_loss = check_kind(adversarial_loss)
         generator_optimizer = generator_optimizer or rmsprop()
         discriminator_optimizer = discriminator_optimizer or rmsprop()
-        super().compile(optimizer=generator_optimizer)
+        super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         generator_optimizer.build(self._generator_variables)
         discriminator_optimizer.build(self.discriminator.trainable_variables)
+        self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.constraint, self.clip_every_steps = adversarial_loss, constraint, clip_every_steps
         self.noise_stddev, self.l2_weight, self.r1_weight = noise_stddev, l2_weight, r1_weight
         self.gradient_clip_norm, self.augmentation = gradient_clip_norm, check_augmentation(augmentation)
@@ -529,57 +536,90 @@ class TGAN(VideoGenerator):
     # ------------------------------------------------------------ training
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)
-        num_local, step = tf.shape(real)[0], self.step_of(batch)
-        slow_key, *keys = split_key(step_key(self.seed, step), 5)
-        latents = {"slow": replica_uniform(slow_key, (num_local, self.slow_dim), -1.0, 1.0)}
-        category = self._category_of(batch)
-        if self.num_categories:
-            latents["label"] = category
-        generator_weights = [v.value for v in self._generator_variables]
-        discriminator_weights = [v.value for v in self.discriminator.trainable_variables]
+        step, category = self.step_of(batch), self._category_of(batch)
+        key = step_key(self.seed, step)
         guard = StepGuard(self)
 
-        def judge(video, augmentation_key, noise_key):
-            video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
-            return self.discriminator(video, category, training=True)
-
-        # One forward pass serves both updates: neither network sees the other's new weights (official code).
-        one_game = self.adversarial_loss in _ZERO_SUM
-        with tf.GradientTape(persistent=not one_game, watch_accessed_variables=False) as tape:
-            tape.watch([generator_weights, discriminator_weights])
-            latents["fast"] = self.fast_codes(latents, training=True)
-            generated = self.decode(latents, training=True)
-            losses = {}
-            if self.r1_weight:
-                real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, keys[0], keys[1]), real)
-            else:
-                real_logits = judge(real, keys[0], keys[1])
-            generated_logits = judge(generated, keys[2], keys[3])
-            losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
-            losses["generator_loss"] = generator_loss(generated_logits, self.adversarial_loss)
-            of_discriminator = losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
-            of_generator = losses["generator_loss"]
-            if self.l2_weight:
-                of_discriminator += self.l2_weight * l2_penalty(discriminator_weights)
-                penalty = self.l2_weight * l2_penalty(generator_weights)
-                of_generator += penalty
-            game = (of_discriminator - (penalty if self.l2_weight else 0.0)) / num_replicas()
-            of_generator, of_discriminator = of_generator / num_replicas(), of_discriminator / num_replicas()
-        if one_game:  # what one lowers the other raises, so that one pass back is enough
-            gradients = guard.gradient(tape, game, [generator_weights, discriminator_weights])
-            generator_gradients, discriminator_gradients = [-gradient for gradient in gradients[0]], gradients[1]
-        else:
-            generator_gradients = guard.gradient(tape, of_generator, generator_weights)
-            discriminator_gradients = guard.gradient(tape, of_discriminator, discriminator_weights)
-        generator_gradients = clip_to_norm(generator_gradients, self.gradient_clip_norm)
-        discriminator_gradients = clip_to_norm(discriminator_gradients, self.gradient_clip_norm)
-        self.generator_optimizer.apply(generator_gradients, self._generator_variables)
-        self.discriminator_optimizer.apply(discriminator_gradients, self.discriminator.trainable_variables)
+        *earlier, (last, last_category) = guard.shares(self.discriminator_steps, real, category)
+        for i, (share, share_category) in enumerate(earlier, 1):
+            self._improve_discriminator(guard, share, share_category, update_key(key, i))
+            if self.constraint == "weights":
+                tf.distribute.get_replica_context().merge_call(self._constrain, args=(tf.constant(True),))
+        losses = self._improve_both(guard, last, last_category, num_rows(real), category, key)
         if self.constraint != "none":
             period = self.clip_every_steps if self.constraint == "singular_values" else 1
             due = tf.equal(tf.math.floormod(step + 1, period), 0)
             tf.distribute.get_replica_context().merge_call(self._constrain, args=(due,))
         return guard.finish(losses)
+
+    def _play(self, real, category, num_generated, generated_category, key):
+        """Losses by name, and what the discriminator lowers, on real clips and on new ones."""
+        slow_key, *keys = split_key(key, 5)
+        latents = {"slow": replica_uniform(slow_key, (num_generated, self.slow_dim), -1.0, 1.0)}
+        if self.num_categories:
+            latents["label"] = generated_category
+        latents["fast"] = self.fast_codes(latents, training=True)
+        generated = self.decode(latents, training=True)
+
+        def judge(video, category, augmentation_key, noise_key):
+            video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
+            return self.discriminator(video, category, training=True)
+
+        losses = {}
+        if self.r1_weight:
+            real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, category, keys[0], keys[1]), real)
+        else:
+            real_logits = judge(real, category, keys[0], keys[1])
+        generated_logits = judge(generated, generated_category, keys[2], keys[3])
+        losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
+        losses["generator_loss"] = generator_loss(generated_logits, self.adversarial_loss)
+        return losses, losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
+
+    def _improve_discriminator(self, guard, real, category, key):
+        """An update of the discriminator alone, before the one that it shares with the generators."""
+        num_videos = num_rows(real) // guard.accumulate
+
+        def objective(real, category):
+            losses, total = self._play(real, category, num_videos, category, key)
+            return total, losses
+
+        guard.minimise(
+            objective,
+            self.discriminator.trainable_variables,
+            self.discriminator_optimizer,
+            inputs=(real, category),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
+
+    def _improve_both(self, guard, real, category, num_videos, generated_category, key):
+        """One forward pass serves both updates: neither network sees the other's new weights (official code)."""
+        players = (
+            (self._generator_variables, self.generator_optimizer),
+            (self.discriminator.trainable_variables, self.discriminator_optimizer),
+        )
+        generator_weights, discriminator_weights = ([v.value for v in variables] for variables, _ in players)
+        one_game = self.adversarial_loss in _ZERO_SUM
+
+        def objective(real, category, generated_category):
+            num_generated = num_videos // guard.accumulate
+            losses, of_discriminator = self._play(real, category, num_generated, generated_category, key)
+            of_generator, penalty = losses["generator_loss"], 0.0
+            if self.l2_weight:
+                of_discriminator += self.l2_weight * l2_penalty(discriminator_weights)
+                penalty = self.l2_weight * l2_penalty(generator_weights)
+                of_generator += penalty
+            # what one lowers the other raises, so that one pass back is enough
+            return of_discriminator - penalty if one_game else [of_generator, of_discriminator], losses
+
+        gradients, _, losses = guard.gradients(
+            objective, *(variables for variables, _ in players), inputs=(real, category, generated_category)
+        )
+        if one_game:
+            gradients[0] = [-gradient for gradient in gradients[0]]
+        for gradient, (variables, optimizer) in zip(gradients, players, strict=True):
+            optimizer.apply(clip_to_norm(gradient, self.gradient_clip_norm), variables)
+        return losses
 
     def _category_of(self, batch):
         if not self.num_categories:

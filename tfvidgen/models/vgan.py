@@ -30,22 +30,21 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
-from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key
-from tfvidgen.layers.gradients import clip_to_norm
+from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key, update_key
 from tfvidgen.layers.replicas import num_replicas, step_key
 from tfvidgen.layers.spectral_norm import SpectralNorm
 from tfvidgen.layers.upsampling import Doubling
 from tfvidgen.layers.volumes import VolumeDoubling, VolumeHalving
 from tfvidgen.losses.adversarial import (
-    KINDS,
+    Kind,
     category_loss,
+    check_kind,
     discriminator_loss,
     generator_loss,
-    l2_penalty,
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard
+from tfvidgen.optimizers import Adam, StepGuard, check_counts
 
 LATENT_DIM = 100
 MASK_WEIGHT = 0.1  # lambda of the mask's L1 norm
@@ -386,19 +385,22 @@ class VGAN(VideoGenerator):
         self,
         generator_optimizer=None,
         discriminator_optimizer=None,
-        adversarial_loss: str = "non_saturating",
+        adversarial_loss: Kind = "non_saturating",
         mask_weight: float = MASK_WEIGHT,
         first_frame_weight: float = FIRST_FRAME_WEIGHT,
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
         augmentation: Sequence[str] = (),
         gradient_clip_norm: float = 0.0,
+        accumulate: int = 1,
+        discriminator_steps: int = 1,
     ):
         """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
 
         Args:
             generator_optimizer, discriminator_optimizer: Default to Adam at 2e-4 with beta_1 = 0.5 (official code).
-            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`; the official code's is `non_saturating`.
+            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; the official code's
+                is `non_saturating`.
             mask_weight: lambda of the mask's mean (paper: 0.1).
             first_frame_weight: Weight of the L1 between the first frame that is made and the one that was given (official
                 code: 10); of the conditional system only.
@@ -406,15 +408,20 @@ class VGAN(VideoGenerator):
             r1_weight: gamma of the R1 penalty; 0 for none.
             augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
             gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
+            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of the discriminator for one of the generator. Each has an equal part of the step's
+                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
+                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
         """
-        if adversarial_loss not in KINDS:
-            raise ValueError(f"`adversarial_loss` must be one of {KINDS}. Received {adversarial_loss!r}.")
+        check_counts(discriminator_steps=discriminator_steps)
+        adversarial_loss = check_kind(adversarial_loss)
         generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
         discriminator_optimizer = discriminator_optimizer or Adam(2e-4, beta_1=0.5)
-        super().compile(optimizer=generator_optimizer)
+        super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
         discriminator_optimizer.build(self.discriminator.trainable_variables)
+        self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.mask_weight, self.first_frame_weight = (
             adversarial_loss,
             mask_weight,
@@ -451,55 +458,73 @@ class VGAN(VideoGenerator):
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)
         step = self.step_of(batch)
-        latent_key, *augmentation_keys = split_key(step_key(self.seed, step), 4)
-        latents = self._latents_of_step(real, latent_key)
-        generator_weights = [v.value for v in self.generator.trainable_variables]
-        discriminator_weights = [v.value for v in self.discriminator.trainable_variables]
-        guard = StepGuard(self)
+        key = step_key(self.seed, step)
+        latent_key, *changes = split_key(key, 4)
+        guard, losses = StepGuard(self), {}
+        # Where each network has one update in one piece, clips are made once: both learn from the same ones. Else they are
+        # made again for the generator's update, so that no tape is held meanwhile; its batch norms take in both passes.
+        made_once = self.discriminator_steps == guard.accumulate == 1
+        if not made_once:
+            for i, (share,) in enumerate(guard.shares(self.discriminator_steps, real)):
+                keys = split_key(update_key(key, i), 4)
+                generated = guard.in_parts(
+                    lambda part, key=keys[0]: compose(**self.streams(self._latents_of_step(part, key), training=True)),
+                    share,
+                )
+                losses |= self._improve_discriminator(guard, share, generated, keys[1:3])
 
-        def judge(video, key):
-            return self.discriminator(augment(video, self.augmentation, key), training=True)
-
-        with tf.GradientTape(watch_accessed_variables=False) as generator_tape:
-            generator_tape.watch(generator_weights)
+        def objective(real):
+            latents = self._latents_of_step(real, latent_key)
             streams = self.streams(latents, training=True)
-            generated = compose(**streams)  # made once: both networks learn from the same clips
-
-            # 1. the discriminator, on real and generated clips apart, so that no batch norm tells them from each other
-            with generator_tape.stop_recording(), tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(discriminator_weights)
-                losses = {}
-                if self.r1_weight:
-                    real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, augmentation_keys[0]), real)
-                else:
-                    real_logits = judge(real, augmentation_keys[0])
-                generated_logits = judge(tf.stop_gradient(generated), augmentation_keys[1])
-                losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
-                total = losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
-                if self.l2_weight:
-                    total += self.l2_weight * l2_penalty(discriminator_weights)
-                total = total / num_replicas()
-            with generator_tape.stop_recording():
-                gradients = guard.gradient(tape, total, discriminator_weights)
-                gradients = clip_to_norm(gradients, self.gradient_clip_norm)
-                self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-
-            # 2. the generator, by what the updated discriminator says
-            logits = judge(generated, augmentation_keys[2])
-            losses["generator_loss"] = generator_loss(logits, self.adversarial_loss)
-            losses["mask_loss"] = tf.reduce_mean(streams["mask"])  # its L1 norm: a mask is not negative
-            total = losses["generator_loss"] + self.mask_weight * losses["mask_loss"]
+            generated = compose(**streams)
+            if made_once:
+                losses.update(self._improve_discriminator(guard, real, tf.stop_gradient(generated), changes[:2]))
+            # the generator, by what the updated discriminator says
+            logits = self._judge(generated, changes[2])
+            logs = {"generator_loss": generator_loss(logits, self.adversarial_loss)}
+            logs["mask_loss"] = tf.reduce_mean(streams["mask"])  # its L1 norm: a mask is not negative
+            total = logs["generator_loss"] + self.mask_weight * logs["mask_loss"]
             if self.conditional:
-                losses["first_frame_loss"] = tf.reduce_mean(tf.abs(generated[:, 0] - latents["first_frame"]))
-                total += self.first_frame_weight * losses["first_frame_loss"]
-            if self.l2_weight:
-                total += self.l2_weight * l2_penalty(generator_weights)
-            total = total / num_replicas()
-        gradients = clip_to_norm(guard.gradient(generator_tape, total, generator_weights), self.gradient_clip_norm)
-        self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
+                logs["first_frame_loss"] = tf.reduce_mean(tf.abs(generated[:, 0] - latents["first_frame"]))
+                total += self.first_frame_weight * logs["first_frame_loss"]
+            return total, logs
+
+        logs = guard.minimise(
+            objective,
+            self.generator.trainable_variables,
+            self.generator_optimizer,
+            inputs=(real,),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
         if self.conditional:
-            self._remember(latents["first_frame"], step)
-        return guard.finish(losses)
+            self._remember(self.encode(real)["first_frame"], step)
+        return guard.finish({**losses, **logs})
+
+    def _judge(self, video, key):
+        return self.discriminator(augment(video, self.augmentation, key), training=True)
+
+    def _improve_discriminator(self, guard, real, generated, changes):
+        """One update, on real and generated clips apart, so that no batch norm tells them from each other."""
+
+        def objective(real, generated):
+            logs = {}
+            if self.r1_weight:
+                real_logits, logs["r1_penalty"] = r1_penalty(lambda x: self._judge(x, changes[0]), real)
+            else:
+                real_logits = self._judge(real, changes[0])
+            generated_logits = self._judge(generated, changes[1])
+            logs["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
+            return logs["discriminator_loss"] + self.r1_weight * logs.get("r1_penalty", 0.0), logs
+
+        return guard.minimise(
+            objective,
+            self.discriminator.trainable_variables,
+            self.discriminator_optimizer,
+            inputs=(real, generated),
+            l2_weight=self.l2_weight,
+            clip_norm=self.gradient_clip_norm,
+        )
 
     def _latents_of_step(self, real, key):
         return {"content": replica_normal(key, (tf.shape(real)[0], self.latent_dim))}
@@ -664,16 +689,18 @@ class ActionClassifier(keras.Model):
     def train_step(self, batch):
         """One step on a batch: the cross-entropy of its actions moves all but the discriminator's own last layer."""
         video = real_clips(batch["video"], *self.discriminator.clip_shape[1:3])
-        weights = [variable.value for variable in self._moved]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
+
+        def objective():
             features = self.discriminator.features(video, training=True)
-            drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(features)[0], features.shape[1]])
+            drawn = replica_uniform(
+                step_key(self.seed, self.step_of(batch)), [tf.shape(features)[0], features.shape[1]]
+            )
             kept = tf.cast(drawn >= self.dropout, features.dtype) / (1.0 - self.dropout)
             loss, accuracy = self._loss_and_accuracy(batch, features * kept)
-            total = loss / num_replicas()
-        self.optimizer.apply(tape.gradient(total, weights), self._moved)
-        return {"classification_loss": loss, "accuracy": accuracy}
+            return loss, {"classification_loss": loss, "accuracy": accuracy}
+
+        guard = StepGuard(self)
+        return guard.finish(guard.minimise(objective, self._moved, self.optimizer))
 
     def test_step(self, batch):
         """Mean loss and accuracy over the batches so far."""
