@@ -18,11 +18,12 @@ class AdversarialConfig(cli.RunConfig):
     """Settings of any run with discriminators. The stability tools at the end are off by default."""
 
     clip_start: str = option("random", "Where a clip begins.", ("first", "centre", "random"))
-    adversarial_loss: str = option("non_saturating", "The game.", ("minimax", "non_saturating", "hinge", "wgan"))
+    adversarial_loss: str = option(
+        "non_saturating", "Adversarial loss.", ("minimax", "non_saturating", "hinge", "wgan")
+    )
     discriminator_steps: int = option(
         1,
-        "Updates of the discriminators for one of the generator, each on an equal part of the step's clips; --batch_size is a "
-        "multiple of it times --accumulate and the replicas.",
+        "Updates of the discriminators for one of the generator, each on --batch_size other clips.",
         minimum=1,
     )
     generator_learning_rate: float = option(2e-4, "Rate of the generator's optimizer.", minimum=0)
@@ -37,7 +38,14 @@ class AdversarialConfig(cli.RunConfig):
         "Differentiable augmentation of what discriminators see, alike for all frames of a clip: any of "
         "colour,translation,cutout with commas between them; for small sets.",
     )
-    gradient_clip_norm: float = option(0.0, "Clips each network's gradient to this global norm; 0 for not.", minimum=0)
+    gradient_clip_norm: float = option(
+        0.0, "Clips each network's gradient to this global norm; 0 disables clipping.", minimum=0
+    )
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips that a step takes from the data, for all updates of the discriminators."""
+        return self.batch_size * self.discriminator_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,7 @@ def compile_options(config: AdversarialConfig) -> dict[str, Any]:
     """Keyword arguments that the `compile` of every adversarial system takes, beside its optimizers."""
     return {
         "adversarial_loss": config.adversarial_loss,
-        "accumulate": cli.accumulate(config, config.discriminator_steps),
+        "accumulate": cli.accumulate(config),
         "discriminator_steps": config.discriminator_steps,
         "l2_weight": config.l2_weight,
         "r1_weight": config.r1_weight,

@@ -189,6 +189,11 @@ class RunConfig:
         return ""
 
     @property
+    def clips_per_step(self) -> int:
+        """Clips that a step takes from the data: `batch_size`, or a multiple where a step has several updates."""
+        return self.batch_size
+
+    @property
     def dtype_policy(self) -> str:
         """The Keras dtype policy of `precision`, once `auto` is resolved."""
         return "float32" if self.precision == "float32" else f"mixed_{self.precision}"
@@ -203,18 +208,17 @@ def program_of(system: str) -> str:
     return system if "." in system else f"trainers.{system}"
 
 
-def accumulate(config: RunConfig, discriminator_steps: int = 1) -> int:
+def accumulate(config: RunConfig) -> int:
     """The setting `accumulate`, for `compile`; call it in the scope of the strategy.
 
     Raises:
-        UsageError: If replicas, updates of a discriminator and micro-batches cannot share a batch equally.
+        UsageError: If replicas and micro-batches cannot share a batch equally.
     """
     from tfvidgen.layers.replicas import num_replicas
 
-    others = discriminator_steps * num_replicas()
+    others = num_replicas()
     if config.batch_size % (others * config.accumulate):
-        updates = f"--discriminator_steps={discriminator_steps}, " if discriminator_steps > 1 else ""
-        parts = f"{updates}--accumulate={config.accumulate} and {num_replicas()} replica(s)"
+        parts = f"--accumulate={config.accumulate} and {num_replicas()} replica(s)"
         possible = [str(i) for i in range(1, config.batch_size + 1) if config.batch_size % (others * i) == 0]
         fitting = f"--accumulate one of {', '.join(possible)}, or " if possible else ""
         raise UsageError(

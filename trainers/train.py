@@ -206,7 +206,7 @@ def _train(
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
             resume=resume,
-            frames_per_step=config.batch_size * model.num_decoded_frames,
+            frames_per_step=config.clips_per_step * model.num_decoded_frames,
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
@@ -261,7 +261,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
     def dataset_fn(start_step: int) -> tf.data.Dataset:
         dataset = data.make_dataset(
             run_data.trained,
-            config.batch_size,
+            config.clips_per_step,
             config.num_frames,
             config.stride,
             config.clip_start,
@@ -282,9 +282,11 @@ def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
         raise ValueError(
             f"--batch_size={config.batch_size} cannot be divided by {num_replicas} replicas: make it a multiple of that."
         )
-    if config.batch_size > len(run_data.trained):
+    if config.clips_per_step > len(run_data.trained):
+        updates = config.clips_per_step // config.batch_size
+        times = f" for each of --discriminator_steps={updates}" if updates > 1 else ""
         raise ValueError(
-            f"--batch_size={config.batch_size} is more than the {len(run_data.trained)} videos that are trained, so a batch "
+            f"--batch_size={config.batch_size}{times} is more than the {len(run_data.trained)} videos that are trained, so a batch "
             "would hold some twice: lower it to at most that, or train on more videos."
         )
 

@@ -196,9 +196,9 @@ class MoCoGAN(VideoGenerator):
             augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`.
             gradient_clip_norm: Most that a network's gradient may measure; 0 for any.
             accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of both discriminators for one of the generator. Each has an equal part of the step's
-                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
-                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
+            discriminator_steps: Updates of both discriminators for one of the generator. The batch of a step then holds
+                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
+                update makes as many as one part has.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -300,7 +300,7 @@ class MoCoGAN(VideoGenerator):
         for i, (share, category) in enumerate(guard.shares(self.discriminator_steps, real, real_category)):
             logs |= self._improve_discriminators(guard, share, category, split_key(update_key(key, i), 12)[:5])
         # G_I and R_M: both discriminators on fresh samples
-        logs |= self._improve_generator(guard, num_rows(real) // guard.accumulate, iter(split_key(key, 12)[5:]))
+        logs |= self._improve_generator(guard, num_rows(share) // guard.accumulate, iter(split_key(key, 12)[5:]))
         return guard.finish(logs)
 
     def _real_category(self, batch):

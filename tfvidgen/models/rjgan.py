@@ -197,9 +197,9 @@ class RJGAN(VideoGenerator):
             frames_per_clip: Frames of each clip that D_I sees.
             l2_weight, r1_weight, augmentation, gradient_clip_norm: As for `MoCoGAN`.
             accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminators for one of the generator. Each has an equal part of the step's
-                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
-                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
+            discriminator_steps: Updates of the discriminators for one of the generator. The batch of a step then holds
+                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
+                update makes as many as one part has.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -310,12 +310,12 @@ class RJGAN(VideoGenerator):
         guard = StepGuard(self)
 
         logs = {}
-        for i, clips_and_images in enumerate(guard.shares(self.discriminator_steps, real, batch.get("image"))):
+        for i, (clips, images) in enumerate(guard.shares(self.discriminator_steps, real, batch.get("image"))):
             keys = split_key(update_key(key, i), 12)[:4]
-            logs |= self._improve_discriminators(guard, *clips_and_images, share, keys)
+            logs |= self._improve_discriminators(guard, clips, images, share, keys)
         # the image-only baseline has no update of D_V, which takes a key
         keys = split_key(key, 12)[3 if self.images_only else 4 :]
-        logs |= self._improve_generator(guard, num_rows(real) // guard.accumulate, share, keys)
+        logs |= self._improve_generator(guard, num_rows(clips) // guard.accumulate, share, keys)
         return guard.finish(logs)
 
     def _improve_discriminators(self, guard, real, images, share, keys):

@@ -451,9 +451,9 @@ class TGAN(VideoGenerator):
             augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
             gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
             accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminator for one of the generator. Each has an equal part of the step's
-                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
-                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
+            discriminator_steps: Updates of the discriminator for one of the generator. The batch of a step then holds
+                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
+                update makes as many as one part has.
         """
         if constraint not in CONSTRAINTS:
             raise ValueError(f"`constraint` must be one of {CONSTRAINTS}. Received {constraint!r}.")
@@ -545,42 +545,41 @@ class TGAN(VideoGenerator):
             self._improve_discriminator(guard, share, share_category, update_key(key, i))
             if self.constraint == "weights":
                 tf.distribute.get_replica_context().merge_call(self._constrain, args=(tf.constant(True),))
-        losses = self._improve_both(guard, last, last_category, num_rows(real), category, key)
+        losses = self._improve_both(guard, last, last_category, key)
         if self.constraint != "none":
             period = self.clip_every_steps if self.constraint == "singular_values" else 1
             due = tf.equal(tf.math.floormod(step + 1, period), 0)
             tf.distribute.get_replica_context().merge_call(self._constrain, args=(due,))
         return guard.finish(losses)
 
-    def _play(self, real, category, num_generated, generated_category, key):
-        """Losses by name, and what the discriminator lowers, on real clips and on new ones."""
+    def _play(self, real, category, key):
+        """Losses by name, and what the discriminator lowers, on real clips and on as many new ones."""
         slow_key, *keys = split_key(key, 5)
-        latents = {"slow": replica_uniform(slow_key, (num_generated, self.slow_dim), -1.0, 1.0)}
+        latents = {"slow": replica_uniform(slow_key, (num_rows(real), self.slow_dim), -1.0, 1.0)}
         if self.num_categories:
-            latents["label"] = generated_category
+            latents["label"] = category
         latents["fast"] = self.fast_codes(latents, training=True)
         generated = self.decode(latents, training=True)
 
-        def judge(video, category, augmentation_key, noise_key):
+        def judge(video, augmentation_key, noise_key):
             video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
             return self.discriminator(video, category, training=True)
 
         losses = {}
         if self.r1_weight:
-            real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, category, keys[0], keys[1]), real)
+            real_logits, losses["r1_penalty"] = r1_penalty(lambda x: judge(x, keys[0], keys[1]), real)
         else:
-            real_logits = judge(real, category, keys[0], keys[1])
-        generated_logits = judge(generated, generated_category, keys[2], keys[3])
+            real_logits = judge(real, keys[0], keys[1])
+        generated_logits = judge(generated, keys[2], keys[3])
         losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
         losses["generator_loss"] = generator_loss(generated_logits, self.adversarial_loss)
         return losses, losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
 
     def _improve_discriminator(self, guard, real, category, key):
         """An update of the discriminator alone, before the one that it shares with the generators."""
-        num_videos = num_rows(real) // guard.accumulate
 
         def objective(real, category):
-            losses, total = self._play(real, category, num_videos, category, key)
+            losses, total = self._play(real, category, key)
             return total, losses
 
         guard.minimise(
@@ -592,7 +591,7 @@ class TGAN(VideoGenerator):
             clip_norm=self.gradient_clip_norm,
         )
 
-    def _improve_both(self, guard, real, category, num_videos, generated_category, key):
+    def _improve_both(self, guard, real, category, key):
         """One forward pass serves both updates: neither network sees the other's new weights (official code)."""
         players = (
             (self._generator_variables, self.generator_optimizer),
@@ -601,9 +600,8 @@ class TGAN(VideoGenerator):
         generator_weights, discriminator_weights = ([v.value for v in variables] for variables, _ in players)
         one_game = self.adversarial_loss in _ZERO_SUM
 
-        def objective(real, category, generated_category):
-            num_generated = num_videos // guard.accumulate
-            losses, of_discriminator = self._play(real, category, num_generated, generated_category, key)
+        def objective(real, category):
+            losses, of_discriminator = self._play(real, category, key)
             of_generator, penalty = losses["generator_loss"], 0.0
             if self.l2_weight:
                 of_discriminator += self.l2_weight * l2_penalty(discriminator_weights)
@@ -613,7 +611,7 @@ class TGAN(VideoGenerator):
             return of_discriminator - penalty if one_game else [of_generator, of_discriminator], losses
 
         gradients, _, losses = guard.gradients(
-            objective, *(variables for variables, _ in players), inputs=(real, category, generated_category)
+            objective, *(variables for variables, _ in players), inputs=(real, category)
         )
         if one_game:
             gradients[0] = [-gradient for gradient in gradients[0]]

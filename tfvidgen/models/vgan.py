@@ -409,9 +409,9 @@ class VGAN(VideoGenerator):
             augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
             gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
             accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminator for one of the generator. Each has an equal part of the step's
-                clips and as many generated ones of its own; the generator's has as many as the whole batch, so
-                `batch_size` is clips per generator update and a multiple of discriminator_steps x accumulate x replicas.
+            discriminator_steps: Updates of the discriminator for one of the generator. The batch of a step then holds
+                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
+                update makes as many as one part has.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -465,13 +465,14 @@ class VGAN(VideoGenerator):
         # made again for the generator's update, so that no tape is held meanwhile; its batch norms take in both passes.
         made_once = self.discriminator_steps == guard.accumulate == 1
         if not made_once:
-            for i, (share,) in enumerate(guard.shares(self.discriminator_steps, real)):
+            for i, (part,) in enumerate(guard.shares(self.discriminator_steps, real)):
                 keys = split_key(update_key(key, i), 4)
                 generated = guard.in_parts(
                     lambda part, key=keys[0]: compose(**self.streams(self._latents_of_step(part, key), training=True)),
-                    share,
+                    part,
                 )
-                losses |= self._improve_discriminator(guard, share, generated, keys[1:3])
+                losses |= self._improve_discriminator(guard, part, generated, keys[1:3])
+            real = part  # the generator's update has as many clips as the last one of the discriminator
 
         def objective(real):
             latents = self._latents_of_step(real, latent_key)
