@@ -113,11 +113,16 @@ def _shape(entry: Mapping[str, Any], batched: bool = True) -> str:
     return f"{entry['dtype']} ({', '.join(sizes)})"
 
 
+_OWNERS = {"identity": "an identity", "action": "an action", "video": "a training video", "shared": "all videos"}
+
+
 def _endpoints(metadata: Mapping[str, Any]) -> list[str]:
     lines = ["| endpoint | inputs, all required | outputs |", "|---|---|---|"]
     for name, endpoint in metadata["endpoints"].items():
         inputs = [
-            f"`{key}` {_shape(entry)}" + (f" in {entry['range'][0]}..{entry['range'][1]}" if "range" in entry else "")
+            f"`{key}` {_shape(entry)}"
+            + (f" in {entry['range'][0]}..{entry['range'][1]}" if "range" in entry else "")
+            + (f", of {_OWNERS[entry['of']]}" if "of" in entry else "")
             for key, entry in endpoint["inputs"].items()
         ]
         outputs = [f"`{key}` {_shape(entry)}" for key, entry in endpoint["outputs"].items()]

@@ -23,6 +23,7 @@ class Endpoints:
     Attributes:
         functions: Name -> `tf.function` with named inputs, all required, and a dict of outputs.
         ranges: Endpoint -> input -> smallest and largest value it takes, where it has bounds.
+        owners: Endpoint -> input -> what its numbers are of, an `identity`, `action` or `video`, or `shared`.
         video_shape: (T, H, W, 3) of a video; T is the default length.
         free_length: Whether a request may choose the number of frames.
         max_num_frames, max_num_steps: The most that one request may ask for.
@@ -30,6 +31,7 @@ class Endpoints:
 
     functions: dict[str, Callable]
     ranges: dict[str, dict[str, tuple[int, int]]]
+    owners: dict[str, dict[str, str]]
     video_shape: tuple[int, int, int, int]
     free_length: bool
     max_num_frames: int
@@ -45,6 +47,7 @@ class Endpoints:
                     "dtype": spec.dtype.name,
                     "shape": spec.shape.as_list(),
                     **({"range": list(self.ranges[name][spec.name])} if spec.name in self.ranges.get(name, {}) else {}),
+                    **({"of": self.owners[name][spec.name]} if spec.name in self.owners.get(name, {}) else {}),
                 }
                 for spec in function.input_signature
             }
@@ -86,6 +89,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     num_frames = None if free_length else length
     functions: dict[str, Callable] = {}
     ranges: dict[str, dict[str, tuple[int, int]]] = {}
+    owners: dict[str, dict[str, str]] = {}
 
     def checked(value: tf.Tensor, conditions: list[tuple[tf.Tensor, str]]) -> tf.Tensor:
         with tf.control_dependencies([tf.debugging.Assert(condition, [text]) for condition, text in conditions]):
@@ -184,6 +188,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
             return sample(pairs["seed"], labels=in_range("label", pairs["label"], *known_labels))
 
         add("conditional", conditional, [seed_row, tf.TensorSpec((None,), tf.int32, "label")], label=known_labels)
+        owners["conditional"] = owners["conditional_jpeg"] = {"label": "action"}
 
     if free_length:
         possible = model.lengths(max_num_frames)
@@ -231,6 +236,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
 
         signature = [tf.TensorSpec((None,), tf.int32, name) for name in ("identity", "action")]
         add("exchange", exchange, signature, identity=identities, action=actions)
+        owners["exchange"] = owners["exchange_jpeg"] = {name: c.of for name, c in model.exchange_spec.items()}
 
     if model.has_encoder:
 
@@ -246,7 +252,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         video = tf.TensorSpec((None, num_frames, height, width, channels), tf.uint8, "video")
         functions["encode"] = tf.function(encode, input_signature=[video])
 
-    return Endpoints(functions, ranges, (length, height, width, channels), free_length, max_num_frames, max_num_steps)
+    return Endpoints(functions, ranges, owners, (length, height, width, channels), free_length, max_num_frames, max_num_steps)
 
 
 def num_videos(model: VideoGenerator) -> int:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from tfvidgen import runs as library
 from trainers import runs
 
 UNNAMED = "a folder"  # data whose path says nothing but where it lies
@@ -117,7 +118,7 @@ def last_part(path: str) -> str:
 
 def _versions(content: Mapping[str, Any]) -> dict[str, str]:
     found = content.get("versions", {})
-    return {name: found[name] for name in runs.versions() if _matches(_VERSION, found.get(name))}
+    return {name: found[name] for name in library.versions() if _matches(_VERSION, found.get(name))}
 
 
 def _augmentations() -> tuple[str, ...]:

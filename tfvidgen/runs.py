@@ -13,9 +13,11 @@ import concurrent.futures
 import contextlib
 import difflib
 import importlib
+import importlib.metadata
 import json
 import pathlib
 import pkgutil
+import platform
 import re
 import sys
 import types
@@ -41,7 +43,6 @@ AVERAGE_MASS, AVERAGE_DECAY, AVERAGE_STEPS = (AVERAGE + name for name in ("mass"
 LARGE = 2**26  # bytes of a variable that is worth a file of its own
 WRITING = ".writing"  # the folder in which a checkpoint is written, beside those that are whole
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_NUM_BATCHES, _BATCH = 8, 8  # of videos for the statistics of batch norm
 
 
 def load(run_dir: str | pathlib.Path, step: int | None = None, raw_weights: bool = False) -> VideoGenerator:
@@ -81,11 +82,21 @@ def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the
     """
     found = model_class(description, place)
     try:
-        model = found.from_config(description["model"]["config"])
+        names = description.get("labels", {})  # which the configs of version 0.1 do not hold
+        known = {key: names[key] for key in ("identity_names", "action_names") if key in names}
+        model = found.from_config({**known, **description["model"]["config"]})
     except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
         raise damaged(pathlib.Path(place), f"model: {str(error).splitlines()[0]}") from None
     model.build()
     return model
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this library, of Python and of installed packages, by default of those that compute a run."""
+    import tfvidgen
+
+    found = {name: importlib.metadata.version(name) for name in packages or ("tensorflow", "keras", "numpy")}
+    return {"tfvidgen": tfvidgen.__version__, "python": platform.python_version(), **found}
 
 
 # ---- the description ------------------------------------------------------------------------------------------------
@@ -626,35 +637,6 @@ def mean_rows(table: LatentTable, rows, sums, since, steps: float, decay: float)
     return np.asarray(table.project(((1 - new) * sums + new * rows) / np.float32(taken)))
 
 
-def renew_statistics(model: VideoGenerator) -> dict[str, np.ndarray]:
-    """Puts into batch norm the statistics of videos that the model makes as it is now, and returns them by name.
-
-    They are means over `_NUM_BATCHES` batches. Only what `decode` goes through changes.
-    """
-    import keras
-
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [layer.momentum for layer in norms]
-
-    def compute() -> None:
-        for i in range(_NUM_BATCHES):
-            for layer in norms:
-                layer.momentum = i / (i + 1)  # the running mean of what each batch has
-            model.decode(model.sample_latents(_BATCH, seed=i), training=True)
-
-    if not norms:
-        return {}
-    try:
-        # A thread of its own is in no strategy's scope: replicas, and other workers, would have to take part there.
-        with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:
-            outside_scope.submit(compute).result()
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
-    variables = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
-    return {averaged_name(variable): variable.value.numpy() for variable in variables}
-
-
 def load_average(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool:
     """Puts an average into a model for good.
 
@@ -665,6 +647,8 @@ def load_average(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool
     Returns:
         Whether there was an average; without one the model stays as it is.
     """
+    from tfvidgen.layers.batch_norm import renew_statistics
+
     mass = float(saved.get(AVERAGE_MASS, 0.0))
     if mass == 0.0:
         return False

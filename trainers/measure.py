@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfvidgen import runs as library
 from tfvidgen import storage
 from trainers import cli
 from trainers.cli import option
@@ -178,7 +179,7 @@ def evaluate_run(
         },
         **results,
         "seconds": round(time.monotonic() - begin, 1),
-        "versions": runs.versions(),
+        "versions": library.versions(),
     }
     storage.write_json(run_dir / "evaluation.json", results)
     visualize.save_png(

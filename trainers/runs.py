@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import json
 import pathlib
-import platform
 import re
 import zlib
 from collections.abc import Mapping
@@ -272,7 +271,7 @@ def start(
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
         "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
-        "versions": versions(),
+        "versions": library.versions(),
     }
     old = begun(run_dir)
     if old is not None:
@@ -280,7 +279,7 @@ def start(
         differences = _differences(old, description, config, run_data, run_dir)
         if differences:
             raise _another_run(run_dir, differences)
-        description.update(forms=library.forms(old), versions=old.get("versions", versions()))
+        description.update(forms=library.forms(old), versions=old.get("versions", library.versions()))
     if writes:
         description["environment"] = _environment(old, run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -323,8 +322,8 @@ def _environment(old: Mapping[str, Any] | None, run_dir: pathlib.Path) -> dict[s
         return environment.describe()
     first = old.get("environment", {})
     again = {"date": environment.now(), "step": step_reached(run_dir) or 0, "processor": environment.processor()}
-    if old.get("versions") != versions():
-        again["versions"] = versions()
+    if old.get("versions") != library.versions():
+        again["versions"] = library.versions()
     return {**first, "resumed": [*first.get("resumed", []), again][-MAX_RESUMED:]}
 
 
@@ -352,19 +351,6 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(dtype, dict):
         config = {**config, "dtype": dtype["config"]["name"]}
     return config
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes a run."""
-    from importlib.metadata import version
-
-    import tfvidgen
-
-    return {
-        "tfvidgen": tfvidgen.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("tensorflow", "keras", "numpy")},
-    }
 
 
 # ---------------------------------------------------------------- reading

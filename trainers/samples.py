@@ -73,14 +73,5 @@ def decode(model: VideoGenerator, latents: dict[str, Any], batch_size: int = 16)
     videos = []
     for first in range(0, num_videos, batch_size):
         batch = {name: values[first : first + batch_size] for name, values in arrays.items()}
-        videos.append(visualize.to_uint8(np.asarray(_compiled(model)(batch))))
+        videos.append(visualize.to_uint8(np.asarray(model.decode_function(batch))))
     return np.concatenate(videos)
-
-
-def _compiled(model: VideoGenerator):
-    """`model.decode` as a graph function, made once per model."""
-    import tensorflow as tf
-
-    if not hasattr(model, "_decode_function"):
-        model._decode_function = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
-    return model._decode_function

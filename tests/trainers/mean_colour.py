@@ -20,6 +20,7 @@ class MeanColour(VideoGenerator):
 
     def __init__(self, width: int = 3, **kwargs):
         super().__init__(**kwargs)
+        self.num_frames = NUM_FRAMES
         self.codes = LatentTable(len(collection()), (width,), update_rule="momentum", seed=1, name="codes")
         kernel = keras.initializers.RandomNormal(seed=2)
         self.to_colour = keras.layers.Dense(3, kernel_initializer=kernel, name="to_colour")
@@ -62,7 +63,7 @@ class NormedColour(MeanColour):
         self.norm(tf.reshape(video, (-1, *video.shape[2:])), training=True)
         return super().train_step(batch)
 
-    def sample_latents(self, num_videos, num_frames=None, seed=0):
+    def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         return {"codes": tf.random.stateless_normal((num_videos, *self.codes.row_shape), [seed, 0])}
 
     def decode(self, latents, training=False):

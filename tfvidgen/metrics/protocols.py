@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfvidgen import runs
 from tfvidgen.metrics.families import FAMILIES, Family
 from tfvidgen.metrics.rows import NETWORK_OF_JOB
 from tfvidgen.metrics.sampling import Clips
@@ -141,15 +140,7 @@ def _plain(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of what computes a metric."""
-    import tfvidgen
-
-    names = ("tensorflow", "keras", "numpy", "scipy")
-    return {
-        "tfvidgen": tfvidgen.__version__,
-        "protocols": str(VERSION),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-    }
+    return {"protocols": str(VERSION), **runs.versions("tensorflow", "keras", "numpy", "scipy")}
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

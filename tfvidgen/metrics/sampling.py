@@ -196,13 +196,8 @@ class ModelClips(Clips):
         origin: dict[str, Any] | None = None,
         label_names: tuple[str, ...] | None = None,
     ):
-        from tfvidgen._tensorflow import tf
-
         self._model, self._seed, self._short_clip, self._label_names = model, seed, short_clip, label_names
         self._is_longer = False  # whether the model was found to make longer clips than its own when asked to
-        if not hasattr(model, "_decode_clips"):  # traced once for a model that is measured again and again
-            model._decode_clips = tf.function(lambda latents: model.decode(latents), reduce_retracing=True)
-        self._decode = model._decode_clips
         self.origin = {
             "source": type(model).__name__,
             "codec": NO_CODEC,
@@ -278,7 +273,7 @@ class ModelClips(Clips):
                 code: values if (code in content) == keeps_content else drawn[code][: len(values)]
                 for code, values in learned.items()
             }
-            videos = np.asarray(self._decode(latents))
+            videos = np.asarray(self._model.decode_function(latents))
             if videos.shape[1] <= position[-1]:
                 raise ValueError(
                     f"{name} makes clips of {videos.shape[1]} frames, and {num_frames} frames at stride {stride} need "
@@ -288,7 +283,7 @@ class ModelClips(Clips):
         return np.concatenate(clips)
 
     def _videos(self, batch: int, num_frames: int | None) -> np.ndarray:
-        return np.asarray(self._decode(self._latents(batch, num_frames)))
+        return np.asarray(self._model.decode_function(self._latents(batch, num_frames)))
 
     def _longer(self, batch: int, span: int, own: int, num_frames: int, stride: int) -> np.ndarray:
         """Videos of a system whose length is free; many learn one length."""

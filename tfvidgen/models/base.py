@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -342,6 +343,11 @@ class VideoGenerator(keras.Model):
     def decode(self, latents: dict[str, Any], training: bool = False):
         """Latents of B videos -> float32 (B, T, H, W, 3) in [-1, 1]."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def decode_function(self):
+        """`decode` as a graph function, traced once for a model that is asked again and again."""
+        return tf.function(lambda latents: self.decode(latents), reduce_retracing=True)
 
     def lookup(self, video_id) -> dict[str, Any]:
         """The latents learned for videos of the training set, int (B,)."""

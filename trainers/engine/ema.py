@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfvidgen.layers.batch_norm import renew_statistics
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.runs import (
     AVERAGE,
     AVERAGE_DECAY,
     AVERAGE_MASS,
     AVERAGE_STEPS,
+    averaged_name,
     averaged_variables,
     latent_tables,
     mean_rows,
-    renew_statistics,
 )
 
 
@@ -100,7 +101,8 @@ class WeightAverage:
                 sums, since = (value.numpy() for value in self._rows[name].values())
                 mean = mean_rows(table, own[name], sums, since, float(self._counts[AVERAGE_STEPS].numpy()), self.decay)
                 self._assign(variables, {name: mean})
-            self._assign(variables, renew_statistics(self._model))
+            renewed = renew_statistics(self._model)
+            self._assign(variables, {averaged_name(v): v.value.numpy() for v in renewed})
             yield
         finally:
             self._assign(variables, own)
