@@ -252,7 +252,9 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         video = tf.TensorSpec((None, num_frames, height, width, channels), tf.uint8, "video")
         functions["encode"] = tf.function(encode, input_signature=[video])
 
-    return Endpoints(functions, ranges, owners, (length, height, width, channels), free_length, max_num_frames, max_num_steps)
+    return Endpoints(
+        functions, ranges, owners, (length, height, width, channels), free_length, max_num_frames, max_num_steps
+    )
 
 
 def num_videos(model: VideoGenerator) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,6 +216,75 @@ def _scores(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
         "ssim": float(ssim(truth, made).mean()),
         "fcs": float(frame_consistency_score(made).mean()),
     }
+
+
+class ValidationLosses:
+    """An action of the training loop: a system's validation losses on the clips that were held out.
+
+    They are said, and appended to `validation.jsonl`. Systems explain such clips with an encoder, or, where their codes
+    belong to identities and actions, by the codes of a clip's cell.
+
+    Args:
+        model: The model that is trained.
+        run_data: Of the run.
+        config: Of the run.
+        run_dir: The run folder.
+        report: Gets each line for the reader.
+
+    Attributes:
+        every_steps: The period of the run's measurements.
+        uses_weights: True: measured are the averaged weights, where the run keeps them.
+        name: Under which the loop remembers what has finished.
+    """
+
+    uses_weights = True
+    name = "validation"
+
+    def __init__(
+        self,
+        model: VideoGenerator,
+        run_data: RunData,
+        config: Any,
+        run_dir: str | pathlib.Path,
+        report: Callable[[str], None],
+    ):
+        from trainers import runs
+
+        self._model, self._path, self._say = model, pathlib.Path(run_dir) / "validation.jsonl", report
+        self.every_steps = config.evaluate_every_steps
+        held_out = run_data.all.subset(~run_data.is_trained)
+        held_out = held_out.subset(np.arange(min(len(held_out), MAX_REAL_VIDEOS)))
+        fixed = dataclasses.replace(config, clip_start="first" if config.clip_start == "random" else config.clip_start)
+        self._batch = {"video": runs.clips(held_out, fixed), "video_id": np.arange(len(held_out), dtype=np.int32)}
+        for name in ("identity", "action"):
+            if (labels := getattr(held_out, name)) is not None:
+                self._batch[name] = labels.astype(np.int32)
+
+    @staticmethod
+    def applies(model: VideoGenerator, run_data: RunData) -> bool:
+        """Whether clips were held out that the system can explain."""
+        return bool((~run_data.is_trained).any()) and (model.has_encoder or _can_exchange(model))
+
+    def run(self, step: int, logs: Mapping[str, float]) -> None:
+        """Measures the model as it is. Called by the loop."""
+        from tfvidgen.metrics.sampling import BATCH
+
+        self.rewind(step - 1)  # of a process that was killed here
+
+        sums, count = dict.fromkeys(self._model.validation_names, 0.0), len(self._batch["video"])
+        for first in range(0, count, BATCH):
+            batch = {name: values[first : first + BATCH] for name, values in self._batch.items()}
+            for name, losses in self._model.validation_losses(batch).items():
+                sums[name] += float(np.sum(losses))
+        means = {name: total / count for name, total in sums.items()}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "num_videos": count, **means}) + "\n")
+        listed = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self._say(f"step {step}: on {count} held-out clips  {listed}")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was measured after a step: those steps are trained again. Called by the loop."""
+        keep_lines(self._path, lambda record: record["step"] <= step)
 
 
 def _can_exchange(model: VideoGenerator) -> bool:

@@ -202,6 +202,7 @@ def _train(
                     samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples"
                 ),
                 *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
+                *_validation(model, run_data, config, run_dir, say),
                 *_measurements(model, run_data, config, run_dir, say),
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
@@ -224,6 +225,15 @@ def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
     videos = run_data.trained
     model.identity_names, model.action_names = (tuple(n or ()) for n in (videos.identity_names, videos.action_names))
     return model
+
+
+def _validation(model, run_data, config, run_dir, say) -> list[Any]:
+    """The action that shows validation losses on held-out clips, where there are any that the system can explain."""
+    from trainers.measure import ValidationLosses
+
+    if not ValidationLosses.applies(model, run_data):
+        return []
+    return [ValidationLosses(model, run_data, config, run_dir, say)]
 
 
 def _measurements(model, run_data, config, run_dir, say) -> list[Any]:

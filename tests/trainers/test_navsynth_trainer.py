@@ -44,6 +44,7 @@ RUN = [
     "--steps_per_loop=2",
     "--checkpoint_every_steps=2",
     "--sample_every_steps=2",
+    "--evaluate_every_steps=2",
     "--batch_size=2",
 ]
 
@@ -107,6 +108,20 @@ def test_a_run_leaves_everything_behind(finished):
     assert not [path for path in finished.run_dir.rglob("*") if "tmp" in path.name or "temp" in path.name]
     steps = [json.loads(line)["step"] for line in (finished.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
+
+
+def test_a_run_shows_the_losses_of_held_out_clips(finished):
+    lines = [json.loads(line) for line in (finished.run_dir / "validation.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["num_videos"]) for line in lines] == [(2, 1), (4, 1)]
+    config = runs.read_config(finished.run_dir)
+    run_data = runs.load_data(config)
+    held_out = run_data.all.subset(~run_data.is_trained)
+    model = navsynth.build_model(config, run_data)
+    checkpoints.restore(model, finished.run_dir)
+    batch = {"video": runs.clips(held_out, config), "identity": held_out.identity, "action": held_out.action}
+    losses = model.validation_losses({**batch, "video_id": np.array([0], np.int32)})
+    assert lines[-1]["reconstruction_loss"] == pytest.approx(float(losses["reconstruction_loss"][0]), rel=1e-5)
+    assert f"step 4: on 1 held-out clips  reconstruction_loss {lines[-1]['reconstruction_loss']:.4g}" in finished.said
 
 
 def test_a_run_says_what_it_does(finished):
