@@ -169,7 +169,8 @@ class StepGuard:
             return
         apart = [layer for layer in model.layers if isinstance(layer, LatentTable) or layer is self._scaler]
         apart = {id(variable) for layer in apart for variable in layer.weights}
-        weights = [variable for variable in model.weights if id(variable) not in apart]
+        learned = getattr(model, "learned_variables", model.weights)
+        weights = [variable for variable in learned if id(variable) not in apart]
         slots = [variable for optimizer in optimizers for variable in optimizer.variables]
         self._variables = [variable.value for variable in weights + slots]
         self._before = [tf.identity(variable) for variable in self._variables]

@@ -88,7 +88,19 @@ def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the
     except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
         raise damaged(pathlib.Path(place), f"model: {str(error).splitlines()[0]}") from None
     model.build()
+    if differences := frozen_differences(description.get("frozen", {}), model.frozen_digests):
+        raise ValueError(f"{place} was trained beside other frozen networks: {'; '.join(differences)}.")
     return model
+
+
+def frozen_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """In which frozen networks a run differs from another one, by the digests of their files."""
+    return [
+        f"the weights of {name} have the SHA-256 {before.get(name, 'of no file')[:16]} there and "
+        f"{now.get(name, 'of no file')[:16]} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -325,7 +337,7 @@ def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
     """
     import keras
 
-    named = [(variable_name(variable), variable) for variable in model.weights]
+    named = [(variable_name(variable), variable) for variable in model.learned_variables]
     optimizers = {}
     for attribute, value in vars(model).items():
         if isinstance(value, keras.optimizers.Optimizer) and attribute not in ("optimizer", "_optimizer"):
@@ -618,8 +630,9 @@ def averaged_name(variable: Any) -> str:
 
 def averaged_variables(model: VideoGenerator) -> dict[str, tf.Variable]:
     """Network weights, and batch norm's statistics along with them; see `renew_statistics` for those that `decode` uses."""
-    variables = list(model.trainable_variables)
-    variables += [v for v in model.non_trainable_variables if v.path.endswith(("/moving_mean", "/moving_variance"))]
+    statistics = ("/moving_mean", "/moving_variance")
+    variables = [v for v in model.learned_variables if v.trainable]
+    variables += [v for v in model.learned_variables if not v.trainable and v.path.endswith(statistics)]
     return {averaged_name(v): v.value for v in variables}
 
 

@@ -185,7 +185,7 @@ def _variables(model: VideoGenerator) -> dict[str, Any]:
         slot for table in latent_tables(model).values() for slot in (*table.slots, getattr(table, "num_updates", None))
     ]
     slots = {id(slot) for slot in slots}
-    return {variable_name(variable): variable for variable in model.weights if id(variable) not in slots}
+    return {variable_name(variable): variable for variable in model.learned_variables if id(variable) not in slots}
 
 
 def _check_form(source: VideoGenerator, model: VideoGenerator, source_dir: pathlib.Path) -> None:

@@ -270,6 +270,7 @@ def start(
         },
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
+        **({"frozen": dict(model.frozen_digests)} if model.frozen_digests else {}),
         "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
         "versions": library.versions(),
     }
@@ -307,6 +308,7 @@ def _differences(
     ]
     if library.forms(old)["network"] != new["forms"]["network"]:
         differences.append(f"network_form: {library.forms(old)['network']} there, {new['forms']['network']} now")
+    differences += library.frozen_differences(old.get("frozen", {}), new.get("frozen", {}))
     return differences or _data_differences(old, config, run_data)
 
 

@@ -4,11 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
-from tests.systems import NUM_FRAMES, SYSTEMS, collection, vivid
-from tfvidgen import data
+from export import saved_model
+from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, collection, vivid
+from tfvidgen import data, runs
+from tfvidgen.layers.batch_norm import renew_statistics
 from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
-from trainers.engine import checkpoints
+from tfvidgen.models.vgan import VGAN
+from trainers.engine import checkpoints, loop
+from trainers.engine.ema import WeightAverage
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -187,6 +192,67 @@ def test_fit_takes_arrays_of_clips():
 def test_fit_refuses_batches_that_it_cannot_train_on(change, message):
     with pytest.raises(ValueError, match=message):
         compiled().fit(dataset().map(change), steps_per_epoch=1, verbose=0)
+
+
+# ---------------------------------------------------------------- frozen networks
+class Guided(VGAN):
+    """Encodes a video as what a network that is never trained says of its first frame."""
+
+    def __init__(self, digest="", **config):
+        super().__init__(**config)
+        eye = keras.Sequential(
+            [keras.layers.Conv2D(6, SIZE, name="look"), keras.layers.BatchNormalization(name="calm")]
+        )
+        eye.build((None, SIZE, SIZE, 3))
+        self.eye = self.freeze("eye", eye, digest)
+
+    def encode(self, video, seed=None, training=False):
+        return {"content": ops.reshape(self.eye(video[:, 0]), (-1, 6))}
+
+
+def guided(**config) -> Guided:
+    model = Guided(**{"num_frames": NUM_FRAMES, "size": SIZE, "width": 4, "latent_dim": 6, **config})
+    model.build()
+    model.compile()
+    return model
+
+
+def test_a_frozen_network_is_neither_trained_nor_saved_nor_averaged(tmp_path):
+    model = guided()
+    eye = {variable.path: variable.numpy() for variable in model.eye.variables}
+    assert len(eye) == 6 and not any(variable.trainable for variable in model.eye.variables)
+    own = {id(variable) for variable in model.learned_variables}
+    assert len(own) == len(model.weights) - 6 and not own & {id(variable) for variable in model.eye.variables}
+    average = WeightAverage(model, 0.9)
+    loop.run(
+        model, lambda step: dataset(), tmp_path, 2, checkpoint_every_steps=2, average=average, report=lambda line: None
+    )
+    saved = runs.shapes(tmp_path / "checkpoints" / "ckpt-2")
+    assert saved and not any("look" in name or "calm" in name for name in saved)
+    renew_statistics(model, np.stack([collection().video(0)]), num_batches=1)
+    for variable in model.eye.variables:
+        np.testing.assert_array_equal(variable.numpy(), eye[variable.path])
+    assert runs.restore(guided(), tmp_path) == 2
+
+
+def test_a_frozen_network_is_exported_where_an_endpoint_needs_it(tmp_path):
+    model = guided()
+    saved_model.export_model(model, tmp_path, {"step": 0})
+    video = collection().video(0)[None]
+    served = tf.saved_model.load(str(tmp_path / "1")).signatures["encode"](video=tf.constant(video))["content"]
+    np.testing.assert_allclose(served, model.encode(video / np.float32(127.5) - 1)["content"], atol=1e-5)
+
+
+def test_a_frozen_network_of_another_file_is_another_run():
+    with pytest.raises(ValueError, match="Guided has a frozen network 'eye' already"):
+        guided().freeze("eye", keras.layers.Dense(1))
+    assert runs.frozen_differences({"eye": "a" * 64}, guided(digest="b" * 64).frozen_digests) == [
+        "the weights of eye have the SHA-256 aaaaaaaaaaaaaaaa there and bbbbbbbbbbbbbbbb now"
+    ]
+    description = {"model": {"class": "VGAN", "config": guided().get_config()}, "system": "vgan"}
+    runs.build_model(description)
+    with pytest.raises(ValueError, match="trained beside other frozen networks: the weights of eye .* of no file now"):
+        runs.build_model({**description, "frozen": {"eye": "a" * 64}})
 
 
 # ---------------------------------------------------------------- roles and names

@@ -80,7 +80,9 @@ def renew_statistics(
             "`num_batches` and `batch_size` must be at least 1, and there must be a clip for each batch. Received "
             f"num_batches={num_batches}, batch_size={batch_size}{given}."
         )
+    learned = {id(variable) for variable in model.learned_variables}
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in norms if id(layer.moving_mean) in learned]  # not those of frozen networks
     momenta = [layer.momentum for layer in norms]
 
     def compute() -> None:

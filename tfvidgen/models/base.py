@@ -130,6 +130,8 @@ class VideoGenerator(keras.Model):
                 f"{network_form!r}."
             )
         self.network_form = network_form or self.network_forms[-1]
+        self.frozen_networks: dict[str, keras.Layer] = {}
+        self.frozen_digests: dict[str, str] = {}
         self._validation_means = {name: keras.metrics.Mean(name=f"mean_{name}") for name in self.validation_names}
         self.loss_scaler = None
         if self.compute_dtype == "float16":
@@ -147,6 +149,35 @@ class VideoGenerator(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return super().from_config({"network_form": 1, **config}, custom_objects)
+
+    def freeze(self, name: str, network: keras.Layer, digest: str = "") -> keras.Layer:
+        """Gives a pretrained network that is never trained its place in the system, and returns it.
+
+        It is exported with the endpoints that go through it. It is in no checkpoint, average or optimizer, and float16 does
+        not guard it: it comes from its file again, whose digest `config.json` keeps. Call it in the constructor.
+
+        Args:
+            name: What the run folder calls it, e.g. `flow`.
+            network: Built or not.
+            digest: SHA-256 of the file that its weights are from; empty for weights that a seed draws.
+
+        Raises:
+            ValueError: If the system has a frozen network of that name.
+        """
+        if name in self.frozen_networks:
+            raise ValueError(
+                f"{type(self).__name__} has a frozen network {name!r} already: give this one another name."
+            )
+        network.trainable = False
+        self.frozen_networks[name] = network
+        self.frozen_digests[name] = digest
+        return network
+
+    @property
+    def learned_variables(self) -> list[keras.Variable]:
+        """All of `weights` but those of frozen networks: what a run must not lose."""
+        frozen = {id(variable) for network in self.frozen_networks.values() for variable in network.variables}
+        return [variable for variable in self.weights if id(variable) not in frozen]
 
     def compile(self, optimizer=None, accumulate: int = 1, **kwargs):
         """Keras's `compile` without its own loss scaling and without XLA; systems call it from theirs.
