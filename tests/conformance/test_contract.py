@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
@@ -83,6 +84,23 @@ def straight_run(tmp_path_factory):
         return folder, {name: variable.numpy() for name, variable in loop.model_state(model).items()}
 
     return run
+
+
+def test_shared_code_names_no_system():
+    """Neither by module nor by class: it asks the contract. Citations and the demo, which trains one of them, aside."""
+    root = pathlib.Path(tfvidgen.__file__).parents[1]
+    modules = {system.model_class.__module__.rpartition(".")[2] for system in SYSTEMS}
+    names = {name.lower() for name in modules | {system.model_class.__name__ for system in SYSTEMS}}
+    own = {f"{name}.py" for name in modules}
+    for package in ("tfvidgen", "trainers", "export"):
+        for path in (root / package).rglob("*.py"):
+            if path.name in own or path.name == "demo.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                found = [getattr(node, field, None) for field in ("id", "attr", "arg", "module")]
+                found += [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+                words = {word for name in found if isinstance(name, str) for word in name.lower().split(".")}
+                assert not words & names, f"{path}, line {node.lineno} names {words & names}"
 
 
 def test_every_public_model_is_listed():
