@@ -126,7 +126,7 @@ def test_files_and_modules_that_are_named_exist():
         for name in re.findall(r"`((?:tfvidgen|trainers|export)(?:\.\w+)+)`", text):
             parent, _, last = name.rpartition(".")
             try:
-                found = importlib.util.find_spec(name) or hasattr(importlib.import_module(parent), last)
+                found = hasattr(importlib.import_module(parent), last) or importlib.util.find_spec(name)
             except ModuleNotFoundError:  # the parent is a class, or is not there
                 found = False
             missing += [] if found or last in ("X", "x") else [f"{page}: {name}"]
