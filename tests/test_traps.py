@@ -175,7 +175,7 @@ def test_gradient_accumulation_on_replicas_is_refused(tmp_path, two_replicas):
     def accumulating():
         return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
 
-    with pytest.raises(ValueError, match="gradient_accumulation_steps=2.*2 replicas.*larger batch"):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=2.*2 replicas.*accumulate=2"):
         train(trapped(two_replicas, accumulating), tmp_path, 1, two_replicas)
     train(trapped(optimizer=accumulating), tmp_path / "one device", 2)
 

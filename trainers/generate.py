@@ -62,7 +62,7 @@ def _ids(text: str, flag: str, count: int | None = None, names: Sequence[str] = 
         else:
             known = f" or names, of {', '.join(names)}" if names else ""
             raise cli.UsageError(
-                f"--{flag} takes whole numbers{known} with commas between them, e.g. 0,3,5. Received {part!r}."
+                f"--{flag} takes whole numbers{known} with commas between them, e.g. 0,3,5. Received {text!r}."
                 f"{cli.suggest(part, list(names)) if names else ''}"
             )
     if count is not None and (min(ids) < 0 or max(ids) >= count):

@@ -9,6 +9,7 @@ import gc
 import math
 import multiprocessing
 import pathlib
+import re
 import socket
 import time
 import types
@@ -379,8 +380,6 @@ def _measured(config: Any, build_model: BuildModel) -> str:
 
 def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
     """Bytes that this process held at most while it took two steps, that it held before it had data, and those on a GPU."""
-    import resource
-
     import tensorflow as tf
 
     from trainers import runs
@@ -390,7 +389,7 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
 
     strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
     tf.zeros(1).numpy()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_memory()
     run_data = runs.load_data(config)
     with strategy.scope():
         model = build_model(config, run_data)
@@ -399,7 +398,13 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
     steps = Steps(model, strategy, average, config.xla)
     steps.trace(iterator)
     steps(iterator, 2)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = _most_memory()
     gpus = tf.config.list_logical_devices("GPU")
     gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
-    return peak * 1024, before * 1024, gpu  # Linux counts in KiB
+    return peak, before, gpu
+
+
+def _most_memory() -> int:
+    """Bytes of memory that this process held at most. `getrusage` would count what its parent held before it, too."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1])

@@ -32,14 +32,16 @@ def system(request) -> System:
     return request.param
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(system, id=system.name, marks=[pytest.mark.slow] if is_variant(system) else [])
-        for system in SYSTEMS
-    ]
-)
+def _when(system: System) -> list:
+    """When contracts that train run over a system: always for one of each kind, else in the tests of CI."""
+    if is_variant(system):
+        return [pytest.mark.slow]
+    return [] if system.name in ("navsynth", "vgan", "tgan_conditional") else [pytest.mark.long]
+
+
+@pytest.fixture(params=[pytest.param(system, id=system.name, marks=_when(system)) for system in SYSTEMS])
 def trained_system(request) -> System:
-    """As `system`, for contracts that train: variants wait for the slow tests."""
+    """As `system`, for contracts that train."""
     return request.param
 
 
@@ -143,8 +145,8 @@ def test_config_rebuilds_the_model(system):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
-def test_a_step_moves_every_weight_and_code(system):
-    model = compiled(system)
+def test_a_step_moves_every_weight_and_code(trained_system):
+    model, system = compiled(trained_system), trained_system
     before = {w.path: w.numpy() for w in model.weights}
     for batch in dataset().take(2):  # two steps, so that six videos are all visited
         logs = model.train_step(batch)
@@ -237,7 +239,10 @@ def test_micro_batches_equal_one_batch(trained_system, fixed_norms, monkeypatch)
 ON_REPLICAS = [("navsynth", {"accumulate": 2}), ("rmocogan", {"accumulate": 2}), ("vgan", {"discriminator_steps": 2})]
 
 
-@pytest.mark.parametrize(("name", "options"), ON_REPLICAS, ids=[name for name, _ in ON_REPLICAS])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*each, id=each[0], marks=pytest.mark.long if each[0] != "vgan" else []) for each in ON_REPLICAS],
+)
 def test_parts_of_a_batch_are_the_same_on_two_replicas(name, options, fixed_norms, monkeypatch, two_replicas):
     [system] = [system for system in SYSTEMS if system.name == name]
     states = []
@@ -255,7 +260,7 @@ def test_parts_of_a_batch_are_the_same_on_two_replicas(name, options, fixed_norm
 ADVERSARIAL = [system for system in SYSTEMS if system.objectives[0][1]]
 
 
-@pytest.mark.parametrize("system", ADVERSARIAL, ids=lambda system: system.name)
+@pytest.mark.parametrize("system", [pytest.param(each, id=each.name, marks=_when(each)) for each in ADVERSARIAL])
 def test_discriminators_move_several_times_by_clips_of_their_own(system, monkeypatch):
     compile_with(monkeypatch, system, discriminator_steps=2)
     model, batch = compiled(system), next(iter(dataset()))

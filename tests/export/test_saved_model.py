@@ -388,16 +388,23 @@ def test_endpoints_are_those_of_the_contract(served):
         "decode": {name: [entry.dtype, [None, *entry.shape]] for name, entry in spec.items()},
         "interpolate": {"a": ["int64", []], "b": ["int64", []], "num_steps": ["int32", []]},
     }
-    if type(model).lookup is not VideoGenerator.lookup:
+    if model.has_lookup:
         expected["lookup"] = {"video_id": row}
-    if hasattr(model, "exchange"):
+    if model.exchange_spec:
         expected["exchange"] = {"identity": row, "action": row}
+    if model.num_labels:
+        expected["conditional"] = {"seed": ["int64", [None]], "label": row}
     if any(None in entry.shape for entry in spec.values()):
         expected["generate"] = {"seed": ["int64", [None]], "num_frames": ["int32", []]}
     twins = {f"{name}_jpeg": inputs for name, inputs in expected.items()}
     encode = served.endpoints.pop("encode", None)
     assert served.endpoints == {**expected, **twins}
-    assert (encode is not None) == (type(model).encode is not VideoGenerator.encode)
+    assert (encode is not None) == model.has_encoder
+    owners = {
+        name: entry.get("of")
+        for name, entry in served.metadata["endpoints"].get("exchange", {"inputs": {}})["inputs"].items()
+    }
+    assert owners == {name: choice.of for name, choice in model.exchange_spec.items()}
 
 
 def test_wrong_inputs_are_errors_and_never_frames(served):
@@ -581,6 +588,7 @@ def test_a_failed_export_leaves_nothing_behind(free_length, tmp_path):
     assert not list((tmp_path / "1").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lr[1e-3]", "back\\slash", os.fsdecode(b"caf\xe9")])
 def test_any_path_is_exported_to_and_loaded_from(free_length, tmp_path, name):
     folder = saved_model.export_model(free_length.model, tmp_path / name, name="m")

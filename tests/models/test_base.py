@@ -80,6 +80,7 @@ def test_fit_calls_back_validates_and_keeps_a_history(on_one_device):
     assert history["val_reconstruction_loss"][-1] == pytest.approx(every_video, rel=1e-5)
 
 
+@pytest.mark.long
 def test_mirrored_fit_equals_one_device(on_one_device, two_replicas):
     model, record, history = fitted(two_replicas)
     for name, expected in on_one_device[2].items():

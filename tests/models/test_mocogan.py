@@ -280,7 +280,7 @@ def test_bad_categories_are_refused():
             model.train_step(batch(action=wrong))
     latents = model.sample_latents(1)
     del latents["label"]
-    with pytest.raises(ValueError, match="Missing: category"):
+    with pytest.raises(ValueError, match="Missing: label"):
         model.decode(latents)
     with pytest.raises(ValueError, match="at least 2. Received 1"):
         MoCoGAN(num_categories=1)

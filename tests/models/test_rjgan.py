@@ -222,7 +222,7 @@ def test_image_only_baseline_has_generator_and_image_discriminator():
     assert set(logs) == {"summary_discriminator_loss", "summary_generator_loss", "generator_loss"}
     for variable, value in zip(model.trainable_variables, before, strict=True):
         assert np.abs(variable.numpy() - value).max() > 0, variable.path
-    with pytest.raises(ValueError, match="makes single frames. Received num_frames=5"):
+    with pytest.raises(ValueError, match="the one frame it was built for. Received num_frames=5"):
         model.generate(2, num_frames=5)
 
 

@@ -263,6 +263,7 @@ def test_copied_videos_are_refused_unless_told(tmp_path, folders):
     assert records(tmp_path / "generated-evaluation")[0]["value"] == pytest.approx(1 / 12)
 
 
+@pytest.mark.long
 def test_prepared_videos_are_measured_as_their_files(tmp_path):
     """Also by a judge, which is trained on what lies on disk; it is the same, so it is trained once."""
     moving = videos(12) // 2

@@ -74,6 +74,7 @@ def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
         begun(wider)
 
 
+@pytest.mark.long
 def test_clips_then_images_which_go_on_without_the_clips(tmp_path):
     flags = ["--preset=smoke", *QUIET, "--total_steps=1"]
     config = parsed(rjgan, *flags)
@@ -127,6 +128,7 @@ def test_frames_of_a_further_source_become_loose_images(tmp_path):
     assert set(first[..., 0, 0, 0].ravel()) == {0, 100}
 
 
+@pytest.mark.long
 def test_clips_and_loose_images_train_together(tmp_path):
     flags = ["--preset=smoke", *QUIET, "--total_steps=1", "--exploded_share=0.5", f"--run_dir={tmp_path}"]
     status, _, error = call(rjgan.main, *flags)

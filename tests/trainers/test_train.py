@@ -50,6 +50,7 @@ def trained_weights(settings) -> list[np.ndarray]:
     return [weight.numpy() for weight in model.weights]
 
 
+@pytest.mark.long
 def test_videos_prepared_on_disk_train_the_same_weights(folder, tmp_path):
     data.prepare_shards(folder, tmp_path / "prepared", size=systems.SIZE, num_workers=1)
     in_memory = trained_weights(config(folder, tmp_path / "memory"))
@@ -59,6 +60,7 @@ def test_videos_prepared_on_disk_train_the_same_weights(folder, tmp_path):
     assert runs.read(tmp_path / "memory")["data"]["digest"] == runs.read(tmp_path / "disk")["data"]["digest"]
 
 
+@pytest.mark.long
 def test_a_data_service_makes_the_same_batches(folder, tmp_path):
     dispatcher = tf.data.experimental.service.DispatchServer()
     worker = tf.data.experimental.service.WorkerServer(
@@ -318,6 +320,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, m
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="only refused without a GPU")
 def test_a_run_in_float16_says_why_it_does_not_go_on_without_a_gpu(folder, tmp_path):
     settings = config(folder, tmp_path / "run", precision="auto")
@@ -380,7 +383,7 @@ def test_what_cannot_be_repeated(folder, tmp_path, monkeypatch, capsys, flags, s
 
 
 # ---------------------------------------------------------------- folders that are no whole run
-@pytest.mark.parametrize("what", ["empty", "missing"])
+@pytest.mark.parametrize("what", [pytest.param("empty", marks=pytest.mark.long), "missing"])
 def test_a_run_is_never_resumed_unchecked(folder, tmp_path, what):
     settings = config(folder, tmp_path / "run")
     trained_weights(settings)

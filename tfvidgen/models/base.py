@@ -306,7 +306,8 @@ class VideoGenerator(keras.Model):
             return self.num_frames
         free = any(None in spec.shape for spec in self.latent_spec.values())
         if num_frames < 1 or not (free or num_frames == self.num_frames):
-            known = "1 frame or more" if free else f"the {self.num_frames} frames it was built for"
+            own = f"the {self.num_frames} frames it was" if self.num_frames > 1 else "the one frame it was"
+            known = "1 frame or more" if free else f"{own} built for"
             raise ValueError(
                 f"{type(self).__name__} makes videos of {known}. Received num_frames={num_frames}: leave it out, or train "
                 "with another num_frames."

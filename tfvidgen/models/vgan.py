@@ -693,9 +693,7 @@ class ActionClassifier(keras.Model):
 
         def objective():
             features = self.discriminator.features(video, training=True)
-            drawn = replica_uniform(
-                step_key(self.seed, self.step_of(batch)), [tf.shape(features)[0], features.shape[1]]
-            )
+            drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(features)[0], features.shape[1]])
             kept = tf.cast(drawn >= self.dropout, features.dtype) / (1.0 - self.dropout)
             loss, accuracy = self._loss_and_accuracy(batch, features * kept)
             return loss, {"classification_loss": loss, "accuracy": accuracy}

@@ -424,6 +424,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_take_the_step_that_is_named(trained, tmp_path, program, capsys):
     run_dir = shutil.copytree(trained, tmp_path / "run")
@@ -463,6 +464,7 @@ def test_a_trainer_that_is_refused_changes_nothing(trained, tmp_path, capsys):
     assert contents(run_dir) == before
 
 
+@pytest.mark.long
 def test_the_trainer_goes_back_and_measures_again(trained, tmp_path, capsys):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     expected = checkpoints.read_values(file(run_dir, "ckpt-4"))
@@ -474,6 +476,7 @@ def test_the_trainer_goes_back_and_measures_again(trained, tmp_path, capsys):
     assert_equal(found, expected)
 
 
+@pytest.mark.long
 def test_data_that_moved_is_the_same_data(tmp_path, capsys):
     clips = tmp_path / "here"
     clips.mkdir()

@@ -237,6 +237,7 @@ def test_a_run_is_measured_with_its_average(run):
     assert measured() == averaged
 
 
+@pytest.mark.long
 def test_videos_are_generated_with_the_average(run, tmp_path):
     expected = {}
     for raw in (False, True):

@@ -94,6 +94,7 @@ def test_a_finished_run_is_left_alone(straight, tmp_path):
     assert_equal(state(model), expected)
 
 
+@pytest.mark.long
 def test_one_step_at_a_time_equals_four_at_a_time_bit_for_bit(tmp_path):
     states = []
     for steps_per_loop in (1, 4):
@@ -190,7 +191,7 @@ def test_variables_that_share_a_name_are_refused():
 
     model = TwoLayersOfOneName()
     model.build()
-    with pytest.raises(ValueError, match="share a name.*to_colour/bias, to_colour/kernel"):
+    with pytest.raises(ValueError, match="share a name.*to_colour.bias, to_colour.kernel"):
         checkpoints.model_state(model)
 
 

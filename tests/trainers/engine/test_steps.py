@@ -132,6 +132,7 @@ def compiled(model_class) -> MeanColour:
     return model
 
 
+@pytest.mark.long
 def test_xla_agrees_with_tensorflow_in_weights_and_batch_norm_statistics(tmp_path):
     states = []
     for xla in (False, True):
@@ -143,6 +144,7 @@ def test_xla_agrees_with_tensorflow_in_weights_and_batch_norm_statistics(tmp_pat
         np.testing.assert_allclose(states[1][name], value, atol=1e-6, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_run_may_go_on_without_xla(tmp_path):
     train(compiled(NormedColour), tmp_path, 2, xla=True)
     resumed, straight = compiled(NormedColour), compiled(NormedColour)
