@@ -1,4 +1,4 @@
-"""Checkpoints as a run writes them, and which of them it keeps. `tfvidgen.runs` reads them; its names stand here beside."""
+"""Writes a run's checkpoints and decides which to keep. `tfvidgen.runs` reads them; its functions are re-exported here."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ __all__ = [
     "steps",
 ]
 RESUME = ("auto", "never", "must")
-NUM_KEPT = 2  # one more than the last: the way back if the last one is damaged
-_LIST = "checkpoint"  # TensorFlow's list of checkpoints; its other tools read it
-_CHUNK = 2**24  # numbers that are looked at together
-_MAX_FILES = 4  # of large variables
+NUM_KEPT = 2  # the latest one, and a fallback in case it is damaged
+_LIST = "checkpoint"  # TensorFlow's list of checkpoints, for its other tools
+_CHUNK = 2**24  # elements checked at a time
+_MAX_FILES = 4  # for large variables
 
 
 class NotSaved(ValueError):
-    """A checkpoint could not be written. The ones before it are untouched."""
+    """A checkpoint could not be written. Earlier ones are untouched."""
 
 
 def not_finite(state: Mapping[str, tf.Variable]) -> list[str]:
-    """Names of the variables that hold NaN or infinity. Reads each once, and copies a part of it at most."""
+    """Names of the variables that hold NaN or infinity. Reads each once, copying at most one chunk at a time."""
     return [name for name, variable in state.items() if variable.dtype.is_floating and not _is_finite(variable)]
 
 
@@ -68,17 +68,17 @@ def _is_finite(variable: tf.Variable) -> bool:
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
-# `tf.train.Checkpoint` itself writes and reads everything in one operation, on one core and with all of it in memory once more
-# while reading.
+# `tf.train.Checkpoint` writes and reads everything in a single operation, on one core, and holds a second copy of everything in
+# memory while reading.
 
 
 def _value(variable: tf.Variable) -> tf.Tensor:
-    """An ordinary read would copy a table whose rows are updated in place."""
+    """The value without a copy: an ordinary read would copy a table whose rows are updated in place."""
     return copies_of(variable)[0].read_value_no_copy()
 
 
 def _write(state: Mapping[str, tf.Variable], prefix: str) -> None:
-    """Writes variables, large ones into files of their own at the same time: their checksums keep more than one core busy."""
+    """Writes variables, large ones to separate files in parallel: their checksums keep more than one core busy."""
     large = [name for name in state if num_bytes(state[name]) >= LARGE]
     parts: list[list[str]] = [[name for name in state if name not in large], *([] for _ in large[:_MAX_FILES])]
     for name in sorted(large, key=lambda name: -num_bytes(state[name])):
@@ -102,7 +102,7 @@ def _write(state: Mapping[str, tf.Variable], prefix: str) -> None:
 
 
 def check_resume(run_dir: str | pathlib.Path, resume: str) -> None:
-    """Raises ValueError if `resume` (auto, never, must) forbids what is, or is not, in a run folder."""
+    """Raises ValueError if `resume` (auto, never, must) conflicts with the checkpoints in a run folder, or their absence."""
     if resume not in RESUME:
         raise ValueError(f"`resume` must be one of {', '.join(RESUME)}. Received {resume!r}.")
     folder = pathlib.Path(run_dir) / "checkpoints"
@@ -124,16 +124,16 @@ def check_resume(run_dir: str | pathlib.Path, resume: str) -> None:
 
 
 class Checkpoints(CheckpointReader):
-    """The checkpoints that a run writes: the last two, and those that are kept for good.
+    """The checkpoints that a run writes: the last two, and those kept permanently.
 
-    A checkpoint is written in a folder of its own and appears with its index, which is moved last. TensorFlow's list of
-    checkpoints is written for other tools, and may be lost, cut or out of date.
+    A checkpoint is written to a temporary folder and becomes visible with its index file, which is moved last. TensorFlow's
+    list of checkpoints is written for other tools, and may be lost, truncated or out of date.
 
     Args:
         state, run_dir, optional, values: As in `CheckpointReader`.
         writes: False for workers that only read what the chief writes.
-        keep_every: Checkpoints of these steps' multiples are kept for good; 0 for none. Those that were kept under another
-            period stay.
+        keep_every: Checkpoints whose step is a multiple of this are kept permanently; 0 keeps none. Those kept under
+            another period stay.
     """
 
     def __init__(
@@ -147,22 +147,22 @@ class Checkpoints(CheckpointReader):
     ):
         super().__init__(state, run_dir, optional, values)
         self._writes, self._keep_every = writes, keep_every
-        self._stay: set[int] = set()  # steps that were kept before this process
+        self._stay: set[int] = set()  # steps kept by earlier processes
 
     def restore_newest(self, report: Callable[[str], None] = lambda line: None) -> int | None:
-        """As `CheckpointReader.restore_newest`, and tidies the folder.
+        """Like `CheckpointReader.restore_newest`, and tidies the folder.
 
-        Where this process writes the folder, newer checkpoints that are damaged are set aside as `damaged-ckpt-*`, what killed
-        processes left half-written is removed, and TensorFlow's list is written again where it is wrong. Nothing is touched
-        before a checkpoint was loaded.
+        If this process writes the folder, newer checkpoints that are damaged are set aside as `damaged-ckpt-*`, partial
+        files left by killed processes are removed, and TensorFlow's list is rewritten if it is wrong. Nothing is touched
+        until a checkpoint has been loaded.
 
         Args:
-            report: Gets a line for each damaged checkpoint, and one if the list was wrong.
+            report: Receives a line per damaged checkpoint, and one if the list was wrong.
         """
         at = super().restore_newest(report)
         if at is not None and self._writes:
             for step, parts in checkpoint_files(self.folder).items():
-                if step > at:  # they were all found to be damaged
+                if step > at:  # all of these were found to be damaged
                     _set_aside(self.folder, step, parts)
             self._stay |= {*steps(self.folder)[: -NUM_KEPT - 1], *self._listed()[:-NUM_KEPT]}
             self.clean()
@@ -173,7 +173,7 @@ class Checkpoints(CheckpointReader):
         return f", and it is set aside as damaged-ckpt-{step}.*" if self._writes else ""
 
     def clean(self) -> None:
-        """Removes what a killed process left half-written, and checkpoints that are no longer kept."""
+        """Removes partial files left by killed processes, and checkpoints that are no longer kept."""
         if not self._writes or not self.folder.is_dir():
             return
         files = checkpoint_files(self.folder, half_written=True)
@@ -183,17 +183,19 @@ class Checkpoints(CheckpointReader):
         kept |= {*self._stay, *whole[-NUM_KEPT:]}
         for step, parts in files.items():
             if step in half_written or step not in kept and step < max(whole, default=0):
-                for ending in sorted(parts, key=lambda ending: ending != "index"):  # without its index it is none
+                for ending in sorted(
+                    parts, key=lambda ending: ending != "index"
+                ):  # without its index it is no checkpoint
                     parts[ending].unlink()
         for path in self.folder.iterdir():
             if path.name == WRITING or re.fullmatch(r"(ckpt-\d+_temp|checkpoint\.tmp.*|.*\.tempstate\d*)", path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint beside the last one, then drops those that are no longer kept. Workers that do not write do nothing.
+        """Writes a checkpoint, then deletes those that are no longer kept. Does nothing on workers that do not write.
 
         Raises:
-            NotSaved: If the disk is full or the folder cannot be written; the last checkpoint is still there then.
+            NotSaved: If the disk is full or the folder is not writable; the last checkpoint then remains intact.
         """
         if not self._writes:
             return
@@ -232,7 +234,7 @@ class Checkpoints(CheckpointReader):
             return ""
 
     def _listed(self) -> list[int]:
-        """Steps in the list, if it can be read, ascending."""
+        """Steps in the list, ascending; empty if it cannot be read."""
         found = re.findall(r'^all_model_checkpoint_paths: "(?:.*/)?ckpt-(\d+)"$', self._read_list(), re.MULTILINE)
         return sorted(map(int, found))
 
@@ -246,7 +248,7 @@ class Checkpoints(CheckpointReader):
 
 
 def _set_aside(folder: pathlib.Path, step: int, parts: Mapping[str, pathlib.Path]) -> None:
-    """Gives the files of a damaged checkpoint a name that nothing takes for a checkpoint."""
+    """Renames the files of a damaged checkpoint so that nothing takes them for a checkpoint."""
     prefix = f"damaged-ckpt-{step}"
     taken = {path.name.split(".")[0] for path in folder.glob("damaged-ckpt-*")}
     prefix = next(name for i in range(len(taken) + 1) if (name := f"{prefix}-{i}" if i else prefix) not in taken)

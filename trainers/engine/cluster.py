@@ -1,4 +1,4 @@
-"""Where a run trains: on one device, on several of one machine, or on several machines in step with each other."""
+"""Where a run trains: on one device, on several devices of one machine, or synchronously on several machines."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 _EXAMPLE = '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}'
-# What srun tells each task of a step.
+# Set by srun for each task of a step.
 _TASKS, _NODES, _TASKS_PER_NODE = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"
-# Ports of a step's workers: each step has its own block, so that steps and jobs that share a node do not meet. All blocks lie
-# below the ports that Linux gives to outgoing connections.
+# Ports of a step's workers: each step has its own block, so that steps and jobs sharing a node do not collide. All blocks lie
+# below Linux's ephemeral port range.
 _FIRST_PORT, _PORTS_PER_STEP, _PORT_BLOCKS = 10000, 64, 311
 
 
 class Cluster(NamedTuple):
-    """Attributes: `workers`: the addresses of all, the chief's first; `index`: which of them this process is."""
+    """Attributes: `workers`: all addresses, the chief's first; `index`: which of them is this process."""
 
     workers: tuple[str, ...]
     index: int
 
 
 def read_cluster(text: str | None = None) -> Cluster | None:
-    """What TF_CONFIG says, or None where it is not set.
+    """Parses TF_CONFIG; None if it is not set.
 
     Args:
-        text: In place of the environment variable TF_CONFIG.
+        text: Parsed instead of the environment variable TF_CONFIG.
 
     Raises:
-        ValueError: If it is not JSON, names no cluster, or gives this process no place in it.
+        ValueError: If it is not JSON, names no cluster, or does not place this process in it.
     """
     text = os.environ.get("TF_CONFIG", "") if text is None else text
     if not text.strip():
@@ -78,14 +78,14 @@ def read_cluster(text: str | None = None) -> Cluster | None:
 
 
 def read_slurm() -> Cluster | None:
-    """The tasks of this Slurm step, which `srun` started, or None where there is no step.
+    """The tasks of this Slurm step, started by `srun`, or None outside a step.
 
-    Workers are numbered node after node, whatever way Slurm dealt the tasks out (`srun --distribution`); the tasks of a node
-    get ports that follow each other. TensorFlow's own `SlurmClusterResolver` is not used: it sorts the nodes as text, so that
-    task 0 of n9 and n10 is looked for on n10, knows only one range of numbers in a node's name, and needs a GPU.
+    Workers are numbered node by node, however Slurm distributes the tasks (`srun --distribution`); the tasks of a node get
+    consecutive ports. TensorFlow's own `SlurmClusterResolver` is not used: it sorts nodes as text, so that with n9 and n10
+    it expects task 0 on n10; it supports only one numeric range in a node's name; and it needs a GPU.
 
     Raises:
-        ValueError: If a variable is missing or contradicts the others, or node names cannot be written out.
+        ValueError: If a variable is missing or contradicts the others, or node names cannot be expanded.
     """
     if not os.environ.get(_TASKS, "").strip():
         return None
@@ -136,7 +136,7 @@ def read_slurm() -> Cluster | None:
 
 
 def _node_names(nodes: str) -> list[str]:
-    """`n[9-10],m1` -> names of nodes, in Slurm's order. Raises ValueError if Slurm's own program has to be asked and fails."""
+    """`n[9-10],m1` -> node names in Slurm's order. Raises ValueError if scontrol is needed to expand them and fails."""
     if "[" not in nodes:
         return nodes.split(",")
     command = ["scontrol", "show", "hostnames", nodes]
@@ -152,13 +152,13 @@ def _node_names(nodes: str) -> list[str]:
 
 
 def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strategy:
-    """Makes the strategy; for several workers it must come before TensorFlow runs any operation.
+    """Creates the strategy; with several workers, call it before TensorFlow runs any operation.
 
     Args:
         name: `none`: one device; `mirrored`: all GPUs, or all logical CPUs where there are none; `multiworker`: the
-            workers of TF_CONFIG with all their GPUs or, where that is not set, the tasks of this Slurm step with their
-            GPUs; `auto`: multiworker where those are more than one, mirrored where there are several GPUs, else none.
-        devices: Names with commas between them, e.g. `GPU:0,GPU:1`, to take only these. `none` takes one.
+            workers of TF_CONFIG with all their GPUs or, if that is not set, the tasks of this Slurm step with their
+            GPUs; `auto`: multiworker if there are several such workers, mirrored if there are several GPUs, else none.
+        devices: Comma-separated names of the devices to use, e.g. `GPU:0,GPU:1`; empty for all. `none` takes one.
 
     Raises:
         ValueError: For an unknown name or device, or for a TF_CONFIG or Slurm step that cannot be used.
@@ -184,7 +184,7 @@ def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strate
 
 
 def num_replicas(name: str = "auto", devices: str = "") -> int:
-    """How many replicas `make_strategy` would give. Joins no workers: each is taken to have as many GPUs as this one.
+    """How many replicas `make_strategy` would have. Joins no workers: each is assumed to have as many GPUs as this one.
 
     Raises:
         ValueError: As `make_strategy`.
@@ -199,7 +199,7 @@ def num_replicas(name: str = "auto", devices: str = "") -> int:
 
 
 def _cluster(name: str, devices: str) -> Cluster | None:
-    """The workers that a strategy joins: TF_CONFIG's, else Slurm's; None for a strategy of this machine alone."""
+    """The workers that a strategy joins: TF_CONFIG's, else Slurm's; None for single-machine strategies."""
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received {name!r}.")
     cluster = (read_cluster() or read_slurm()) if name in ("auto", "multiworker") else None
@@ -218,7 +218,7 @@ def _cluster(name: str, devices: str) -> Cluster | None:
 
 
 def _slurm_resolver(cluster: Cluster) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """What TensorFlow asks about the cluster. Hides the GPUs that belong to other tasks of this node."""
+    """Describes the cluster to TensorFlow. Hides GPUs that belong to other tasks of this node."""
     import tensorflow as tf
 
     gpus = _share(tf.config.list_physical_devices("GPU"), cluster)
@@ -233,12 +233,12 @@ def _slurm_resolver(cluster: Cluster) -> tf.distribute.cluster_resolver.ClusterR
 
 
 def _share(gpus: Sequence[Any], cluster: Cluster) -> Sequence[Any]:
-    """The GPUs of this task, of those that it sees: all, or its part where the tasks of a node all see the same ones.
+    """This task's share of the visible GPUs: all of them, or a part if the tasks of a node all see the same ones.
 
-    Slurm gives tasks GPUs of their own if asked to (`--gpus-per-task`): a task then sees fewer than the step has on the node.
+    Slurm can assign GPUs per task (`--gpus-per-task`): a task then sees fewer than the step has on the node.
 
     Raises:
-        ValueError: If the GPUs of a node cannot be shared evenly.
+        ValueError: If the GPUs of a node cannot be divided evenly.
     """
     hosts = [address.rpartition(":")[0] for address in cluster.workers]
     num_tasks = hosts.count(hosts[cluster.index])
@@ -256,7 +256,7 @@ def _share(gpus: Sequence[Any], cluster: Cluster) -> Sequence[Any]:
 
 
 def _of_this_machine(name: str, devices: str) -> tuple[list[str], bool]:
-    """Full names of the devices that `name` and `devices` choose, and whether they train in step: else the first one does."""
+    """Full names of the devices that `name` and `devices` select, and whether they train synchronously or only the first does."""
     import tensorflow as tf
 
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
@@ -269,7 +269,7 @@ def _of_this_machine(name: str, devices: str) -> tuple[list[str], bool]:
 
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    """One strategy for a set of devices: two of them in a process would give their collectives the same numbers."""
+    """One strategy per set of devices: two of them in a process would give their collectives the same keys."""
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(list(devices))
@@ -287,7 +287,7 @@ def _named(devices: str, known: Sequence[str]) -> list[str]:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run folder: always, but on workers other than the first."""
+    """Whether this process writes the run folder: with several workers, only the first does."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec().as_dict():
         return True
@@ -295,19 +295,19 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def num_workers(strategy: tf.distribute.Strategy) -> int:
-    """Processes that train in step."""
+    """Number of processes that train synchronously."""
     resolver = strategy.cluster_resolver
     return 1 if resolver is None else max(1, sum(map(len, resolver.cluster_spec().as_dict().values())))
 
 
 def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Any:
-    """An iterator over a dataset of global batches: each replica gets its rows, the first replica the first ones.
+    """An iterator over a dataset of global batches: each replica gets its own rows, the first replica the first ones.
 
-    Every worker makes the same global batches and keeps its own rows, so that the batch of a step is the same for any
-    number of workers. TensorFlow's automatic sharding would deal out elements or files instead.
+    Every worker makes the same global batches and keeps its own rows, so a step's batch is the same for any number of
+    workers. TensorFlow's automatic sharding would distribute elements or files instead.
 
     Raises:
-        ValueError: If the replicas cannot share a batch.
+        ValueError: If a batch cannot be divided among the replicas.
     """
     import tensorflow as tf
 
@@ -330,24 +330,26 @@ def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> An
             return by_replica[first : first + num_local]
 
         batches = dataset.map(lambda batch: tf.nest.map_structure(rows, batch)).unbatch()
-        # Said to be endless, or every worker would ask all others before each batch whether they have one, too.
+        # Declared infinite; otherwise every worker would ask all others before each batch whether they have one.
         return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(num_local)
 
     return iter(strategy.distribute_datasets_from_function(local))
 
 
 def of_all_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
-    """What each worker gives, in their order. All must ask."""
+    """Each worker's value, in worker order. All workers must call it."""
     import tensorflow as tf
 
     workers = num_workers(strategy)
     if workers == 1:
         return [value]
     gathered = strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), axis=0).numpy()
-    return gathered[:: strategy.num_replicas_in_sync // workers].tolist()  # all replicas of a worker say the same
+    return gathered[
+        :: strategy.num_replicas_in_sync // workers
+    ].tolist()  # all replicas of a worker have the same value
 
 
 def agree(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
-    """Raises ValueError(message) on every worker unless all give the same value. All must ask."""
+    """Raises ValueError(message) on every worker unless all pass the same value. All workers must call it."""
     if len(set(of_all_workers(strategy, value))) > 1:
         raise ValueError(message)

@@ -1,4 +1,4 @@
-"""A running average of what a model has learned: drawn, measured and exported in place of the last step's weights."""
+"""A moving average of what a model has learned: sampled, evaluated and exported in place of the last step's weights."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from tfvidgen.runs import (
 
 
 class WeightAverage:
-    """Exponential moving average of what a model has learned, corrected for its start.
+    """Exponential moving average of what a model has learned, with bias correction.
 
-    The average of t steps is sum_i (1 - d) d^(t - i) w_i / (1 - d^t): right from the first step, with no warm-up to tune.
-    Network weights, batch norm's statistics and learned codes are all averaged over the same steps. Averaging the networks
-    alone would join a generator from about 1 / (1 - d) steps ago with the codes of the last one, and codes and generator
-    move together: a rotation of the codes that the generator follows changes no video, unless they stem from different
-    steps. Averaged codes are projected as after every update, since the mean of points on a sphere lies within it.
+    The average of t steps is sum_i (1 - d) d^(t - i) w_i / (1 - d^t): unbiased from the first step, with no warm-up to tune.
+    Network weights, batch norm statistics and learned codes are all averaged over the same steps. Averaging the networks
+    alone would pair a generator from about 1 / (1 - d) steps ago with the codes of the last step, but the two move
+    together: a rotation of the codes that the generator follows changes no video, unless they come from different steps.
+    Averaged codes are projected as after every update, since the mean of points on a sphere lies inside it.
 
-    Where the average is applied, the statistics that `decode` uses are computed anew, over videos that the model makes with the
-    averaged weights (after Izmailov et al., UAI 2018): averages of the steps' statistics belong to none of the weights, and
-    were 3 to 58 times too large under weight decay at a high rate.
+    While the average is applied, the batch norm statistics that `decode` uses are recomputed over videos generated with the
+    averaged weights (after Izmailov et al., UAI 2018): averaged statistics match no set of weights, and were 3 to 58 times
+    too large under weight decay at a high learning rate.
 
-    It costs a copy of weights and codes in memory, a pass over the weights in each step, and of the codes only the batch's
-    rows (`LatentTable.keep_average`).
+    It costs a copy of weights and codes in memory and, in each step, a pass over the weights and over the batch's rows of
+    the codes (`LatentTable.keep_average`).
 
     Args:
-        model: Built, in the scope of the strategy in which this is made, too.
-        decay: d, in (0, 1). The average reaches back about 1 / (1 - d) steps.
+        model: Built, in the same strategy scope in which this is created.
+        decay: d, in (0, 1). The average spans about 1 / (1 - d) steps.
     """
 
     def __init__(self, model: VideoGenerator, decay: float):
@@ -74,21 +74,21 @@ class WeightAverage:
         return {**self._sums, AVERAGE_MASS: self._mass, **self._counts, **rows}
 
     def update(self) -> None:
-        """Takes in the weights as they are now. Call it once per step, in cross-replica context."""
+        """Adds the current weights to the average. Call it once per step, in cross-replica context."""
 
         def take_in(total, weight):
             total.assign_sub((1.0 - self.decay) * (total - tf.cast(weight, total.dtype)))
 
-        # each device takes in its own copy of the weights
+        # each device averages its own copy of the weights
         for name, total in self._sums.items():
             self._strategy.extended.update(total, take_in, args=(self._weights[name],))
         self._strategy.extended.update(self._mass, take_in, args=(1.0,))
-        if self._tables:  # which have taken in their rows themselves
+        if self._tables:  # the tables average their rows themselves
             self._strategy.extended.update(self._counts[AVERAGE_STEPS], lambda steps: steps.assign_add(1.0))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Puts the average into the model, and what the model had itself back afterwards."""
+        """Swaps the average into the model, and the model's own values back in afterwards."""
         mass = float(self._mass.numpy())
         if mass == 0.0:  # no step yet
             yield
@@ -108,6 +108,6 @@ class WeightAverage:
             self._assign(variables, own)
 
     def _assign(self, variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray]) -> None:
-        with self._strategy.scope():  # outside of it, only the first replica would be written
+        with self._strategy.scope():  # outside it, only the first replica would be written
             for name, value in values.items():
                 variables[name].assign(value)

@@ -1,4 +1,4 @@
-"""What goes wrong in a run, where exactly, and what to do about it."""
+"""Failures of a run: what went wrong, where exactly, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class TrainingDiverged(ValueError):
 
 
 class WorkerLost(ValueError):
-    """Another worker of the run has gone."""
+    """Another worker of the run is gone."""
 
 
 class BadSteps:
-    """Steps whose losses or weights are not finite: which they are, and whether the run passes over them.
+    """Steps with non-finite losses or weights: finds them, and decides whether the run skips them.
 
-    A bad step is never undone, because its update may be anywhere by then. The run goes back to its last checkpoint
-    instead, and comes again without that step: batches and draws are functions of the step, so it arrives with the weights,
-    slots and codes that it would have if the step did not exist. Good steps therefore cost nothing more; a bad one costs
-    the steps since the last checkpoint twice, because the culprit is looked for one step at a time, with all weights
-    checked after each: a gradient may be broken where the loss is not.
+    A bad step is never undone, because its update may have spread anywhere by then. Instead, the run goes back to its last
+    checkpoint and retrains without that step: batches and random draws are functions of the step, so it ends up with the
+    weights, slots and codes it would have if the step did not exist. Good steps therefore cost nothing extra; for a bad
+    one, the steps since the last checkpoint are retrained twice, because the culprit is searched for one step at a time,
+    with all weights checked after each: a gradient may be non-finite where the loss is not.
 
-    All bad steps are listed in `bad_step.json`, and a resumed run passes over the same ones.
+    All bad steps are listed in `bad_step.json`, and a resumed run skips the same ones.
 
     Args:
         run_dir: The run folder.
-        max_bad_steps: How many steps a run may pass over.
-        dataset_fn: The one of the run; says which videos a step saw.
-        video_names: Names by video id, where they are known.
+        max_bad_steps: The most steps a run may skip.
+        dataset_fn: The run's own; tells which videos a step saw.
+        video_names: Names by video id, if known.
         writes: False for workers other than the chief.
     """
 
@@ -60,15 +60,15 @@ class BadSteps:
 
     @property
     def skipped(self) -> list[int]:
-        """The steps that are passed over."""
+        """The steps that are skipped."""
         return [record["step"] for record in self._found if record["skipped"]]
 
     def is_suspect(self, step: int) -> bool:
-        """Whether a bad step is looked for here: it is taken alone, and weights are checked after it."""
+        """Whether a bad step is searched for here: steps are then taken singly, with weights checked after each."""
         return step < self._suspect_until
 
     def at_most(self, step: int) -> int | None:
-        """How many steps may be taken at once from `step` on; None for any number."""
+        """The most steps to take in one call from `step` on; None for no limit."""
         if self.is_suspect(step):
             return 1
         return min((skipped - step for skipped in self.skipped if skipped > step), default=None)
@@ -76,17 +76,17 @@ class BadSteps:
     def found(
         self, first_step: int, end: int, taken: Taken, weights: Sequence[str], last_checkpoint: str | None
     ) -> None:
-        """Notes a bad step; the run then goes back to its last checkpoint.
+        """Records a bad step; the run then goes back to its last checkpoint.
 
         Args:
-            first_step: The first one that may be it.
-            end: Behind the last one that may be it.
-            taken: The last steps that were taken.
-            weights: Names of variables that are not finite, where that was looked for.
+            first_step: The first candidate.
+            end: One past the last candidate.
+            taken: The last steps taken.
+            weights: Names of non-finite variables, if they were checked.
             last_checkpoint: Its path.
 
         Raises:
-            TrainingDiverged: If no more steps may be passed over.
+            TrainingDiverged: If no more steps may be skipped.
         """
         last_step = end - 1
         is_exact = not taken.is_good or end - first_step == 1
@@ -129,7 +129,7 @@ class BadSteps:
         )
 
     def _video_ids(self, step: int) -> list[int]:
-        """What a step saw: its batch is made once more."""
+        """The videos a step saw, read from its batch, which is made again."""
         if self._dataset_fn is None or not self._writes:
             return []
         batch: dict[str, Any] = next(iter(self._dataset_fn(step)))
@@ -137,7 +137,7 @@ class BadSteps:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The bad steps of a run. A list that cannot be read must not be taken for none: the run would take those steps."""
+    """The bad steps of a run. An unreadable list must not pass for an empty one: the run would take those steps."""
     try:
         found = json.loads(read_text(path))
         if isinstance(found, list) and all(
@@ -156,7 +156,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def explained(last_checkpoint: Callable[[], str | None], num_workers: int = 1) -> Iterator[None]:
-    """Turns a full disk and a lost worker into an error that says what is safe and what to do."""
+    """Turns a full disk or a lost worker into an error that says what is safe and what to do."""
     try:
         yield
     except OSError as error:
@@ -177,7 +177,7 @@ def explained(last_checkpoint: Callable[[], str | None], num_workers: int = 1) -
 
 @contextlib.contextmanager
 def memory_explained(config: Any) -> Iterator[None]:
-    """Turns running out of memory into an error that names what to lower."""
+    """Turns an out-of-memory error into one that names what to reduce."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""One process at a time writes a run folder."""
+"""Lets only one process at a time write a run folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from types import TracebackType
 class RunLock:
     """Held while a process writes a run folder: `with RunLock(run_dir): ...`.
 
-    The lock is the kernel's (`flock` on the file `lock`), so it ends with its process, however that ends: there is no
-    stale lock to clear away. The file says who holds it. Network file systems pass `flock` on to their server; one that
-    knows no locks at all is used without.
+    The lock is the kernel's (`flock` on the file `lock`), so it ends with its process, however that ends: there are no
+    stale locks to clear. The file says who holds it. Network file systems forward `flock` to their server; one without
+    lock support is used unlocked.
 
     Raises:
-        ValueError: On entry, if a living process holds it; with its id, host and start.
+        ValueError: On entry, if a live process holds it; with its id, host and start time.
     """
 
     def __init__(self, run_dir: str | os.PathLike):
@@ -38,7 +38,7 @@ class RunLock:
                 raise ValueError(self._in_use(holder)) from None
             except OSError:  # no locks on this file system
                 pass
-            # The last holder removes the file: what was locked may be gone from the folder by now.
+            # The last holder removes the file: the one just locked may no longer be in the folder.
             try:
                 if os.path.samestat(os.fstat(self._file), self._path.stat()):
                     break
@@ -60,7 +60,7 @@ class RunLock:
         try:
             who = json.loads(holder)
             text = f"process {who['pid']} on {who['host']}, since {who['since']}"
-        except (ValueError, KeyError, TypeError):  # it has not written its name yet
+        except (ValueError, KeyError, TypeError):  # it has not identified itself yet
             text = "another process"
         return (
             f"The run folder {self._path.parent} is in use by {text}. Wait until it ends, stop it (with SIGTERM it saves "

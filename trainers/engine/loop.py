@@ -1,9 +1,9 @@
-"""The one training loop: Python outside, `tf.function` inside, checkpoints and actions between.
+"""The shared training loop: compiled steps, with checkpoints and periodic actions between them.
 
 A batch and every random draw are functions of (seed, step), so weights, optimizers, latent rows and the step itself are
-all there is to save: a resumed run goes on bit for bit, on one device, on several, and on several machines. What it writes
-beside them lies on fixed steps: lines of `metrics.jsonl` carry their partial sums through a checkpoint, and an action that
-was due there and did not finish is run when the run goes on.
+all there is to save: a resumed run continues bit for bit, on one device, on several, and on several machines. Its other
+output falls on fixed steps, too: partial sums for `metrics.jsonl` are part of a checkpoint, and an action that was due at a
+checkpoint and did not finish is run on resuming.
 """
 
 from __future__ import annotations
@@ -30,24 +30,21 @@ from trainers.engine.health import BadSteps
 from trainers.engine.progress import Clock, Logs, Metrics, Progress, read_text
 from trainers.engine.steps import LossMeans, Steps
 
-_CALL_SECONDS = (
-    0.5  # steps are taken in calls of about this long, so that signals and progress do not wait for an inner loop
-)
-_NONE, _FAILED = -1, -2  # in place of a step, between workers
+_CALL_SECONDS = 0.5  # target length of a compiled call, so that signals and progress do not wait for a whole inner loop
+_NONE, _FAILED = -1, -2  # sent between workers in place of a step
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A periodic callback, run by the chief alone, also after the last step.
+    """A periodic callback, run by the chief only, also after the last step.
 
     Attributes:
-        run: Called as `run(step, logs)`, outside the graph, with the mean losses since the line of `metrics.jsonl` before.
-        every_steps: Period in steps; 0 for after the last step only.
-        uses_weights: Whether it makes videos, or looks at weights: it then finds their average in the model, where the run
-            keeps one.
-        name: Under which a run remembers that it has finished; empty for that of `run`.
-        rewind: Called as `rewind(step)` before steps after `step` are trained, perhaps again: forgets what it made of them.
-        product: The file that it leaves. Where that is missing, the action has not finished.
+        run: Called as `run(step, logs)`, outside the graph, with the mean losses since the previous line of `metrics.jsonl`.
+        every_steps: Period in steps; 0 runs it after the last step only.
+        uses_weights: Whether it uses the model's weights; they are then replaced by their average, if the run keeps one.
+        name: Key under which `actions.json` records that it has finished; empty for the name of `run`.
+        rewind: Called as `rewind(step)` before training continues from `step`: discards output of later steps.
+        product: A file that it writes; while that is missing, the action counts as unfinished.
     """
 
     run: Callable[[int, Logs], None]
@@ -78,35 +75,45 @@ def run(
     max_minutes: float = 0.0,
     begun: Callable[[], None] = lambda: None,
 ) -> Logs:
-    """Trains a compiled model until `total_steps` and returns the last losses.
+    """Trains a compiled model in place until `total_steps`, resuming from the run folder's last checkpoint.
 
     Args:
         model: Built and compiled in the scope of `strategy`.
-        dataset_fn: Called with the first step to train; returns a dataset of global batches in order.
-        run_dir: Gets `checkpoints/`, `metrics.jsonl`, `actions.json` and, where one was met, `bad_step.json`. Several workers
-            share it.
-        total_steps: Steps in all, those of earlier processes included.
-        strategy: Where to train; None for one device.
-        steps_per_loop: Period of `metrics.jsonl` and of progress, in steps.
-        checkpoint_every_steps: Period of checkpoints; one more is written at the end, on SIGTERM and when the time is up.
-        actions: Run between steps.
-        resume: `auto` goes on from the last checkpoint where there is one, `never` raises if there is one, `must` raises
-            if there is none. A damaged checkpoint is set aside, and the run goes on from the one before it.
-        frames_per_step: Frames of a global batch, for the frames per second that are shown.
-        report: Gets each finished progress line; None writes to standard output, over itself on a terminal.
-        average: Made of `model` in the scope of `strategy`; updated after every step, and saved.
-        max_bad_steps: Steps with a loss or weight that is not finite that may be passed over, see `health.BadSteps`.
-        video_names: Names by video id, to name the videos of a bad step.
-        xla: Compiles the step with XLA, on one device.
-        keep_every: Checkpoints of these steps' multiples are kept for good, besides the last two; 0 for none.
-        max_minutes: Saves and returns before this time is up, counted from the call; 0 for no limit.
-        begun: Called once, when a checkpoint was restored or there is none: a run that is refused for its checkpoints changes
-            nothing in its folder.
+        dataset_fn: Called with the first step to train (0 in a new run), and again whenever the run goes back to a
+            checkpoint; returns an infinite dataset of global batches in step order. A batch is what the model's
+            `train_step` takes: tensors with the B clips of all replicas on the first axis, e.g. `video` (B, T, H, W, 3).
+        run_dir: Run folder, created if missing; all workers share it and the chief writes it. Receives `checkpoints/`,
+            `metrics.jsonl`, `actions.json` and, after a bad step, `bad_step.json`.
+        total_steps: Training steps in total, including those of earlier processes.
+        strategy: Distribution strategy; None for the current one, by default that of a single device.
+        steps_per_loop: Steps between lines of `metrics.jsonl`, and the most steps in one compiled call. With one worker a
+            call is limited to about half a second. A line is also written wherever a checkpoint or an action is due.
+        checkpoint_every_steps: Steps between checkpoints; one more is written after the last step, on SIGTERM or Ctrl-C,
+            and when `max_minutes` are up.
+        actions: Periodic callbacks, run by the chief in this order, after the checkpoint where both are due.
+        resume: `auto` resumes from the last checkpoint, if any; `never` raises if there is one; `must` raises if there is
+            none. A damaged checkpoint is set aside, and the run resumes from the one before it.
+        frames_per_step: Frames in a global batch, to show speed in frames per second; 0 shows steps per second.
+        report: Receives each complete progress line; None prints to standard output, in place on a terminal.
+        average: Moving average of `model`'s weights, created in the scope of `strategy`: updated after every step, saved in
+            checkpoints, and swapped into the model for actions that use weights. None disables averaging.
+        max_bad_steps: Skips at most this many steps with a non-finite loss or weight, see `health.BadSteps`; 0 raises at
+            the first.
+        video_names: Names by video id, for the videos of a bad step; empty to record ids only.
+        xla: Compiles the training step with XLA; a single replica only.
+        keep_every: Checkpoints whose step is a multiple of this are kept permanently, besides the last two; 0 keeps none.
+        max_minutes: Time limit in minutes, from the call: saves and returns before it is up. 0 for no limit.
+        begun: Called once, after a checkpoint was restored or none was found, so that a run refused because of its
+            checkpoints leaves its folder unchanged. Does nothing by default.
+
+    Returns:
+        Mean losses by name, as in the last line of `metrics.jsonl`; empty if there was nothing left to train.
 
     Raises:
-        TrainingDiverged: If a loss or a weight is not finite.
-        ValueError: If `resume` forbids what is in `run_dir`, its checkpoint does not fit, none is whole, a file of the folder
-            cannot be read, workers differ, or a worker is lost.
+        TrainingDiverged: If a loss or a weight is not finite and no more steps may be skipped.
+        SystemExit: After SIGTERM or Ctrl-C, with status 128 + the signal's number.
+        ValueError: If `resume` conflicts with the contents of `run_dir`, a checkpoint does not fit or cannot be written, none
+            is intact, a file of the folder cannot be read, or workers differ.
     """
     begin = time.monotonic()
     strategy = strategy or tf.distribute.get_strategy()
@@ -120,7 +127,7 @@ def run(
     means, finished = LossMeans(), _Finished(run_dir / "actions.json", is_chief)
     lines = tf.Variable(
         "", dtype=tf.string
-    )  # what the next line of `metrics.jsonl` begins with, and the last one, as JSON
+    )  # partial sums of the next line of `metrics.jsonl`, and the losses of the last one, as JSON
     state = {"step": step, "lines": lines, **model_state(model), **(average.state if average else {})}
     checkpoints = Checkpoints(state, run_dir, is_chief, keep_every, optional=["lines"])
     metrics = Metrics(run_dir / "metrics.jsonl", is_chief)
@@ -136,7 +143,7 @@ def run(
     logs: Logs = {}
 
     def go_back() -> int | None:
-        """Restores the newest checkpoint, and the state of everything that is not a variable; None if there is none."""
+        """Restores the newest checkpoint and all state outside variables; returns its step, or None if there is none."""
         lines.assign("")
         at = _restore(checkpoints, strategy, run_dir, len(bad_steps.skipped), progress.note)
         saved = json.loads(lines.numpy() or "{}")
@@ -153,10 +160,10 @@ def run(
         return at
 
     def save(at: int) -> float:
-        """Returns the seconds that it took."""
+        """Writes a checkpoint; returns the seconds it took."""
         since = time.monotonic()
         lines.assign(json.dumps({"means": means.state(), "logs": logs}))
-        finished.write()  # what finished since the checkpoint before; of no weight if this one is not written
+        finished.write()  # actions finished since the previous checkpoint; harmless if this one is not written
         checkpoints.save(at)
         return time.monotonic() - since
 
@@ -171,7 +178,7 @@ def run(
             return {}
         save_seconds = 0.0
         if max_bad_steps and not found:
-            save_seconds = save(at)  # to go back to
+            save_seconds = save(at)  # a checkpoint to go back to
         progress.begin(at)
         iterator = cluster.distribute(strategy, dataset_fn(at))
         steps = Steps(model, strategy, average, xla)
@@ -216,7 +223,7 @@ def run(
             if is_due:
                 save_seconds = max(save_seconds, save(at))
                 saved_at = at
-            if is_line and not stop.requested:  # what is due after a signal waits until the run goes on
+            if is_line and not stop.requested:  # after a signal, due actions wait until the run resumes
                 due = [action for action in actions if _is_due(action, at, total_steps)]
                 _act(due, at, logs, average, finished, saved_at == at, stop)
         if saved_at < at and not not_finite(state):
@@ -236,7 +243,7 @@ def run(
 
 
 def _restore(checkpoints: Checkpoints, strategy, run_dir: pathlib.Path, num_skipped: int, report) -> int | None:
-    """The chief loads the newest whole checkpoint, and all other workers the same one. Returns its step, None for none."""
+    """The chief loads the newest intact checkpoint, all other workers the same one. Returns its step, or None if none."""
     error, found = None, _NONE
     is_chief = cluster.is_chief(strategy)
     try:
@@ -267,7 +274,7 @@ def _restore(checkpoints: Checkpoints, strategy, run_dir: pathlib.Path, num_skip
 
 
 def _to_multiple(at: int, periods: Sequence[int]) -> int:
-    """Steps to the next point at which something is due: nothing is late."""
+    """Steps until something is due next, so that nothing is late."""
     return min(period - at % period for period in periods)
 
 
@@ -284,9 +291,9 @@ def _act(
     is_saved: bool,
     stop: _StopRequest,
 ) -> None:
-    """Runs actions, until a signal comes; those that use weights find their average.
+    """Runs actions until a signal arrives, with averaged weights in the model if any action uses weights.
 
-    Each is noted as finished, on disk too where the step `is_saved`: if it is not, what a run goes on from is an earlier one.
+    Each is recorded as finished, on disk only if the step `is_saved`: otherwise the run would resume from an earlier step.
     """
     averaged = average is not None and any(action.uses_weights for action in due)
     with average.applied() if averaged else contextlib.nullcontext():
@@ -300,7 +307,7 @@ def _act(
 
 
 class _Finished:
-    """Which action finished last at which step, in `actions.json`; kept for steps that a run may be resumed at.
+    """The step at which each action last finished, in `actions.json`, written for steps a run may resume from.
 
     Args:
         path: The file.
@@ -323,7 +330,7 @@ class _Finished:
             )
 
     def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
-        """Those that were due at a checkpoint's step, and of which there is no word that they finished then or later."""
+        """Actions that were due at a checkpoint's step and are not recorded as finished then or later."""
 
         def is_finished(action: Action) -> bool:
             product = getattr(action, "product", None)
@@ -332,17 +339,17 @@ class _Finished:
         return [action for action in actions if _is_due(action, at, total_steps) and not is_finished(action)]
 
     def add(self, action: Action, at: int) -> None:
-        """Notes that an action has finished."""
+        """Records that an action has finished."""
         self._steps[_name(action)] = at
 
     def rewind(self, at: int) -> None:
-        """Forgets what finished after a step: those steps are trained again."""
+        """Forgets actions that finished after a step: those steps are trained again."""
         if any(step > at for step in self._steps.values()):
             self._steps = {name: min(step, at) for name, step in self._steps.items()}
             self.write()
 
     def write(self) -> None:
-        """Writes the file where it is not up to date."""
+        """Writes the file if it is out of date."""
         if self._writes and self._steps != self._written:
             self._written = dict(self._steps)
             storage.write_json(self._path, self._steps)
@@ -353,7 +360,7 @@ def _name(action: Action) -> str:
 
 
 class _Pace:
-    """How many steps go into a call: about `_CALL_SECONDS` of them; a whole inner loop where workers must agree on it."""
+    """Steps per compiled call: about `_CALL_SECONDS` worth; a whole inner loop if several workers must agree on it."""
 
     def __init__(self, is_alone: bool):
         self._is_alone, self._seconds_per_step = is_alone, None
@@ -362,23 +369,23 @@ class _Pace:
         """How many of `num_steps` to take now."""
         if not self._is_alone:
             return num_steps
-        if self._seconds_per_step is None:  # the first call still prepares the graph
+        if self._seconds_per_step is None:  # the first call still includes graph setup
             return 1
         return max(1, min(num_steps, int(_CALL_SECONDS / max(self._seconds_per_step, 1e-6))))
 
     def took(self, num_steps: int, seconds: float) -> None:
-        """Notes how long a call took."""
+        """Records how long a call took."""
         self._seconds_per_step = seconds / num_steps
 
 
 class _StopRequest:
-    """Turns SIGTERM and Ctrl-C, on any worker, into a request that the loop answers after saving.
+    """Turns SIGTERM and Ctrl-C, on any worker, into a request to save and stop.
 
-    A signal is acknowledged at once, from a thread of its own: Python's handlers wait until TensorFlow returns from its call.
+    A signal is acknowledged at once, from a separate thread: Python's handlers wait until TensorFlow returns from its call.
 
     Attributes:
         requested: The signal's number; 0 for none.
-        saves: Whether there is something to save. Before that, a run on one worker ends at once.
+        saves: Whether there is something to save. Until then, a run on one worker stops at once.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, report: Callable[[str], None]):
@@ -405,7 +412,7 @@ class _StopRequest:
     def asked(self, time_is_up: bool = False) -> bool:
         """Whether any worker was asked to stop, or is out of time. All workers must call it the same number of times."""
         if not self._all_know:
-            own = self.requested or int(time_is_up)  # no signal that is heeded has the number 1
+            own = self.requested or int(time_is_up)  # no handled signal has the number 1
             answers = [answer for answer in cluster.of_all_workers(self._strategy, own) if answer]
             if answers:
                 self._all_know = True

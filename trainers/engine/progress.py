@@ -1,4 +1,4 @@
-"""What a run says of itself: the progress line, `metrics.jsonl`, and where the time goes."""
+"""A run's progress reports: the progress line, `metrics.jsonl`, and where the time goes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Logs = dict[str, float]
 
 
 class Clock:
-    """Splits the time of a run into waiting for input, training steps, and the rest: checkpoints, pictures, Python.
+    """Splits a run's time into waiting for input, training steps, and the rest: checkpoints, sample sheets, Python.
 
     Attributes:
-        last_seconds: How long the last steps took in all.
+        last_seconds: Duration of the last call's steps, input included.
     """
 
     def __init__(self):
@@ -29,12 +29,12 @@ class Clock:
         self._total: dict[str, float] = {}
 
     def steps_begin(self) -> None:
-        """From here on time belongs to steps; before it, since they last ended, to the rest."""
+        """From here on, time counts as steps; the time since steps last ended counts as the rest."""
         now = time.monotonic()
         self._rest, self._since = now - self._since, now
 
     def steps_end(self, input_seconds: float) -> dict[str, float]:
-        """Ends steps of which `input_seconds` went into waiting (NaN: unknown); returns the parts since they ended last."""
+        """Ends steps that waited `input_seconds` for input (NaN: unknown); returns the split since steps last ended."""
         now = time.monotonic()
         self.last_seconds = now - self._since
         parts = {"step": self.last_seconds, "rest": self._rest}
@@ -46,7 +46,7 @@ class Clock:
         return parts
 
     def summary(self) -> str:
-        """The split of all the time so far, in words."""
+        """The split of the total time so far, as text."""
         seconds = time.monotonic() - self._begin
         shares = [("steps", self._total.get("step", 0.0))]
         if "input" in self._total:
@@ -56,7 +56,7 @@ class Clock:
 
 
 class Metrics:
-    """`metrics.jsonl`: the mean losses of the steps since the line before, and the seconds they took.
+    """`metrics.jsonl`: mean losses over the steps since the previous line, and the seconds they took.
 
     Args:
         path: The file.
@@ -73,13 +73,13 @@ class Metrics:
                 file.write(json.dumps({"step": step, **logs, "seconds": rounded}) + "\n")
 
     def drop_after(self, step: int) -> None:
-        """Removes lines of steps after a checkpoint: those are trained again. So is a line that a kill cut off."""
+        """Removes lines of steps after a checkpoint, which are trained again, and a line truncated by a kill."""
         if self._writes:
             keep_lines(self._path, lambda record: record["step"] <= step)
 
 
 def read_text(path: pathlib.Path) -> str:
-    """The text of a file of the run folder; empty if there is no such file.
+    """The text of a file in the run folder; empty if there is no such file.
 
     Raises:
         ValueError: If the file is not UTF-8.
@@ -96,11 +96,11 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def keep_lines(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Removes the other records of a JSONL file, and what is no record: a line that a kill cut off, an empty one.
+    """Removes all other records of a JSONL file, and lines that are not records: truncated by a kill, or empty.
 
     Args:
         path: The file; it may be missing.
-        keep: Called with each record. One without what it asks for (KeyError, TypeError) is removed.
+        keep: Called with each record; a record for which it raises KeyError or TypeError is removed.
 
     Raises:
         ValueError: If the file is not UTF-8.
@@ -121,12 +121,12 @@ def keep_lines(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> No
 
 
 class Progress:
-    """One line that is rewritten on a terminal, a line every ten seconds elsewhere: `with Progress(...) as progress`.
+    """A line updated in place on a terminal, a new line every ten seconds elsewhere: `with Progress(...) as progress`.
 
     Args:
         total: The last step.
-        frames_per_step: Frames of a global batch, for the speed; 0 to show steps per second.
-        report: Gets each line; None writes to standard output.
+        frames_per_step: Frames in a global batch, to show frames per second; 0 shows steps per second.
+        report: Receives each line; None prints to standard output.
         shows: False for workers other than the chief.
     """
 
@@ -140,7 +140,7 @@ class Progress:
         self._total, self._frames, self._report, self._shows = total, frames_per_step, report, shows
         self._terminal = shows and report is None and sys.stdout.isatty()
         self._is_open = False
-        self._lock = threading.RLock()  # a signal is acknowledged from a thread of its own
+        self._lock = threading.RLock()  # signals are acknowledged from a separate thread
         self._shown = 0.0
         self.begin(0)
 
@@ -152,7 +152,7 @@ class Progress:
     def update(self, at: int, logs: Logs) -> None:
         """Shows a step and its losses."""
         now = time.monotonic()
-        if self._window_step == self._first:  # the first loop compiles: it says nothing about speed
+        if self._window_step == self._first:  # the first call includes compilation and says nothing about speed
             rate = (at - self._first) / (now - self._begin)
         else:
             rate = (at - self._window_step) / (now - self._window_begin)
@@ -172,14 +172,14 @@ class Progress:
             self.note(line)
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a separate line."""
         with self._lock:
             self._close()
             if self._shows:
                 (self._report or (lambda line: print(line, flush=True)))(text)
 
     def _close(self) -> None:
-        """What comes next is not written behind the line on a terminal."""
+        """Ends the line on a terminal, so that further output starts on a new one."""
         if self._is_open:
             sys.stdout.write("\n")
             self._is_open = False

@@ -1,4 +1,4 @@
-"""The compiled part of a run: many training steps in one call."""
+"""The compiled part of the training loop: many training steps per call."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import tensorflow as tf
 from tfvidgen.models.base import VideoGenerator
 from trainers.engine.ema import WeightAverage
 
-# What a float16 step says of its own loss scaling. Where `skipped` is 1 the step has undone itself.
+# A float16 step's report on its loss scaling. Where `skipped` is 1, the step was rolled back.
 _SKIPPED, _SCALE = "skipped", "loss_scale"
 
 
 class Taken(NamedTuple):
-    """What a call of `Steps` did.
+    """The result of a call of `Steps`.
 
     Attributes:
-        losses: float32 of each step by name; those of the bad one included.
+        losses: Name -> float32 (number of steps,), including those of a bad step.
         is_good: False if a loss of the last step is not finite.
-        input_seconds: How long they waited for batches; NaN where TensorFlow refuses to tell the time, which it does when
-            its operations must be deterministic.
+        input_seconds: Time spent waiting for batches; NaN where TensorFlow has no clock, with deterministic operations.
     """
 
     losses: dict[str, np.ndarray]
@@ -31,7 +30,7 @@ class Taken(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Steps that were taken, the bad one included."""
+        """Number of steps taken, including a bad one."""
         return len(next(iter(self.losses.values())))
 
     @property
@@ -41,23 +40,23 @@ class Taken(NamedTuple):
 
 
 class LossMeans:
-    """Means over the steps since the last line of `metrics.jsonl`, and the seconds that they took.
+    """Mean losses over the steps since the last line of `metrics.jsonl`, and the seconds those steps took.
 
-    Steps are added one by one, so the means do not depend on how many were taken in a call, nor on where a process was
-    stopped: what was added by then is a part of the checkpoint.
+    Steps are added one by one, so the means depend neither on the number of steps per call nor on where a process was
+    stopped: the partial sums are part of the checkpoint.
     """
 
     def __init__(self):
         self.clear()
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Starts over."""
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     def add(self, taken: Taken, seconds: Mapping[str, float]) -> None:
-        """Takes in steps. The losses of a float16 step that has undone itself may be anything, and do not count."""
+        """Adds steps. Losses of a float16 step that was rolled back are meaningless and do not count."""
         undone = taken.losses.get(_SKIPPED, np.zeros(taken.num_steps)) > 0.0
         for name, values in taken.losses.items():
             for value in values if name in (_SKIPPED, _SCALE) else values[~undone]:
@@ -71,26 +70,25 @@ class LossMeans:
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """For `load`; goes through JSON unharmed."""
+        """The state for `load`, JSON-serializable."""
         return {"sums": self._sums, "counts": self._counts, "seconds": self.seconds}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+        """Continues from a saved `state`."""
         self._sums, self._counts, self.seconds = (dict(state[name]) for name in ("sums", "counts", "seconds"))
 
 
 class Steps:
-    """Takes steps of a model under a strategy, one `tf.function` for any number of them; stops after a bad one.
+    """Takes any number of training steps under a strategy, in one `tf.function`; stops after a bad one.
 
     Args:
         model: Built and compiled in the scope of `strategy`.
         strategy: Where to train.
-        average: Takes in the weights after each step.
+        average: Updated with the weights after each step.
         xla: Compiles the step with XLA, on one device.
 
     Raises:
-        ValueError: If `xla` is asked for on several replicas, where it fails, or lets their batch norm statistics drift
-            apart.
+        ValueError: If `xla` is requested on several replicas, where it fails or lets their batch norm statistics diverge.
     """
 
     def __init__(
@@ -107,8 +105,8 @@ class Steps:
             )
         self._xla = xla
         has_clock = _has_clock()
-        names: list[str] = []  # of losses, known when the step is traced
-        # Converting Python control flow takes longer than all the rest of tracing, and `fit` does not offer it either.
+        names: list[str] = []  # of losses, known once the step is traced
+        # AutoGraph conversion takes longer than the rest of tracing combined, and Keras's `fit` does not do it either.
         model_step = tf.autograph.experimental.do_not_convert(model.train_step)
         if xla:
             model_step = tf.function(model_step, autograph=False, jit_compile=True)
@@ -125,7 +123,7 @@ class Steps:
 
         def step(iterator):
             batch, waited = _next(iterator, has_clock)
-            with tf.control_dependencies([waited]):  # else the closing time stamp may come after the step itself
+            with tf.control_dependencies([waited]):  # otherwise the end timestamp may be taken after the step itself
                 last = train_step(batch)  # its own graph function, so it is traced once for both calls
             names[:] = last
             return tf.stack([last[name] for name in names]), waited
@@ -151,7 +149,7 @@ class Steps:
         self._take, self._names = take, names
 
     def trace(self, iterator: Any) -> None:
-        """Builds the graph, which takes seconds. The first call would do it too; here it can be timed on its own."""
+        """Builds the graph, which takes seconds. The first call would, too; doing it here lets it be timed separately."""
         if self._xla and not tf.config.list_logical_devices("GPU"):
             graph = self._model_step.get_concrete_function(iterator.element_spec).graph.as_graph_def()
             nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -177,7 +175,7 @@ class Steps:
 
 
 def _next(iterator: Any, has_clock: bool) -> tuple[Any, tf.Tensor]:
-    """The next batch, and the seconds in which it was waited for, measured inside the graph."""
+    """The next batch and the seconds spent waiting for it, measured inside the graph."""
     if not has_clock:
         return iterator.get_next(), tf.constant(float("nan"), tf.float64)
     with tf.device("CPU:0"):
