@@ -1,1 +1,1 @@
-"""Programs that make and measure: `python -m trainers.navsynth --help`."""
+"""Programs that train, generate and evaluate: `python -m trainers.navsynth --help`."""

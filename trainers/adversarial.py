@@ -1,4 +1,4 @@
-"""What the trainers of adversarial systems share: flags, optimizers and the options of `compile`."""
+"""Shared by the trainers of adversarial systems: flags, optimizers and the options of `compile`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ class AdversarialConfig(cli.RunConfig):
     )
     discriminator_steps: int = option(
         1,
-        "Updates of the discriminators for one of the generator, each on --batch_size other clips.",
+        "Discriminator updates per generator update, each on --batch_size different clips.",
         minimum=1,
     )
-    generator_learning_rate: float = option(2e-4, "Rate of the generator's optimizer.", minimum=0)
-    discriminator_learning_rate: float = option(2e-4, "Rate of the discriminators' optimizers.", minimum=0)
-    beta_1: float = option(0.5, "Decay of Adam's first moment.", minimum=0)
-    beta_2: float = option(0.999, "Decay of Adam's second moment.", minimum=0)
-    l2_weight: float = option(0.0, "Adds that times a weight to its gradient (PyTorch's Adam weight_decay).", minimum=0)
+    generator_learning_rate: float = option(2e-4, "Learning rate of the generator.", minimum=0)
+    discriminator_learning_rate: float = option(2e-4, "Learning rate of the discriminators.", minimum=0)
+    beta_1: float = option(0.5, "Decay rate of Adam's first moment.", minimum=0)
+    beta_2: float = option(0.999, "Decay rate of Adam's second moment.", minimum=0)
+    l2_weight: float = option(
+        0.0, "Adds this times each weight to its gradient (PyTorch Adam's weight_decay).", minimum=0
+    )
     spectral_norm: bool = option(False, "Spectral normalisation in the discriminators.")
-    r1_weight: float = option(0.0, "Gamma of the R1 penalty on the discriminators; 0 for none.", minimum=0)
+    r1_weight: float = option(0.0, "Gamma of the R1 penalty on the discriminators; 0 disables it.", minimum=0)
     augmentation: str = option(
         "",
-        "Differentiable augmentation of what discriminators see, alike for all frames of a clip: any of "
-        "colour,translation,cutout with commas between them; for small sets.",
+        "Differentiable augmentation of discriminator inputs, the same for all frames of a clip; for small datasets. "
+        "Comma-separated list of colour,translation,cutout.",
     )
     gradient_clip_norm: float = option(
         0.0, "Clips each network's gradient to this global norm; 0 disables clipping.", minimum=0
@@ -44,7 +46,7 @@ class AdversarialConfig(cli.RunConfig):
 
     @property
     def clips_per_step(self) -> int:
-        """Clips that a step takes from the data, for all updates of the discriminators."""
+        """Clips that a step takes from the dataset, over all discriminator updates."""
         return self.batch_size * self.discriminator_steps
 
 
@@ -54,22 +56,24 @@ class ImageAndVideoConfig(AdversarialConfig):
 
     width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
     discriminator_width: int = option(64, "Channels of the discriminators' first stage.", minimum=1)
-    image_head: str = option("plain", "One logit per frame, or a patch of them.", ("plain", "patch"))
-    video_head: str = option("plain", "One logit per clip, or a patch of them.", ("plain", "patch"))
-    temporal_taps: int = option(4, "Taps in time of the video discriminator; fewer judge shorter clips.", minimum=1)
-    noise_stddev: float = option(0.0, "Noise before the discriminators' convolutions.", minimum=0)
-    frames_per_clip: int = option(1, "Frames of each clip that the image discriminator sees.", minimum=1)
+    image_head: str = option("plain", "Image discriminator: one logit per frame or per patch.", ("plain", "patch"))
+    video_head: str = option("plain", "Video discriminator: one logit per clip or per patch.", ("plain", "patch"))
+    temporal_taps: int = option(
+        4, "Temporal kernel size of the video discriminator; smaller for shorter clips.", minimum=1
+    )
+    noise_stddev: float = option(0.0, "Standard deviation of noise before the discriminators' convolutions.", minimum=0)
+    frames_per_clip: int = option(1, "Frames per clip that the image discriminator sees.", minimum=1)
 
 
 def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
-    """Adam with the config's decays, and the epsilon of the official codes' libraries (Keras's is 1e-7)."""
+    """Adam with the config's decay rates, and the epsilon of the official implementations' libraries (Keras's is 1e-7)."""
     from tfvidgen.optimizers import Adam
 
     return Adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
 
 
 def compile_options(config: AdversarialConfig) -> dict[str, Any]:
-    """Keyword arguments that the `compile` of every adversarial system takes, beside its optimizers."""
+    """Keyword arguments that the `compile` of every adversarial system takes, besides its optimizers."""
     return {
         "adversarial_loss": config.adversarial_loss,
         "accumulate": cli.accumulate(config),
@@ -100,7 +104,7 @@ def network_options(config: ImageAndVideoConfig) -> dict[str, Any]:
 
 
 def require_clips(config: AdversarialConfig, run_data: RunData) -> None:
-    """Raises ValueError if the source holds single images, which no policy for short clips can turn into motion."""
+    """Raises ValueError if the source holds single images, which no short-clip policy can turn into motion."""
     if config.num_frames > 1 and int(run_data.trained.lengths.max()) == 1:
         raise ValueError(
             f"{run_data.trained.source!r} holds single images, and clips of {config.num_frames} frames are needed: give a "
@@ -109,7 +113,7 @@ def require_clips(config: AdversarialConfig, run_data: RunData) -> None:
 
 
 def num_categories(config: AdversarialConfig, run_data: RunData, given: int = 0) -> int:
-    """How many action labels the data has; `given` overrides it with a larger number.
+    """Number of action labels in the data; `given` overrides it with a larger number.
 
     Raises:
         ValueError: If there are no labels, or one lies beyond `given`.

@@ -1,4 +1,4 @@
-"""Metrics that are measured while a run trains, and the checkpoint that is the best by them."""
+"""Metrics measured during training, and the best checkpoint by them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 
 class EvaluateMetrics:
-    """An action of the training loop: measures the model, appends to `evaluation.jsonl`, and keeps the best checkpoint.
+    """An action of the training loop: evaluates the model, appends to `evaluation.jsonl`, and keeps the best checkpoint.
 
-    `best/` is a run folder of its own with the checkpoint of the lowest loss by the first metric, so `--run_dir=<run>/best`
-    generates, measures and exports it; `best/best.json` says which step and value it is.
+    `best/` is a run folder of its own, with the checkpoint that has the lowest loss by the first metric: generate, evaluate
+    and export it with `--run_dir=<run>/best`. `best/best.json` has its step and value.
 
     Args:
-        model: The model that is trained.
-        run_data: Of the run.
-        config: Of the run.
+        model: The model in training.
+        run_data: The run's data.
+        config: The run's config.
         run_dir: The run folder.
-        metrics: Names with commas between them; models are compared by the first, or by `best`.
-        every_steps: Period, a multiple of the checkpoints', because what is kept is a checkpoint.
-        settings: Networks, real videos and folders.
-        best: Name of the metric that decides, among `metrics`; None for the first.
-        report: Gets each line for the reader; None prints.
+        metrics: Comma-separated names; checkpoints are ranked by the first, or by `best`.
+        every_steps: Period in steps, a multiple of the checkpoint period, because a checkpoint is kept.
+        settings: Feature networks, real videos and folders.
+        best: The metric among `metrics` to rank by; None for the first.
+        report: Receives each line of output; None prints.
 
     Attributes:
         every_steps: As given.
-        uses_weights: True: measured are the averaged weights, where the run keeps them.
-        name: Under which the loop remembers what has finished.
+        uses_weights: True: evaluates the averaged weights, if the run keeps them.
+        name: Key under which the loop records that it has finished.
 
     Raises:
-        ValueError: If a name is unknown, models cannot be ranked by it, the periods do not fit, or weights of a network or
-            labels for a judge are missing.
+        ValueError: If a name is unknown, models cannot be ranked by it, the periods do not match, or a network's weights or
+            a judge's labels are missing.
     """
 
     uses_weights = True
@@ -87,16 +87,16 @@ class EvaluateMetrics:
             )
         _known_best(self._run_dir / "best" / "best.json")
         self._measurer = RunMeasurer(run_dir, run_data, config, self._settings)
-        self._measurer.prepare(self._protocols)  # missing weights should be known before the training begins
+        self._measurer.prepare(self._protocols)  # reports missing weights before training begins
 
     def run(self, step: int, logs: Mapping[str, float]) -> None:
-        """Measures the model as it is. Called by the loop."""
-        self.rewind(step - 1)  # of a process that was killed here
+        """Evaluates the current model. Called by the loop."""
+        self.rewind(step - 1)  # records of a process that was killed here
         results = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
         self._keep_best(step, results[self._position])
 
     def rewind(self, step: int) -> None:
-        """Forgets what was measured after a step: those steps are trained again. Called by the loop."""
+        """Discards measurements made after a step: those steps are trained again. Called by the loop."""
         keep_records(pathlib.Path(self._settings.out or self._run_dir) / RECORDS, "during_training", step)
 
     def _keep_best(self, step: int, result: Result) -> None:
@@ -118,7 +118,7 @@ class EvaluateMetrics:
 
 
 def _known_best(path: pathlib.Path) -> dict[str, Any] | None:
-    """Which checkpoint is the best so far, or None. Raises ValueError if the file is damaged."""
+    """The record of the best checkpoint so far, or None. Raises ValueError if the file is damaged."""
     text = read_text(path)
     if not path.exists():
         return None
@@ -138,7 +138,7 @@ def _known_best(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _copy_checkpoint(run_dir: pathlib.Path, best: pathlib.Path, step: int, parts: list[pathlib.Path]) -> None:
-    """Makes `best` a run folder with one checkpoint. A reader finds the old checkpoint or the new one, whole."""
+    """Makes `best` a run folder with one checkpoint. Readers find either the old or the new checkpoint, complete."""
     folder = best / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for path in [run_dir / "config.json", *parts]:

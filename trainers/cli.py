@@ -1,6 +1,6 @@
-"""A frozen config dataclass becomes absl flags, a preset, and the `config.json` of a run folder.
+"""Turns a frozen config dataclass into absl flags, presets, and the `config.json` of a run folder.
 
-Imports neither TensorFlow nor the library's models, so `--help` answers at once.
+Imports neither TensorFlow nor the library's models, so `--help` responds at once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def option(
     may_change: bool = False,
     per_worker: bool = False,
 ) -> Any:
-    """A field of a config.
+    """A config field.
 
     Args:
-        default: Its value where none is given; decides the type of its flag.
-        help: What it means, with its unit.
-        choices: The values it takes; None for any.
-        minimum: The smallest value it takes; None for any.
-        may_change: It may differ when a run goes on, because it changes neither the run's data nor, beyond rounding, its
-            numbers, or because something else decides that (the digest of the data does, for a path).
-        per_worker: It may differ between the workers of one run. Others must not, periods among them: a worker that
-            stopped to save while the rest went on would wait for them for ever.
+        default: Default value; determines the type of the flag.
+        help: Meaning, with unit.
+        choices: Allowed values; None for any.
+        minimum: Smallest allowed value; None for any.
+        may_change: Whether a resumed run may change it, because it affects neither the run's data nor, beyond rounding, its
+            numbers, or because something else checks that (the data's digest, for a path).
+        per_worker: Whether the workers of a run may have different values. They must agree on all other fields, periods
+            included: a worker that stopped to save while the rest continued would wait for them forever.
     """
     metadata = {
         "help": help,
@@ -51,98 +51,98 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What every trainer takes: data, run folder, length, batch, precision."""
+    """Settings of every trainer: data, run folder, length, batch, precision."""
 
     dataset: str = option(
         "actors",
-        "What to train on: a folder or file of yours, or actors, sprites, weizmann.",
+        "Training data: a folder or file of videos, or one of actors, sprites, weizmann.",
         may_change=True,
         per_worker=True,
     )
     data_dir: str = option("", "Folder of the named datasets sprites and weizmann.", may_change=True, per_worker=True)
     size: int = option(64, "Height and width of a frame, in pixels.", minimum=1)
-    resize: str = option("centre_crop", "How a frame of another shape is made square.", ("centre_crop", "squash"))
-    num_frames: int = option(16, "Frames of a clip.", minimum=1)
-    stride: int = option(1, "Distance between the frames of a clip, in frames of the video.", minimum=1)
+    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash"))
+    num_frames: int = option(16, "Frames per clip.", minimum=1)
+    stride: int = option(1, "Temporal stride of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.", may_change=True)
     cache_dir: str = option(
-        "", "Keep decoded frames in this folder; empty to decode at every start.", may_change=True, per_worker=True
+        "", "Cache decoded frames in this folder; empty to decode at every start.", may_change=True, per_worker=True
     )
     data_service: str = option(
         "",
-        "grpc://host:port of a tf.data service with one worker that makes the batches.",
+        "grpc://host:port of a tf.data service, with exactly one worker, that makes the batches.",
         may_change=True,
         per_worker=True,
     )
-    num_identities: int = option(0, "Identities of actors or sprites; 0 for the set's default.", minimum=0)
-    num_actions: int = option(0, "Actions of actors; 0 for the set's default.", minimum=0)
-    num_held_out_cells: int = option(0, "Hold out that many random identity x action cells.", minimum=0)
-    trained_per_identity: int = option(0, "Train that many random actions of each identity; 0 for all.", minimum=0)
-    split_seed: int = option(0, "Decides which cells are held out.")
+    num_identities: int = option(0, "Identities in actors or sprites; 0 for the dataset's default.", minimum=0)
+    num_actions: int = option(0, "Actions in actors; 0 for the dataset's default.", minimum=0)
+    num_held_out_cells: int = option(0, "Hold out this many random identity x action cells.", minimum=0)
+    trained_per_identity: int = option(0, "Train on this many random actions of each identity; 0 for all.", minimum=0)
+    split_seed: int = option(0, "Seed for the choice of held-out cells.")
     mirror: str = option(
         "none",
-        "Trains the mirror image of each clip too, as own_action: an action of its own, or as the same_action.",
+        "Also train on the mirror image of each clip, labelled as a separate action or as the same action.",
         ("none", "own_action", "same_action"),
     )
     run_dir: str = option(
         "",
-        "Where the run is written; empty for runs/<system>-<preset>. An interrupted run resumes.",
+        "Run folder; empty for runs/<system>-<preset>. An interrupted run resumes.",
         may_change=True,
         per_worker=True,
     )
     init_from: str = option(
         "",
-        "Begin with the weights and codes of this run, of any system, where they fit; a run that goes on needs it no more.",
+        "Initialise from the weights and codes of this run, of any system, where they fit; not needed to resume.",
         may_change=True,
     )
     total_steps: int = option(
-        1000, "Training steps; a run that stopped or finished goes on with more.", minimum=1, may_change=True
+        1000, "Total training steps; raise it to continue a finished run.", minimum=1, may_change=True
     )
     max_minutes: float = option(
         0.0,
-        "Stop in time to be saved within that many minutes, for queues; the same command goes on. 0 for no limit.",
+        "Save and stop within this many minutes, for job queues; the same command resumes. 0 for no limit.",
         minimum=0,
         may_change=True,
     )
-    batch_size: int = option(8, "Clips in a step, over all replicas.", minimum=1)
+    batch_size: int = option(8, "Global batch size: clips per step, over all replicas.", minimum=1)
     accumulate: int = option(
         1,
-        "Micro-batches that each update takes its clips in, for batches beyond the memory of a device; their gradients are "
-        "averaged and applied once. Batch norm sees micro-batches.",
+        "Gradient accumulation: micro-batches per update, for batches that exceed device memory. Their gradients are averaged "
+        "and applied once; batch norm sees micro-batches.",
         minimum=1,
     )
-    steps_per_loop: int = option(50, "Steps between two lines of metrics.jsonl.", minimum=1, may_change=True)
-    checkpoint_every_steps: int = option(500, "Steps between two checkpoints.", minimum=1, may_change=True)
+    steps_per_loop: int = option(50, "Training steps between lines of metrics.jsonl.", minimum=1, may_change=True)
+    checkpoint_every_steps: int = option(500, "Training steps between checkpoints.", minimum=1, may_change=True)
     keep_every: int = option(
         0,
-        "Keep each checkpoint whose step is a multiple of this, besides the last two; 0 keeps only these.",
+        "Permanently keep checkpoints whose step is a multiple of this, besides the last two; 0 keeps only those two.",
         minimum=0,
         may_change=True,
     )
-    sample_every_steps: int = option(1000, "Steps between two sample sheets.", minimum=1, may_change=True)
-    seed: int = option(0, "Decides weights, order of the data and every random draw.")
+    sample_every_steps: int = option(1000, "Training steps between sample sheets.", minimum=1, may_change=True)
+    seed: int = option(0, "Seed for initial weights, data order and every random draw.")
     precision: str = option(
         "float32",
-        "Type the convolutions compute in; auto: bfloat16 where the hardware multiplies it, else float32. float16: GPUs only.",
+        "Compute dtype of convolutions; auto: bfloat16 if the hardware supports it, else float32. float16: GPUs only.",
         ("auto", "float32", "bfloat16", "float16"),
     )
     network_form: int = option(
-        0, "Form of the networks, where an earlier version had another; 0 for the newest.", minimum=0, may_change=True
+        0, "Network form, if an earlier version had a different one; 0 for the newest.", minimum=0, may_change=True
     )
-    tensorboard: bool = option(True, "Write curves and playing clips for TensorBoard.", may_change=True)
+    tensorboard: bool = option(True, "Write loss curves and animated clips for TensorBoard.", may_change=True)
     xla: bool = option(
-        False, "Compile the step with XLA; one device only, and not for 3-D convolutions on a CPU.", may_change=True
+        False, "Compile the step with XLA; single device only, no 3-D convolutions on CPU.", may_change=True
     )
     ema_decay: float = option(
         0.0,
-        "Draw, measure and export a running average, with this decay, of weights and learned codes, e.g. 0.999; 0 for not.",
+        "EMA decay, e.g. 0.999; averaged weights and codes are sampled, evaluated and exported. 0 disables averaging.",
         minimum=0,
     )
     strategy: str = option(
         "auto",
-        "Devices: auto (multiworker if TF_CONFIG, or else the Slurm step, has several workers; else all GPUs there are), none "
+        "Distribution: auto (multiworker if TF_CONFIG, or else the Slurm step, has several workers; else all local GPUs), none "
         "(one device), mirrored (all of this machine), multiworker (those of TF_CONFIG or of the Slurm step).",
         ("auto", "none", "mirrored", "multiworker"),
         may_change=True,
@@ -150,47 +150,47 @@ class RunConfig:
     )
     devices: str = option(
         "",
-        "Take only these devices of this machine, e.g. GPU:0,GPU:1; empty for all.",
+        "Use only these devices of this machine, e.g. GPU:0,GPU:1; empty for all.",
         may_change=True,
         per_worker=True,
     )
     resume: str = option(
         "auto",
-        "auto: go on from the run folder's last checkpoint, if any; never: refuse a folder that has one; must: refuse one "
-        "that has none; extend: as must, and a schedule of the learning rate is stretched to the --total_steps given.",
+        "auto: resume from the run folder's last checkpoint, if any; never: refuse a folder with a checkpoint; must: refuse "
+        "one without; extend: as must, and stretch the learning-rate schedule to the given --total_steps.",
         ("auto", "never", "must", "extend"),
         may_change=True,
     )
     max_bad_steps: int = option(
         0,
-        "Pass over up to that many steps whose losses or weights are not finite; 0 stops at the first.",
+        "Skip at most this many steps with non-finite losses or weights; 0 stops at the first.",
         minimum=0,
         may_change=True,
     )
-    deterministic: bool = option(False, "Bit-for-bit repeatable operations; slower.")
+    deterministic: bool = option(False, "Bit-for-bit reproducible operations; slower.")
     evaluate: bool = option(True, "Evaluate when training ends.", may_change=True)
     evaluate_metrics: str = option(
         "",
-        "Measure these while training, e.g. judge_fvd64_16f,fcs64; the checkpoint that the first ranks best is kept in best/. "
-        "Names as of trainers.evaluate.",
+        "Metrics to evaluate during training, e.g. judge_fvd64_16f,fcs64; the best checkpoint by the first is kept in best/. "
+        "Names as in trainers.evaluate.",
         may_change=True,
     )
     evaluate_every_steps: int = option(
-        1000, "Steps between two such measurements, a multiple of --checkpoint_every_steps.", minimum=1, may_change=True
+        1000, "Steps between these evaluations; a multiple of --checkpoint_every_steps.", minimum=1, may_change=True
     )
     evaluate_weights: str = option(
-        "", "Files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.", may_change=True
+        "", "Weight files of pretrained networks for --evaluate_metrics, e.g. i3d=PATH,vgg16=PATH.", may_change=True
     )
 
     @property
     def rate_schedule(self) -> str:
-        """The flag that makes the learning rate depend on `total_steps`; empty where none does. Such a config has a field
+        """The flag that makes the learning rate depend on `total_steps`; empty if none does. Such a config has a field
         `earlier_totals`."""
         return ""
 
     @property
     def clips_per_step(self) -> int:
-        """Clips that a step takes from the data: `batch_size`, or a multiple where a step has several updates."""
+        """Clips that a step takes from the dataset: `batch_size`, or a multiple if a step has several updates."""
         return self.batch_size
 
     @property
@@ -200,11 +200,11 @@ class RunConfig:
 
 
 class UsageError(ValueError):
-    """A wrong command line. Its text says what was given, what is expected and how to fix it."""
+    """A command-line mistake. The text says what was given, what is expected and how to fix it."""
 
 
 def program_of(system: str) -> str:
-    """The module that trains a system: `trainers.<system>`, or the import path that the name of one from outside is."""
+    """The module that trains a system: `trainers.<system>`; for an external one, its name is the import path itself."""
     return system if "." in system else f"trainers.{system}"
 
 
@@ -212,7 +212,7 @@ def accumulate(config: RunConfig) -> int:
     """The setting `accumulate`, for `compile`; call it in the scope of the strategy.
 
     Raises:
-        UsageError: If replicas and micro-batches cannot share a batch equally.
+        UsageError: If a batch cannot be divided evenly into replicas and micro-batches.
     """
     from tfvidgen.layers.replicas import num_replicas
 
@@ -229,7 +229,7 @@ def accumulate(config: RunConfig) -> int:
 
 
 def suggest(given: str, known: Sequence[str]) -> str:
-    """`" Did you mean 'x'?"`, or nothing when no known name is close."""
+    """`" Did you mean 'x'?"`, or an empty string if no known name is close."""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -278,7 +278,7 @@ def check(config: Any) -> None:
 
 
 def wrong_types(config_class: type, settings: Mapping[str, Any]) -> list[str]:
-    """Settings whose values are not of their fields' types, in words. Names that are no fields are passed over."""
+    """Descriptions of settings with values of the wrong type. Names that are not fields are ignored."""
     kinds = {field.name: kind for field, kind in _fields(config_class)}
     return [
         f"{name} must be {kinds[name].__name__}, and is {value!r}"
@@ -288,15 +288,15 @@ def wrong_types(config_class: type, settings: Mapping[str, Any]) -> list[str]:
 
 
 def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
-    """The settings of another run that a new one of the same system begins with: all but where and how it was started.
+    """The settings of a run to repeat in a new one of the same system: all except where and how it was started.
 
     Args:
-        path: A run folder, or the `config.json` of one.
-        config_class: Of the trainer.
-        system: Its name.
+        path: A run folder, or its `config.json`.
+        config_class: The trainer's config class.
+        system: The trainer's name.
 
     Raises:
-        ValueError: If it is no run, a run of another system, or has settings that this version does not know.
+        ValueError: If it is not a run, a run of another system, or has settings unknown to this version.
     """
     from trainers import runs
 
@@ -332,14 +332,14 @@ def parse(
     arguments: str = "",
     system: str = "",
 ) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, the flags that are not config: `config`, `preset`, `dry_run`, `help`, and `arguments`).
+    """Command line -> (config, everything else: `config`, `preset`, `dry_run`, `help`, and `arguments`).
 
     Args:
         config_class: Its fields are the flags.
-        presets: Settings by name; a program without any takes no `--config`, `--preset` and `--dry_run`.
+        presets: Settings by name; a program without any has no `--config`, `--preset` or `--dry_run`.
         argv: Without the program's name.
-        arguments: What stands on the command line beside flags, for the usage; empty for nothing.
-        system: Of the runs that `--config` may name.
+        arguments: Positional arguments, as shown in the usage; empty for none.
+        system: The system of the runs that `--config` may name.
 
     Raises:
         UsageError: For an unknown flag or preset, a value of the wrong type or range, or a stray argument.
@@ -424,10 +424,10 @@ def main(
     argv: Sequence[str] | None = None,
     arguments: str = "",
 ) -> int:
-    """Parses, answers `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would hide the program's own lines
+    """Parses flags, handles `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages would bury the program's own
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: a path may hold bytes that are not valid text
     try:
         given = sys.argv[1:] if argv is None else argv
         config, other = parse(config_class, presets, given, arguments, program.removeprefix("trainers."))

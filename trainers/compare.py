@@ -1,7 +1,7 @@
-"""Lists runs side by side: the settings in which they differ, their steps, best metric, minutes and disk.
+"""Compares runs side by side: the settings in which they differ, steps, best metric, minutes and disk usage.
 
 Give run folders, or folders that hold runs: `python -m trainers.compare runs/` or `python -m trainers.compare runs/lr-*`.
-Only reads files, so runs may be alive, damaged, or of different systems.
+Only reads files, so runs may be in progress, damaged, or of different systems.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 from trainers import cli
 from trainers.cli import option
 
-MAX_DEPTH = 4  # below a folder that is given
+MAX_DEPTH = 4  # below a given folder
 _MAX_CELL = 28
-_NO_SETTINGS = ("run_dir", "resume", "total_steps")  # shown otherwise, or said of one start only
-# Numbers of evaluation.json by which runs are ranked; more is better. The rest of that file is there to be read beside them.
+_NO_SETTINGS = ("run_dir", "resume", "total_steps")  # shown elsewhere, or specific to a single start
+# Scores in evaluation.json that rank runs; higher is better. The rest of that file is context.
 _SECTIONS = ("trained_videos", "held_out_cells")
 _SCORES = ("psnr", "ssim")
 
@@ -38,21 +38,21 @@ class Config:
 
     metrics: str = option(
         "",
-        "Names with commas between them, as in evaluation.jsonl or like held_out_cells.psnr of evaluation.json; empty for the "
-        "one that most runs have; list shows which there are.",
+        "Comma-separated names, as in evaluation.jsonl or like held_out_cells.psnr of evaluation.json; empty for the one "
+        "that most runs have; list shows all that are available.",
     )
     sort: str = option(
         "metric",
-        "Order: metric (the best first, by the first of --metrics), name, date, steps, minutes, disk (the most first).",
+        "Sort by metric (the first of --metrics, best first), name, date, steps, minutes or disk (most first).",
         ("metric", "name", "date", "steps", "minutes", "disk"),
     )
-    format: str = option("table", "How to write it.", ("table", "csv", "json"))
-    width: int = option(0, "Columns of the table; 0 for those of the terminal.", minimum=0)
+    format: str = option("table", "Output format.", ("table", "csv", "json"))
+    width: int = option(0, "Table width in characters; 0 for the terminal's.", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The best value of a metric in a run. `loss` is lower for a better one; `real`: the digest of the real videos."""
+    """The best value of a metric in a run. A lower `loss` is better; `real`: the digest of the real videos."""
 
     value: float
     loss: float
@@ -62,19 +62,19 @@ class Measured:
 
 @dataclasses.dataclass
 class Run:
-    """What the files of a run folder say; None or empty where they do not.
+    """A run as described by the files of its folder; None or empty where they do not say.
 
     Attributes:
         path: The run folder.
-        system: Its name.
-        settings: Of config.json.
-        step: Of the newest checkpoint whose files are there, or of the last line of metrics.jsonl.
-        minutes: Of training, summed over metrics.jsonl.
-        num_bytes: Of all files.
+        system: Name of the system.
+        settings: The settings in config.json.
+        step: Step of the newest complete checkpoint, or of the last line of metrics.jsonl.
+        minutes: Training time, summed over metrics.jsonl.
+        num_bytes: Total size of all files.
         date: When it was begun, ISO 8601.
-        processor: On which.
+        processor: The processor it was begun on.
         metrics: The best values by name.
-        notes: Whether it is alive, and what is wrong with it.
+        notes: Whether it is running, and what is wrong with it.
     """
 
     path: pathlib.Path
@@ -93,12 +93,12 @@ class Run:
 
 
 def is_run(folder: pathlib.Path) -> bool:
-    """Whether a folder is a run's, be it a damaged one."""
+    """Whether a folder is a run folder, even a damaged one."""
     return any((folder / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl"))
 
 
 def find_runs(paths: Sequence[str]) -> list[pathlib.Path]:
-    """Run folders among `paths` and up to four levels below them, each once. A run's own folders are not looked into.
+    """Run folders among `paths` and up to four levels below them, each once. Folders within a run are not searched.
 
     Raises:
         ValueError: If a path does not exist, or no run is found at all.
@@ -127,12 +127,12 @@ def _below(path: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
             for child in sorted(path.iterdir()):
                 if not child.name.startswith(".") and not child.is_symlink():
                     yield from _below(child, depth - 1)
-    except OSError:  # not ours to read, or gone by now
+    except OSError:  # not readable, or deleted in the meantime
         return
 
 
 def read_run(path: pathlib.Path) -> Run:
-    """Reads a run folder. What is wrong with it becomes a note; nothing is raised."""
+    """Reads a run folder. Problems become notes; nothing is raised."""
     run = Run(path)
     _read_config(run)
     lines = _read_lines(run, "metrics.jsonl")
@@ -150,7 +150,7 @@ def read_run(path: pathlib.Path) -> Run:
 
 
 def _read_json(run: Run, name: str) -> dict[str, Any] | None:
-    """The object in a file of a run; None, with a note unless it is just not there, if it cannot be read."""
+    """The JSON object in a file of a run; None if it is missing or, with a note, if it cannot be read."""
     try:
         content = json.loads((run.path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def _read_config(run: Run) -> None:
 
 
 def _read_lines(run: Run, name: str) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines. A last line that is not finished is passed over: it is being written."""
+    """The objects in a JSONL file. An incomplete last line is skipped: it is being written."""
     try:
         raw = (run.path / name).read_bytes()
     except FileNotFoundError:
@@ -217,7 +217,7 @@ def _read_lines(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def _checkpoint_steps(run: Run) -> list[int]:
-    """Steps of the checkpoints whose files are all there. What the files hold is not looked at."""
+    """Steps of the checkpoints whose files all exist. Their content is not checked."""
     try:
         names = sorted(os.listdir(run.path / "checkpoints"))
     except OSError:
@@ -254,7 +254,7 @@ def _read_metrics(run: Run) -> None:
         run.metrics["exchange_accuracy.both"] = Measured(accuracy["both"], -accuracy["both"], step, real)
     for record in _read_lines(run, "evaluation.jsonl"):
         name, value, loss = record.get("metric"), record.get("value"), record.get("loss")
-        if isinstance(name, str) and _is_number(value) and _is_number(loss):  # others rank no models
+        if isinstance(name, str) and _is_number(value) and _is_number(loss):  # others do not rank models
             step = record.get("step") if _is_step(record.get("step")) else None
             best = run.metrics.get(name)
             if best is None or loss < best.loss:
@@ -268,7 +268,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _read_lock(run: Run) -> None:
-    """Says whether a process writes the folder, by what it left in `lock`: trying the lock could stop a run that starts."""
+    """Notes whether a process writes the folder, from the content of `lock`: trying the lock could stop a run that is starting."""
     if not (run.path / "lock").exists():
         return
     who = _read_json(run, "lock") or {}
@@ -289,7 +289,7 @@ def _num_bytes(path: pathlib.Path) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:  # gone by now
+            except OSError:  # deleted in the meantime
                 continue
     return total
 
@@ -306,7 +306,7 @@ def _is_step(value: Any) -> bool:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Names of settings for which two runs that have them hold different values, in the order of the trainers' fields."""
+    """Names of settings that differ between runs that have them, in the order of the trainers' fields."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
@@ -315,10 +315,10 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
 
 
 def choose_metrics(runs: Sequence[Run], names: str = "") -> list[str]:
-    """The metrics asked for; else the one that most runs have, of evaluation.jsonl where several are as frequent.
+    """The requested metrics; else the one that most runs have, preferring evaluation.jsonl in a tie.
 
     Raises:
-        cli.UsageError: If no run has one of them.
+        cli.UsageError: If a requested metric is in no run.
     """
     count = collections.Counter(name for run in runs for name in run.metrics)
     asked = [name.strip() for name in names.split(",") if name.strip()]
@@ -331,7 +331,7 @@ def choose_metrics(runs: Sequence[Run], names: str = "") -> list[str]:
 
 
 def sort_runs(runs: Sequence[Run], by: str, metrics: Sequence[str] = ()) -> list[Run]:
-    """Runs in order; those without what is asked come last, by name."""
+    """Runs in the given order; those without the value come last, by name."""
     keys = {
         "metric": lambda run: run.metrics[metrics[0]].loss if metrics and metrics[0] in run.metrics else None,
         "name": lambda run: None,
@@ -372,7 +372,7 @@ def row(run: Run, metrics: Sequence[str], settings: Sequence[str]) -> dict[str, 
 
 
 def table(runs: Sequence[Run], metrics: Sequence[str], settings: Sequence[str], width: int) -> list[str]:
-    """The lines of a table of at most `width` columns: one row for each run, and the settings beside or below them."""
+    """The lines of a table at most `width` characters wide: one row per run, with settings beside or below."""
     names = _short_names([run.path for run in runs])
     columns = [_Column("run", names, left=True)]
     if len({run.system for run in runs} - {""}) > 1:
@@ -404,7 +404,7 @@ def table(runs: Sequence[Run], metrics: Sequence[str], settings: Sequence[str], 
         lines += _blocks(columns[:1], columns[1:], width)
         if by_setting:
             lines += ["", "settings that differ:"]
-            if len(settings) > len(runs):  # then settings are the rows
+            if len(settings) > len(runs):  # transpose: settings become the rows
                 head = [_Column("", list(settings), left=True)]
                 cells = zip(*(column.cells for column in by_setting), strict=True)
                 by_setting = [_Column(name, list(values)) for name, values in zip(names, cells, strict=True)]
@@ -446,7 +446,7 @@ def _lines(columns: Sequence[_Column]) -> list[str]:
 
 
 def _blocks(head: Sequence[_Column], columns: Sequence[_Column], width: int) -> list[str]:
-    """Columns side by side as far as they fit, the rest below, each block beginning with `head`."""
+    """As many columns side by side as fit, the rest below in blocks that each begin with `head`."""
     lines: list[str] = []
     while columns:
         count = 1
@@ -458,7 +458,7 @@ def _blocks(head: Sequence[_Column], columns: Sequence[_Column], width: int) -> 
 
 
 def _short_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """Paths below the folder that they share, cut in front so that a table has room for more."""
+    """Paths relative to their common folder, truncated at the front to leave room in a table."""
     shared = _shared(paths)
     names = [str(path) if shared is None else os.path.relpath(path, shared) for path in paths]
     cut = [_cut(name, 40, front=True) for name in names]
@@ -503,7 +503,7 @@ def _setting(value: Any) -> str:
 
 
 def _cut(text: str, length: int, front: bool = False) -> str:
-    """A long text without its end or, for paths, without its beginning."""
+    """Truncates a long text at the end or, for paths, at the front."""
     if len(text) <= length:
         return text
     return "..." + text[3 - length :] if front else text[: length - 3] + "..."

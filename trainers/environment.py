@@ -1,4 +1,4 @@
-"""Where a run is trained: command line, time, processor, devices and, in a git checkout, the commit."""
+"""A run's environment: command line, time, processor, devices and, in a git checkout, the commit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import subprocess
 import sys
 from typing import Any
 
-# Those that decide in what precision a processor is fast, and in what order it adds; oldest first.
+# Those that determine which precisions are fast on a processor, and its order of summation; oldest first.
 _VECTOR_UNITS = ("sse4_2", "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
 def describe() -> dict[str, Any]:
-    """Everything about a start that a run folder records and that nobody else needs to see."""
+    """What a run folder records privately about each start."""
     return {
         "command": list(sys.argv),
         "date": now(),
@@ -34,7 +34,7 @@ def now() -> str:
 
 
 def processor() -> dict[str, Any]:
-    """The processor's name, how many cores this process may use, and which vector units there are."""
+    """The processor's name, the number of cores available to this process, and the vector units."""
     name = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -45,7 +45,7 @@ def processor() -> dict[str, Any]:
 
 
 def vector_units() -> tuple[str, ...]:
-    """Vector units of this processor, oldest first; none where the system does not tell."""
+    """Vector units of this processor, oldest first; empty if the system does not list them."""
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
     there = set(flags[1].split()) if flags else set()
     return tuple(unit for unit in _VECTOR_UNITS if unit in there)
@@ -75,14 +75,14 @@ def devices() -> list[str]:
 def git(root: pathlib.Path) -> dict[str, Any] | None:
     """The commit of a checkout, and whether tracked files differ from it.
 
-    The commit is read from the repository's own files. Only whether files differ is asked of `git`, and is None where it is
-    not installed or does not answer at once.
+    The commit is read from the repository's own files. `git` is only asked whether files differ; that is None if it is not
+    installed or does not answer at once.
 
     Args:
-        root: The folder that may be a checkout; folders above it are not looked at.
+        root: The folder that may be a checkout; its parents are not searched.
 
     Returns:
-        `{"commit": 40 or 64 hexadecimal digits, "modified": bool or None}`; None where there is no commit to be read.
+        `{"commit": 40 or 64 hexadecimal digits, "modified": bool or None}`; None if there is no commit to read.
     """
     try:
         commit = _commit(root / ".git")
@@ -92,13 +92,13 @@ def git(root: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _commit(folder: pathlib.Path) -> str | None:
-    if folder.is_file():  # of a worktree or a submodule
+    if folder.is_file():  # in a worktree or a submodule
         folder = folder.parent / folder.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
     head = (folder / "HEAD").read_text(encoding="utf-8").strip()
     if not head.startswith("ref:"):
         return _hexadecimal(head)
     name = head.removeprefix("ref:").strip()
-    shared = folder / "commondir"  # a worktree keeps its HEAD, and shares its branches
+    shared = folder / "commondir"  # a worktree has its own HEAD and shares branches
     common = folder / shared.read_text(encoding="utf-8").strip() if shared.is_file() else folder
     for path in (folder / name, common / name):
         if path.is_file():
@@ -114,7 +114,7 @@ def _hexadecimal(text: str) -> str | None:
 
 def _is_modified(root: pathlib.Path) -> bool | None:
     command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "--untracked-files=no"]
-    # variables such as GIT_DIR, which hooks set, would lead to another repository
+    # variables such as GIT_DIR, which hooks set, would point to another repository
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

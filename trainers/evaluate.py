@@ -1,7 +1,7 @@
-"""Measures a run, or a folder of generated videos against a folder of real ones.
+"""Evaluates a run, or a folder of generated videos against a folder of real ones.
 
-A run: reconstruction, frame consistency, the exchange on cells that were never trained, and every metric asked for by name.
-Two folders: the metrics asked for; no model is needed.
+A run: reconstruction, frame consistency, exchange on held-out cells, and every metric requested by name.
+Two folders: the requested metrics; no model is needed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def evaluate_folders(settings: Config, report: Callable[[str], None] | None = None) -> list[Result]:
-    """Measures a folder of generated videos against one of real ones; writes `evaluation.jsonl` and sheets.
+    """Evaluates a folder of generated videos against one of real videos; writes `evaluation.jsonl` and sheets.
 
     Raises:
-        ValueError: As `metrics.evaluate.evaluate`, and if a folder cannot be read.
+        ValueError: As `metrics.evaluate.evaluate`, or if a folder cannot be read.
     """
     say = report or print
     protocols = parse_metrics(settings)

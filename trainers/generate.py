@@ -1,4 +1,4 @@
-"""Makes videos with a trained run: new ones, trained ones, reconstructions of clips, exchanges and interpolations."""
+"""Generates videos with a trained run: new videos, training videos, reconstructions, exchanges and interpolations."""
 
 from __future__ import annotations
 
@@ -17,39 +17,37 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a generation."""
+    """Settings of video generation."""
 
     run_dir: str = option("", "The run to generate with.")
     mode: str = option(
         "new",
-        "new: random videos; lookup: trained ones by --ids; exchange: --identities with --actions; interpolate: two --ids; "
-        "reconstruct: --clips through the encoder; swap: the content of each of --clips with the motion of the next one.",
+        "new: random videos; lookup: training videos by --ids; exchange: --identities with --actions; interpolate: two --ids; "
+        "reconstruct: --clips through the encoder; swap: the content of each of --clips with the motion of the next.",
         ("new", "lookup", "exchange", "interpolate", "reconstruct", "swap"),
     )
-    num_videos: int = option(16, "New videos, or steps of an interpolation.", minimum=1)
-    seed: int = option(0, "The same seed gives the same new videos.")
+    num_videos: int = option(16, "Number of new videos, or of interpolation steps.", minimum=1)
+    seed: int = option(0, "Random seed of new videos.")
     ids: str = option("", "Video ids, e.g. 0,3,5.")
     labels: str = option(
         "",
-        "New videos of a conditional system: labels by number or name, one for all or one per video; empty to draw them.",
+        "Labels of a conditional system's new videos, by number or name: one for all or one per video; empty for random labels.",
     )
     identities: str = option(
         "",
-        "By number or name, one per video, e.g. 0,0,1; numbers are video ids where a run has static codes per video.",
+        "By number or name, one per video, e.g. 0,0,1; numbers are video ids if the run has static codes per video.",
     )
-    actions: str = option(
-        "", "By number or name, one per video; numbers are video ids where motion codes are per video."
-    )
-    clips: str = option("", "A folder or file of videos to reconstruct, or to swap contents and motions of.")
-    out: str = option("", "Folder for the results; empty for <run_dir>/generated.")
-    scale: int = option(2, "Enlarges each pixel that many times in GIF and MP4.", minimum=1)
-    fps: float = option(0.0, "Frames per second; 0 for the data's.", minimum=0)
-    raw_weights: bool = option(False, "Take the weights of the last step where the run kept an average of them.")
-    step: int = option(-1, "Take the checkpoint of this step; -1 for the last one.", minimum=-1)
+    actions: str = option("", "By number or name, one per video; numbers are video ids if motion codes are per video.")
+    clips: str = option("", "Folder or file of videos for reconstruct and swap.")
+    out: str = option("", "Output folder; empty for <run_dir>/generated.")
+    scale: int = option(2, "Integer upscaling factor of GIF and MP4.", minimum=1)
+    fps: float = option(0.0, "Frames per second; 0 for the frame rate of the data.", minimum=0)
+    raw_weights: bool = option(False, "Use the last step's weights even if the run kept an average.")
+    step: int = option(-1, "Use the checkpoint of this step; -1 for the last one.", minimum=-1)
 
 
 def _ids(text: str, flag: str, count: int | None = None, names: Sequence[str] = ()) -> list[int]:
-    """Numbers of a flag that takes numbers below `count`, or names."""
+    """The ids given by a flag that takes numbers below `count`, or names."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise cli.UsageError(f"--{flag} is missing: this mode needs it, e.g. --{flag}=0,1.")
@@ -71,7 +69,7 @@ def _ids(text: str, flag: str, count: int | None = None, names: Sequence[str] = 
 
 
 def _latents(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], list[str]]:
-    """The latents that a mode asks for, and what to call each video."""
+    """The latents for a mode, and a name for each video."""
     import numpy as np
 
     from tfvidgen import editing
@@ -128,7 +126,7 @@ def _latents(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
 
 
 def _encoded(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], list[str]]:
-    """Latents of `--clips`, or with the motion of the next clip in place of each one's own."""
+    """Latents of `--clips`; for swap, each with the motion of the next clip instead of its own."""
     import numpy as np
 
     from tfvidgen import data, editing

@@ -1,4 +1,4 @@
-"""Loose images beside clips: where they come from, and how they get into batches."""
+"""Loose images alongside clips: where they come from, and how they get into batches."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ImagesConfig(cli.RunConfig):
-    """What a trainer takes whose system learns from loose images beside clips."""
+    """Settings of trainers whose systems learn from loose images alongside clips."""
 
     image_dataset: str = option(
         "",
-        "A further source; the image discriminator sees its frames as loose images.",
+        "Additional dataset, whose frames the image discriminator sees as loose images.",
         may_change=True,
         per_worker=True,
     )
-    exploded_share: float = option(0.0, "Take that share of the videos apart into loose images (Sec. 5.1).", minimum=0)
-    images_per_clip: int = option(1, "Loose images for each clip of a batch.", minimum=1)
+    exploded_share: float = option(0.0, "Split this fraction of the videos into loose images (Sec. 5.1).", minimum=0)
+    images_per_clip: int = option(1, "Loose images per clip in a batch.", minimum=1)
 
 
 def loose_images(
     config: Any, collection: VideoCollection, is_trained: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Settles which videos stay clips and which frames are loose images.
+    """Decides which videos remain clips and which frames become loose images.
 
     Args:
-        config: Of a trainer. There are loose images only where it is an `ImagesConfig`.
+        config: A trainer's config. There are loose images only if it is an `ImagesConfig`.
         collection: All videos.
         is_trained: bool (N,).
 
     Returns:
-        `is_trained` without the videos that were taken apart, and uint8 (F, H, W, 3) or None.
+        `is_trained` without the videos that were split up, and the loose images, uint8 (F, H, W, 3) or None.
 
     Raises:
-        ValueError: If no clip or nothing to take apart is left.
+        ValueError: If the share leaves no clips, or no videos to split up.
     """
     from tfvidgen import data
 
@@ -82,7 +82,7 @@ def loose_images(
 
 
 def add_images(dataset: tf.data.Dataset, images: np.ndarray, images_per_clip: int, seed: int) -> tf.data.Dataset:
-    """Adds `image` uint8 (B, images_per_clip, H, W, 3) to every batch, a function of (seed, step) as the rest of it."""
+    """Adds `image` uint8 (B, images_per_clip, H, W, 3) to every batch; like the rest of it, a function of (seed, step)."""
     import tensorflow as tf
 
     with tf.device("CPU:0"):

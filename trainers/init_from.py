@@ -1,4 +1,4 @@
-"""Begins a run with the weights and the codes of another one: `--init_from=RUN_DIR`."""
+"""Initialises a run from the weights and codes of another one: `--init_from=RUN_DIR`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from trainers.runs import RunData
 
 REPORT = "init_from.json"
-VIDEOS = "videos.json"  # names of the videos that a run has codes of, in the order of the rows
-_SHOWN = 3  # names in the lines for the terminal
-_SHARED = ("all",)  # the name of the one row of a table that all videos share
+VIDEOS = "videos.json"  # names of the videos that a run has codes for, in row order
+_SHOWN = 3  # names per line on the terminal
+_SHARED = ("all",)  # name of the single row of a table shared by all videos
 
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """What a run began with, and what it did not find.
+    """What a run was initialised from, and what was missing.
 
     Attributes:
-        source: The run folder.
+        source: The source run's folder.
         system: Its system.
         step: The step of its weights.
-        averaged: Whether they are its running average.
-        taken: Names of the variables that were taken as they are.
-        rows: Name of a table -> what its rows belong to, how many were taken, and how many there are here.
-        left_out: Name of a variable of this run that begins as in any new run -> why.
-        unused: Names of variables that only the other run has.
+        averaged: Whether those are its moving average.
+        taken: Names of the variables that were copied unchanged.
+        rows: Name of a table -> what its rows belong to, how many were copied, and how many it has here and there.
+        left_out: Name of a variable of this run that keeps its initial value -> why.
+        unused: Names of variables that only the source run has.
     """
 
     source: str
@@ -53,7 +53,7 @@ class Begun:
     unused: list[str]
 
     def lines(self) -> list[str]:
-        """The report in short, for a terminal."""
+        """A short report for the terminal."""
         num_weights = len(self.taken) + len([name for name in self.left_out if name not in self.rows])
         weights = "averaged weights" if self.averaged else "weights"
         lines = [
@@ -73,27 +73,26 @@ class Begun:
 def begin(
     config: Any, model: VideoGenerator, run_data: RunData, strategy: tf.distribute.Strategy | None = None
 ) -> Begun | None:
-    """Puts the weights and codes of the run `config.init_from` into a new run's model. Optimizers and step stay new.
+    """Copies the weights and codes of the run `config.init_from` into a new run's model. Optimizers and step start fresh.
 
-    Weights are those of the last whole checkpoint, the running average where that run kept one, as in `generate` and
-    `export`. They are matched by name and shape, also between systems. The rows of codes and of label embeddings are matched
-    by the names of what they belong to: identities and actions by their labels; videos by their files, whose names have to
-    be unique, or by their ids where both runs have the same data. That a video of the same name is the same video is for the
-    caller to know.
+    The weights are those of the last intact checkpoint, or their moving average if that run kept one, as in `generate` and
+    `export`. They are matched by name and shape, even across systems. Rows of codes and label embeddings are matched by the
+    names of what they belong to: identities and actions by label; videos by file name, which must be unique, or by id if
+    both runs have the same data. It is up to the caller that videos of the same name are the same video.
 
     Args:
-        config: Of the new run. Without `init_from`, or where its folder holds a checkpoint already, nothing is read: the
-            other run may be gone by then.
+        config: The new run's. Without `init_from`, or if its folder already holds a checkpoint, nothing is read: the other
+            run may be gone by then.
         model: Built.
-        run_data: Of the new run.
-        strategy: In whose scope the model was built.
+        run_data: The new run's.
+        strategy: The strategy in whose scope the model was built.
 
     Returns:
-        What was taken, or None if nothing was asked for.
+        What was copied, or None if `init_from` does not apply.
 
     Raises:
-        ValueError: If the folder is no run, is this run's own, has no checkpoint, or holds networks or codes of the same system
-            in another size; or if nothing of it fits. The model is unchanged then.
+        ValueError: If the folder is not a run, is this run's own, has no checkpoint, or holds networks or codes of the same
+            system in another size; or if nothing in it fits. The model is then unchanged.
     """
     if not config.init_from:
         return None
@@ -139,7 +138,7 @@ def begin(
             "shape, and no code the same label. Use the same widths and size, or leave --init_from out."
         )
     tables, their_tables = latent_tables(model), latent_tables(source)
-    with (strategy or tf.distribute.get_strategy()).scope():  # outside of it, only the first replica would be written
+    with (strategy or tf.distribute.get_strategy()).scope():  # outside it, only the first replica would be written
         for name in taken:
             ours[name].value.assign(theirs[name].numpy())
         for name, found in pairs.items():
@@ -164,9 +163,9 @@ def note(
     run_data: RunData,
     say: Callable[[str], None],
 ) -> None:
-    """Says and writes into the run folder what a run began with, and for runs that begin with it, whose its codes are.
+    """Reports and records what a run was initialised from and, for runs initialised from it, what its codes belong to.
 
-    Files: `init_from.json` with the whole of `begun`; `videos.json` where the model learns a code for each video.
+    Files: `init_from.json` with all of `begun`; `videos.json` if the model learns a code per video.
     """
     run_dir = pathlib.Path(run_dir)
     if begun:
@@ -180,7 +179,7 @@ def note(
 
 # ---------------------------------------------------------------- variables
 def _variables(model: VideoGenerator) -> dict[str, Any]:
-    """Weights and codes by name, without what belongs to the optimizers of codes."""
+    """Weights and codes by name, without the optimizer state of the codes."""
     slots = [
         slot for table in latent_tables(model).values() for slot in (*table.slots, getattr(table, "num_updates", None))
     ]
@@ -204,7 +203,7 @@ def _check_sizes(
     resized: Mapping[str, str],
     source_dir: pathlib.Path,
 ) -> None:
-    """Raises ValueError if codes, or most of a network's weights, have another size: a mistake, and not just a new head."""
+    """Raises ValueError if codes, or most of a network's weights, have another size: a mistake rather than a new head."""
     networks: dict[str, list[str]] = {}
     for name, variable in ours.items():
         if name in theirs and (variable.trainable or name in rows):
@@ -222,7 +221,7 @@ def _check_sizes(
 
 # ---------------------------------------------------------------- rows
 def _kinds(model: VideoGenerator) -> dict[str, str]:
-    """Name of a variable with rows of its own -> whose they are: video, identity, action, or shared by all."""
+    """Name of a variable with rows -> what they belong to: video, identity, action, or shared by all."""
     present = _variables(model)
     return {name: owner for name, owner in model.row_owners.items() if name in present}
 
@@ -236,9 +235,9 @@ def _names_here(model: VideoGenerator, run_data: RunData) -> dict[str, Sequence[
 def _names_there(
     source: VideoGenerator, description: Mapping[str, Any], source_dir: pathlib.Path
 ) -> dict[str, Sequence[str]]:
-    """Whose the rows of a run are, as far as its folder says."""
+    """What the rows of a run belong to, as far as its folder says."""
     labels, videos = description.get("labels", {}), ()
-    for path in (source_dir / VIDEOS, source_dir.parent / VIDEOS):  # best/ lies in the folder of its run
+    for path in (source_dir / VIDEOS, source_dir.parent / VIDEOS):  # best/ is inside its run's folder
         if "video" in _kinds(source).values() and not videos and path.is_file():
             videos = _video_names(path, description["data"]["digest"])
     names = {"identity": labels.get("identity_names", ()), "action": labels.get("action_names", ())}
@@ -246,7 +245,7 @@ def _names_there(
 
 
 def _video_names(path: pathlib.Path, digest: str) -> Sequence[str]:
-    """The names in a `videos.json`, or none if it is of other data."""
+    """The names in a `videos.json`; empty if it is for other data."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         return noted["names"] if noted["digest"] == digest else ()
@@ -265,7 +264,7 @@ def _matching_rows(
     names_there: Mapping[str, Sequence[str]],
     same_data: bool,
 ) -> tuple[str, np.ndarray]:
-    """(whose the rows are, (n, 2) pairs of a row here and the row there that belongs to the same)."""
+    """(what the rows belong to, (n, 2) pairs of a row here and the matching row there)."""
     kind, kind_there = _kinds(model)[name], _kinds(source)[name]
     num_here, num_there = (_variables(m)[name].shape[0] for m in (model, source))
     if kind != kind_there:
@@ -280,7 +279,7 @@ def _matching_rows(
 def _with_rows(
     ours: Any, theirs: Any, pairs: np.ndarray, table: LatentTable | None, their_table: LatentTable | None
 ) -> np.ndarray:
-    """The values of a variable, with the rows of another one that belong to the same."""
+    """The values of a variable, with matching rows copied from another one."""
     rows = theirs.numpy()[pairs[:, 1]]
     if table and (table.projection, table.rank) != (their_table.projection, their_table.rank):
         rows = np.asarray(table.project(rows))

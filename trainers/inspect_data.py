@@ -1,4 +1,4 @@
-"""Says what a folder or file of videos holds, and draws a contact sheet of it.
+"""Describes a folder or file of videos, and draws a contact sheet of it.
 
 python -m trainers.inspect_data PATH --out=sheet.png
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfvidgen.data.sources import SourceReport
 
 USUAL_NUM_FRAMES = 16  # the clip length most papers train on
-MAX_STRIDE = 4  # beyond it, most actions at 25 frames per second become a blur of poses
+MAX_STRIDE = 4  # beyond this, most actions at 25 frames per second are no longer recognisable
 HISTOGRAM_BINS = 24
 
 
@@ -29,16 +29,16 @@ HISTOGRAM_BINS = 24
 class Config:
     """Settings of an inspection."""
 
-    data_dir: str = option("", "Folder of the named sets sprites and weizmann.")
+    data_dir: str = option("", "Folder of the named datasets sprites and weizmann.")
     size: int = option(64, "Height and width of a frame on the sheet, in pixels.", minimum=1)
-    skip_bad: bool = option(False, "Go on without the files that cannot be read.")
-    out: str = option("", "PNG file for the contact sheet; none is drawn without it.")
+    skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
+    out: str = option("", "PNG file for the contact sheet; empty draws none.")
     rows: int = option(8, "Videos on the sheet.", minimum=1)
     columns: int = option(8, "Frames of each video on the sheet.", minimum=1)
 
 
 def suggest_clips(lengths: np.ndarray) -> tuple[int, int]:
-    """(num_frames, stride) of clips that fit into every video: up to 16 frames, as far apart as the shortest allows.
+    """(num_frames, stride) of clips that fit in every video: up to 16 frames, with the largest stride the shortest allows.
 
     Args:
         lengths: int (N,), frames of each video.
@@ -49,19 +49,19 @@ def suggest_clips(lengths: np.ndarray) -> tuple[int, int]:
 
 
 def histogram_line(lengths: np.ndarray) -> str:
-    """How many videos have which length, as one line such as `51 |█▅▁ ▂| 146`."""
+    """A histogram of video lengths, as one line such as `51 |█▅▁ ▂| 146`."""
     import numpy as np
 
     low, high = int(lengths.min()), int(lengths.max())
     if low == high:
         return f"all {low}"
     counts, _ = np.histogram(lengths, bins=min(HISTOGRAM_BINS, high - low + 1), range=(low, high))
-    heights = np.ceil(counts / counts.max() * 8).astype(int)  # no video: a blank; one: never a blank
+    heights = np.ceil(counts / counts.max() * 8).astype(int)  # blank only for empty bins
     return f"{low} |{''.join(' ▁▂▃▄▅▆▇█'[height] for height in heights)}| {high}"
 
 
 def describe(report: SourceReport) -> str:
-    """The report, the spread of lengths, and the clips to train on."""
+    """The report, the distribution of lengths, and suggested clips to train on."""
     if not report.num_videos:
         return report.to_text()
     num_frames, stride = suggest_clips(report.lengths)
@@ -78,7 +78,7 @@ def describe(report: SourceReport) -> str:
 
 
 def report_of(collection: VideoCollection) -> SourceReport:
-    """The report of a set that was drawn or loaded by name."""
+    """The report for a dataset that was generated or loaded by name."""
     import numpy as np
 
     from tfvidgen.data.sources import SourceReport
@@ -102,7 +102,7 @@ def report_of(collection: VideoCollection) -> SourceReport:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the positions 0..total-1, evenly spread so that every class has its chance."""
+    """At most `count` of the positions 0..total-1, evenly spaced so that every class may appear."""
     count = min(count, total)
     return [position * (total - 1) // max(1, count - 1) for position in range(count)]
 
@@ -115,7 +115,7 @@ def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
     for file, index in ((name, 0), (in_array[1], int(in_array[2])) if in_array else (name, 0)):
         if (root / file).exists():
             return load_videos(root / file, size, max_videos=index + 1).video(index)
-    # The given path is itself the file, or the one folder of frames.
+    # The given path is itself the file, or the only folder of frames.
     return load_videos(root, size).video(int(in_array[2]) if in_array else 0)
 
 

@@ -1,6 +1,6 @@
-"""Measures runs: reconstruction and exchange on a run's own data, and every metric asked for by name.
+"""Evaluates runs: reconstruction and exchange on a run's own data, and every metric requested by name.
 
-The training programs measure so while they train and after their last step, `trainers.evaluate` whenever it is asked.
+Used by the trainers during and after training, and by `trainers.evaluate` at any time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_BOARD_IDENTITIES = 10
 NUM_NEW_VIDEOS = 64
-MAX_REAL_VIDEOS = 256  # beside a system that learned no code of them
+MAX_REAL_VIDEOS = 256  # for systems that learned no codes for them
 RECORDS = "evaluation.jsonl"
 DEFAULT_METRICS = f"fcs{NUM_NEW_VIDEOS},acd{NUM_NEW_VIDEOS},motion{NUM_NEW_VIDEOS},duplicates{NUM_NEW_VIDEOS}"
 WEIGHTS = ("i3d", "i3d_network", "resnext101", "r3d18", "r3d50", "c3d", "c3d_mean", "vgg16", "lpips")
@@ -44,52 +44,50 @@ _MAX_JUDGED_NUMBERS = 2 * 10**9  # pixels compared for the exchange accuracy: a 
 class Config:
     """Settings of an evaluation."""
 
-    run_dir: str = option("", "The run to measure.")
+    run_dir: str = option("", "The run to evaluate.")
     generated: str = option("", "Instead of a run: folder or file of generated videos.")
-    real: str = option("", "Folder, file or name of the real videos; empty for the data of the run.")
+    real: str = option("", "Folder, file or dataset name of real videos; empty for the run's data.")
     metrics: str = option(
         "",
-        "Names with commas between them, such as fvd2048_16f,mcs,fcs,prdc: what is left out of a name is filled in; --metrics=list "
-        f"shows all. Empty for {DEFAULT_METRICS}, which need no weights.",
+        "Comma-separated names, such as fvd2048_16f,mcs,fcs,prdc; omitted parts of a name get defaults. --metrics=list shows "
+        f"all. Empty for {DEFAULT_METRICS}, which need no weights.",
     )
     features: str = option(
         "pretrained",
-        "What fvd, kvd, prdc, nearest run on: pretrained (I3D, see --weights), or judge, a small network trained here on the real "
-        "labelled clips; its metrics are named judge_....",
+        "Features for fvd, kvd, prdc, nearest: pretrained (I3D, see --weights), or judge, a small network trained here on the "
+        "real labelled clips; its metrics are named judge_....",
         ("pretrained", "judge"),
     )
-    weights: str = option("", f"Files of pretrained networks, e.g. i3d=PATH,vgg16=PATH. Names: {', '.join(WEIGHTS)}.")
-    split: str = option("trained", "Which real videos of a run.", ("trained", "held_out", "all"))
+    weights: str = option("", f"Weight files of networks, e.g. i3d=PATH,vgg16=PATH. Names: {', '.join(WEIGHTS)}.")
+    split: str = option("trained", "Which of a run's real videos to use.", ("trained", "held_out", "all"))
     clip_start: str = option(
         "",
-        "Where a clip of a real video begins; empty for as the run was trained, or random.",
+        "Where a clip of a real video begins; empty for the run's own setting, or random without a run.",
         ("", "first", "centre", "random"),
     )
     short_clip: str = option(
         "",
-        "What to do with clips shorter than a metric's; empty for error, or for real videos as the run was trained.",
+        "What to do with clips shorter than a metric needs; empty for error or, for real videos, the run's own setting.",
         ("", "error", "loop", "hold"),
     )
-    size: int = option(0, "Bring frames of folders to this height and width, in pixels; 0 leaves them.", minimum=0)
-    resize: str = option(
-        "centre_crop", "How a frame of another shape is made square for --size.", ("centre_crop", "squash")
-    )
-    allow_duplicates: bool = option(False, "Measure generated videos of which some are equal.")
+    size: int = option(0, "Resize frames of folders to this height and width, in pixels; 0 disables.", minimum=0)
+    resize: str = option("centre_crop", "How non-square frames are made square for --size.", ("centre_crop", "squash"))
+    allow_duplicates: bool = option(False, "Accept generated videos that contain duplicates.")
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
-    judge_labels: str = option("action", "Which labels a judge is trained on.", ("action", "identity", "cell"))
-    judge_steps: int = option(300, "Training steps of a judge, and of the classifiers of S3.", minimum=1)
+    judge_labels: str = option("action", "Labels to train a judge on.", ("action", "identity", "cell"))
+    judge_steps: int = option(300, "Training steps of a judge and of the S3 classifiers.", minimum=1)
     out: str = option(
         "",
         f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation beside the generated videos.",
     )
     cache_dir: str = option(
-        "", "Where features of real clips and judges are kept; empty for ~/.cache/tfvidgen, none for nowhere."
+        "", "Cache folder for features of real clips and judges; empty for ~/.cache/tfvidgen, none disables caching."
     )
-    dataset: str = option("", "The videos that the run was trained on, where they have moved since.")
-    data_dir: str = option("", "Folder of the named datasets, where it has moved since.")
-    seed: int = option(0, "Decides which new videos are drawn, and which real clips.")
-    raw_weights: bool = option(False, "Measure the weights of the last step even where the run kept their average.")
-    step: int = option(-1, "Measure the checkpoint of this step; -1 for the last one.", minimum=-1)
+    dataset: str = option("", "The videos the run was trained on, if they have moved.")
+    data_dir: str = option("", "Folder of the named datasets, if it has moved.")
+    seed: int = option(0, "Seed for new videos and for sampling real clips.")
+    raw_weights: bool = option(False, "Evaluate the last step's weights even if the run kept an average.")
+    step: int = option(-1, "Evaluate the checkpoint of this step; -1 for the last one.", minimum=-1)
     strategy: str = option(
         "none", "Devices for feature networks: none (one device), mirrored (all of this machine).", ("none", "mirrored")
     )
@@ -109,22 +107,22 @@ def evaluate_run(
     settings: Config | None = None,
     at_end: bool = False,
 ) -> dict[str, Any]:
-    """Measures a run on its own data, writes `evaluation.json`, `evaluation.jsonl` and the board, and returns the results.
+    """Evaluates a run on its own data, writes `evaluation.json`, `evaluation.jsonl` and the board, and returns the results.
 
-    PSNR and SSIM compare uint8 frames at the run's size and are means over frames; FCS is the mean SSIM of frames 2..L
-    with frame 1.
+    PSNR and SSIM are computed on uint8 frames at the run's size and averaged over frames; FCS is the mean SSIM of frames
+    2..L with frame 1.
 
     Args:
         run_dir: The run folder.
         run_data: From `runs.load_data`; None loads it.
-        model: Built, with the weights to measure; None loads it.
-        step: Of the model's weights.
-        seed: Decides which new videos are drawn.
-        data_dir: Folder of the named datasets, where it has moved.
-        report: Gets each line for the reader; None prints.
-        settings: Which metrics to measure and how; of it, `run_dir`, `seed` and `data_dir` are not read.
-        at_end: Whether the run itself asks for it, after its last step: its records then take the place of those that a killed
-            process left of the same evaluation.
+        model: Built, with the weights to evaluate; None loads it.
+        step: Step of the model's weights.
+        seed: Seed for new videos.
+        data_dir: Folder of the named datasets, if it has moved.
+        report: Receives each line of output; None prints.
+        settings: Which metrics to compute and how; its `run_dir`, `seed` and `data_dir` are ignored.
+        at_end: Whether the run itself calls this after its last step: records of the same evaluation left by a killed process
+            are then replaced.
     """
     from tfvidgen import visualize
     from tfvidgen.data.video_io import write_gif
@@ -141,7 +139,7 @@ def evaluate_run(
     if run_data is None:
         run_data = runs.load_own_data(run_dir, config)
     measurer = RunMeasurer(run_dir, run_data, config, settings)
-    measurer.prepare(protocols)  # missing weights should be known before the work begins
+    measurer.prepare(protocols)  # reports missing weights before the work begins
     if model is None:
         model, step = runs.load_model(run_dir, settings.raw_weights, None if settings.step < 0 else settings.step)
 
@@ -154,7 +152,7 @@ def evaluate_run(
     tables = [("new videos", results["new_videos"])]
     if config.clip_start != "random":
         compared = run_data.originals
-        if not (model.has_lookup or _can_exchange(model)):  # then the set may be large
+        if not (model.has_lookup or _can_exchange(model)):  # then the dataset may be large
             compared = compared.subset(np.arange(min(len(compared), MAX_REAL_VIDEOS)))
         truth = runs.clips(compared, config)
         results["real_videos"] = {"num_videos": len(truth), "fcs": float(frame_consistency_score(truth).mean())}
@@ -219,22 +217,22 @@ def _scores(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
 
 
 class ValidationLosses:
-    """An action of the training loop: a system's validation losses on the clips that were held out.
+    """An action of the training loop: a system's validation losses on held-out clips.
 
-    They are said, and appended to `validation.jsonl`. Systems explain such clips with an encoder, or, where their codes
-    belong to identities and actions, by the codes of a clip's cell.
+    They are reported and appended to `validation.jsonl`. Systems reconstruct such clips with an encoder or, if their codes
+    belong to identities and actions, from the codes of a clip's cell.
 
     Args:
-        model: The model that is trained.
-        run_data: Of the run.
-        config: Of the run.
+        model: The model in training.
+        run_data: The run's data.
+        config: The run's config.
         run_dir: The run folder.
-        report: Gets each line for the reader.
+        report: Receives each line of output.
 
     Attributes:
-        every_steps: The period of the run's measurements.
-        uses_weights: True: measured are the averaged weights, where the run keeps them.
-        name: Under which the loop remembers what has finished.
+        every_steps: The run's evaluation period, in steps.
+        uses_weights: True: evaluates the averaged weights, if the run keeps them.
+        name: Key under which the loop records that it has finished.
     """
 
     uses_weights = True
@@ -262,14 +260,14 @@ class ValidationLosses:
 
     @staticmethod
     def applies(model: VideoGenerator, run_data: RunData) -> bool:
-        """Whether clips were held out that the system can explain."""
+        """Whether there are held-out clips that the system can reconstruct."""
         return bool((~run_data.is_trained).any()) and (model.has_encoder or _can_exchange(model))
 
     def run(self, step: int, logs: Mapping[str, float]) -> None:
-        """Measures the model as it is. Called by the loop."""
+        """Evaluates the current model. Called by the loop."""
         from tfvidgen.metrics.sampling import BATCH
 
-        self.rewind(step - 1)  # of a process that was killed here
+        self.rewind(step - 1)  # records of a process that was killed here
 
         sums, count = dict.fromkeys(self._model.validation_names, 0.0), len(self._batch["video"])
         for first in range(0, count, BATCH):
@@ -283,12 +281,12 @@ class ValidationLosses:
         self._say(f"step {step}: on {count} held-out clips  {listed}")
 
     def rewind(self, step: int) -> None:
-        """Forgets what was measured after a step: those steps are trained again. Called by the loop."""
+        """Discards measurements made after a step: those steps are trained again. Called by the loop."""
         keep_lines(self._path, lambda record: record["step"] <= step)
 
 
 def _can_exchange(model: VideoGenerator) -> bool:
-    """Whether an exchange joins identities and actions of the data, so that a cell of both is a video of the model."""
+    """Whether an exchange combines the data's identities and actions, so that the model can generate any cell of both."""
     return {name: choice.of for name, choice in model.exchange_spec.items()} == {
         "identity": "identity",
         "action": "action",
@@ -296,7 +294,7 @@ def _can_exchange(model: VideoGenerator) -> bool:
 
 
 def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, run_dir) -> None:
-    """Scores held-out cells against the truth and both baselines, and draws the identity x action board."""
+    """Scores held-out cells against ground truth and both baselines, and draws the identity x action board."""
     from tfvidgen import visualize
     from tfvidgen.data.splits import ABSENT, HELD_OUT, cell_marks, cell_videos
     from tfvidgen.data.video_io import write_gif, write_mp4
@@ -345,7 +343,7 @@ def _evaluate_exchange(model, config, run_data, trained_clips, results, tables, 
 
 
 def _exchange_accuracy(made: np.ndarray, held_out: np.ndarray, truth: np.ndarray, videos: Any) -> dict[str, Any]:
-    """How often the exchange of a held-out cell is nearer to the true clip of that cell than to any other cell's."""
+    """How often the exchange for a held-out cell is closer to that cell's true clip than to any other cell's."""
     from tfvidgen.metrics.disentanglement import exchange_accuracy, nearest_cell
 
     count = min(len(held_out), max(16, _MAX_JUDGED_NUMBERS // truth.size))
@@ -368,13 +366,13 @@ def _table(rows: list[tuple[str, dict[str, float]]]) -> list[str]:
 
 
 class RunMeasurer:
-    """Measures models of one run against its data; networks, judge and features of real clips are made once.
+    """Evaluates models of one run against its data; networks, judge and features of real clips are computed once.
 
     Args:
         run_dir: The run folder.
-        run_data: Of the run.
-        config: Of the run.
-        settings: Which real videos, networks and folders.
+        run_data: The run's data.
+        config: The run's config.
+        settings: Real videos, feature networks and folders.
     """
 
     def __init__(self, run_dir: str | pathlib.Path, run_data: RunData, config: Any, settings: Config):
@@ -387,13 +385,13 @@ class RunMeasurer:
             self._real = folder_clips(settings.real, settings, config.size, stride=config.stride)
         else:
             self._real = _run_clips(run_data, config, settings, settings.split)
-            unseen = not run_data.is_trained.all() and run_data.images is None  # loose images are frames of the others
+            unseen = not run_data.is_trained.all() and run_data.images is None  # loose images are frames of the rest
             if settings.split == "trained" and unseen:
                 self._held_out = _run_clips(run_data, config, settings, "held_out")
         self._networks = make_networks(settings, self._real)
 
     def prepare(self, protocols: list) -> None:
-        """Makes the networks of the metrics, but no judge. Raises ValueError if weights are missing, or a judge's labels."""
+        """Builds the metrics' networks, except judges. Raises ValueError if weights or a judge's labels are missing."""
         from tfvidgen.features.judge import label_values
 
         for protocol in protocols:
@@ -411,7 +409,7 @@ class RunMeasurer:
         report: Callable[[str], None] = lambda line: None,
         **facts: Any,
     ) -> list[Result]:
-        """Measures a model, says the results as a table, and appends a line for each to `evaluation.jsonl`."""
+        """Evaluates a model, reports the results as a table, and appends a line for each to `evaluation.jsonl`."""
         from tfvidgen.metrics.sampling import ModelClips
         from trainers import runs
 
@@ -440,7 +438,7 @@ class RunMeasurer:
 
 
 def measure_clips(protocols, generated, real, networks, settings, out, report, facts, **options) -> list[Result]:
-    """Measures clips against real ones, reports a table, and appends a line with `facts` for each to `out`/evaluation.jsonl."""
+    """Evaluates clips against real ones, reports a table, and appends each result with `facts` to `out`/evaluation.jsonl."""
     from tfvidgen.metrics import protocols as metrics
     from tfvidgen.metrics.evaluate import evaluate
 
@@ -452,7 +450,7 @@ def measure_clips(protocols, generated, real, networks, settings, out, report, f
         cache_dir=_cache_dir(settings),
         sheet_dir=out,
         seed=settings.seed,
-        # at once: hours of another metric should not be lost to a later one's error
+        # written at once: a later metric's error should not lose hours of work on an earlier one
         on_result=lambda result: metrics.append_records(out / RECORDS, [{**result.record(), **facts}]),
         **options,
     )
@@ -462,12 +460,12 @@ def measure_clips(protocols, generated, real, networks, settings, out, report, f
 
 
 def keep_records(path: pathlib.Path, kind: str, step: int) -> None:
-    """Removes records of a kind that were made after a step, and one that a kill cut off; those of other kinds stay."""
+    """Removes records of a kind made after a step, and one truncated by a kill; records of other kinds stay."""
     keep_lines(path, lambda record: not record.get(kind) or record["step"] <= step)
 
 
 def parse_metrics(settings: Config) -> list:
-    """The protocols of `--metrics`. Raises UsageError for a name that is none."""
+    """The protocols of `--metrics`. Raises UsageError for an unknown name."""
     from tfvidgen.metrics import protocols as metrics
 
     try:
@@ -483,7 +481,7 @@ def _cache_dir(settings: Config) -> pathlib.Path | None:
 
 
 def parse_weights(text: str) -> dict[str, str]:
-    """`i3d=PATH,vgg16=PATH` -> files by network. Raises UsageError for another form or name."""
+    """`i3d=PATH,vgg16=PATH` -> files by network. Raises UsageError for any other form or name."""
     weights = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, path = part.partition("=")
@@ -497,7 +495,7 @@ def parse_weights(text: str) -> dict[str, str]:
 
 
 def make_networks(settings: Config, real: VideoClips) -> Networks:
-    """The feature networks, each made when it is needed, with a judge that is trained on the real clips."""
+    """The feature networks, each built on demand, and a judge trained on the real clips."""
     from tfvidgen.features.networks import Networks
 
     def judge(num_frames: int, stride: int, labels: np.ndarray | None):
@@ -562,10 +560,10 @@ def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> 
 
 
 def folder_clips(path: str, settings: Config, size: int = 0, generated: bool = False, stride: int = 1) -> VideoClips:
-    """Clips of a folder, decoded onto disk and mapped from there, so that memory does not grow with their number.
+    """Clips of a folder, decoded to disk and memory-mapped, so that memory does not grow with their number.
 
-    `stride` is that of the run that is measured: what it generates lies so far apart in time.
-    The decoded frames are removed when the clips are no longer used, unless there is a folder to keep them in.
+    `stride` is that of the evaluated run: the temporal spacing of the frames it generates.
+    The decoded frames are deleted once the clips are no longer used, unless there is a folder to keep them in.
     """
     from tfvidgen import data
     from tfvidgen.data.codecs import NO_CODEC, folder_codecs
@@ -583,7 +581,7 @@ def folder_clips(path: str, settings: Config, size: int = 0, generated: bool = F
         codecs = videos.codecs
         videos.require(size or None, settings.resize)
     else:
-        keeps = settings.cache_dir not in ("", "none") and not generated  # frames need room: only where told so
+        keeps = settings.cache_dir not in ("", "none") and not generated  # frames take up space: kept only on request
         frames = _cache_dir(settings) / "frames" if keeps else tempfile.mkdtemp(prefix="tfvidgen-frames-")
         scratch = None if keeps else frames
         try:

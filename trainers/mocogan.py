@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Config(adversarial.ImageAndVideoConfig):
     """Settings of one MoCoGAN run."""
 
-    content_dim: int = option(50, "Width d_C of a content code.", minimum=1)
-    motion_dim: int = option(10, "Width d_M of a motion code.", minimum=1)
+    content_dim: int = option(50, "Dimension d_C of a content code.", minimum=1)
+    motion_dim: int = option(10, "Dimension d_M of a motion code.", minimum=1)
     categorical: bool = option(False, "Learn the action as a category; the data must have action labels.")
-    num_categories: int = option(0, "Categories, at least as many as actions; 0 for as many.", minimum=0)
+    num_categories: int = option(0, "Number of categories, at least that of actions; 0 for the same number.", minimum=0)
     category_weight: float = option(1.0, "Weight of the categories' cross-entropy.", minimum=0)
 
 
@@ -48,8 +48,8 @@ PAPER = {
     "sample_every_steps": 5000,
 }
 # Ours, for a quarter of an hour on two cores: a generator of half the paper's width and discriminators of a quarter of it,
-# so that this time has 3,000 steps; twice the paper's rate, which spectral norm allows; more frames for D_I, which cost
-# little beside D_V's clips; and what is drawn, measured and exported is a running average of the weights.
+# so that 3,000 steps fit in that time; twice the paper's learning rate, which spectral norm allows; more frames for D_I,
+# which cost little compared with D_V's clips; and a moving average of the weights, which is sampled, evaluated and exported.
 FAST = {
     "size": 64,
     "num_frames": 16,
@@ -84,7 +84,7 @@ PRESETS = {
     "smoke": {**SMOKE, "categorical": True},
     "weizmann": {**FAST, "dataset": "weizmann", "mirror": "same_action", "categorical": True},
     "shapes": {**FAST, "dataset": "shapes", "stride": 1, "categorical": True},
-    # the four actions of the public set, their mirror images, and the noise of the project's wiki
+    # the four actions of the public dataset, their mirror images, and the noise from the project's wiki
     "paper_weizmann": {
         **PAPER,
         "dataset": "weizmann",
@@ -97,14 +97,14 @@ PRESETS = {
     "paper_shapes": {**PAPER, "dataset": "shapes", "stride": 1, "categorical": True},
     # facial expressions: --dataset=<folder per expression>
     "paper_mug": {**PAPER, "categorical": True},
-    # near-infrared ones, on which RMoCoGAN and RJGAN are compared with it (Dandi et al., WACV 2020, Table 2), and which have
-    # no categories: --dataset=<folder of videos>
+    # near-infrared ones without categories, on which RMoCoGAN and RJGAN are compared with it (Dandi et al., WACV 2020,
+    # Table 2): --dataset=<folder of videos>
     "paper_nir": PAPER,
 }
 
 
 def model_options(config: Config, run_data: RunData) -> dict[str, Any]:
-    """Constructor arguments of MoCoGAN and its residual variant."""
+    """Constructor arguments for MoCoGAN and its residual variant."""
     adversarial.require_clips(config, run_data)
     categories = adversarial.num_categories(config, run_data, config.num_categories) if config.categorical else 0
     return {
@@ -116,7 +116,7 @@ def model_options(config: Config, run_data: RunData) -> dict[str, Any]:
 
 
 def compile_model(config: Config, model: MoCoGAN) -> MoCoGAN:
-    """Builds and compiles a model as the config says."""
+    """Builds and compiles a model according to the config."""
     model.build()
     model.compile(
         adversarial.adam(config, config.generator_learning_rate),
@@ -130,7 +130,7 @@ def compile_model(config: Config, model: MoCoGAN) -> MoCoGAN:
 
 
 def build_model(config: Config, run_data: RunData) -> MoCoGAN:
-    """The compiled model of a config and its data."""
+    """The compiled model for a config and its data."""
     from tfvidgen.models.mocogan import MoCoGAN
 
     return compile_model(config, MoCoGAN(**model_options(config, run_data)))

@@ -17,54 +17,56 @@ if TYPE_CHECKING:
 class Config(cli.RunConfig):
     """Settings of one NAVSynth run."""
 
-    static_by: str = option("video", "Whose static code a video has.", ("video", "identity", "shared"))
-    transient_by: str = option("video", "Whose transient codes a video has.", ("video", "action"))
-    static_dim: int = option(56, "Width D_s of a static code.", minimum=1)
-    transient_dim: int = option(200, "Width D_t of a transient code.", minimum=1)
-    static_stddev: float = option(0.0, "Spread of the static codes at the start; 0 for 1/sqrt(static_dim).", minimum=0)
-    transient_stddev: float = option(0.0, "Spread of the transient codes at the start; 0 for 1/sqrt(dim).", minimum=0)
-    motion_dim: int = option(200, "Width of a motion code, the RNN's output.", minimum=1)
+    static_by: str = option(
+        "video", "One static code per video, per identity, or shared.", ("video", "identity", "shared")
+    )
+    transient_by: str = option("video", "Transient codes per video or per action.", ("video", "action"))
+    static_dim: int = option(56, "Dimension D_s of a static code.", minimum=1)
+    transient_dim: int = option(200, "Dimension D_t of a transient code.", minimum=1)
+    static_stddev: float = option(0.0, "Initial stddev of the static codes; 0 for 1/sqrt(static_dim).", minimum=0)
+    transient_stddev: float = option(0.0, "Initial stddev of the transient codes; 0 for 1/sqrt(dim).", minimum=0)
+    motion_dim: int = option(200, "Dimension of a motion code, the RNN's output.", minimum=1)
     rnn_units: int = option(500, "Hidden units of the GRU.", minimum=1)
     width: int = option(64, "Channels of the generator's last stage; the first has 8 times as many.", minimum=1)
     norm: str = option("batch", "Normalisation in the generator.", ("batch", "none"))
-    conditioning: str = option("none", "How the generator sees the action label.", ("none", "concat", "norm"))
-    label_dim: int = option(16, "Width of the label embedding.", minimum=1)
+    conditioning: str = option("none", "How the action label enters the generator.", ("none", "concat", "norm"))
+    label_dim: int = option(16, "Dimension of the label embedding.", minimum=1)
     use_static: bool = option(True, "False drops the static code (ablation).")
-    train_latents: bool = option(True, "False leaves the codes as they were drawn (ablation -Z).")
+    train_latents: bool = option(True, "False leaves the codes at their random initial values (ablation -Z).")
     projection: str = option(
-        "unit_ball", "Where codes are put after each update.", ("unit_ball", "unit_sphere", "none")
+        "unit_ball", "Projection of codes after each update.", ("unit_ball", "unit_sphere", "none")
     )
-    rank: int = option(0, "Rank of a transient code's matrix, for interpolation (Eq. 7); 0 for full.", minimum=0)
-    update: str = option("alternating", "The paper's two stages, or one joint pass.", ("alternating", "joint"))
+    rank: int = option(0, "Rank of the transient code matrix, for interpolation (Eq. 7); 0 for full rank.", minimum=0)
+    update: str = option("alternating", "The paper's two stages, or a single joint pass.", ("alternating", "joint"))
     loss: str = option("laplacian", "Reconstruction loss.", ("laplacian", "l1", "l2", "laplacian_l2", "perceptual"))
-    l2_weight: float = option(10.0, "Weight of the mean square in laplacian_l2.", minimum=0)
-    vgg16_weights: str = option("", "File with VGG16 weights, for loss=perceptual.")
+    l2_weight: float = option(10.0, "Weight of the L2 loss in laplacian_l2.", minimum=0)
+    vgg16_weights: str = option("", "VGG16 weight file, for loss=perceptual.")
     decoded_frames: int = option(
         0,
-        "Frames of each clip that a step decodes, drawn anew in each step; 0 for all. Take larger batches with it.",
+        "Frames of each clip decoded per step, chosen at random in each step; 0 for all. Allows larger batches.",
         minimum=0,
     )
     static_weight: float = option(0.01, "lambda_s of Eq. 6.", minimum=0)
     triplet_weight: float = option(0.01, "lambda_t of Eq. 6.", minimum=0)
-    positive_radius: int = option(2, "Frames within this distance are positives of a triplet.", minimum=1)
-    negative_radius: int = option(5, "Frames beyond this distance are negatives of a triplet.", minimum=1)
+    positive_radius: int = option(2, "Frames within this distance are triplet positives.", minimum=1)
+    negative_radius: int = option(5, "Frames beyond this distance are triplet negatives.", minimum=1)
     triplet_margin: float = option(2.0, "Margin of the triplet loss, in squared distance.", minimum=0)
-    learning_rate: float = option(6.25e-5, "Adam's rate for generator and RNN.", minimum=0)
-    beta_2: float = option(0.999, "Decay of Adam's second moment.", minimum=0)
-    weight_decay: float = option(0.0, "Decoupled decay of network weights (AdamW), times the learning rate.", minimum=0)
-    latent_rule: str = option("sgd", "Update rule of the codes.", ("sgd", "momentum", "adam"))
-    latent_learning_rate: float = option(12.5, "Rate of the codes' rule.", minimum=0)
+    learning_rate: float = option(6.25e-5, "Adam learning rate of generator and RNN.", minimum=0)
+    beta_2: float = option(0.999, "Decay rate of Adam's second moment.", minimum=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay (AdamW) of the networks, times their rate.", minimum=0)
+    latent_rule: str = option("sgd", "Optimizer of the codes.", ("sgd", "momentum", "adam"))
+    latent_learning_rate: float = option(12.5, "Learning rate of the codes.", minimum=0)
     latents_in_host_memory: bool = option(
         False,
-        "Keep the codes once in the memory of the host, and move a batch's codes to the devices; for more codes than a "
-        "device holds.",
+        "Keep a single copy of the codes in host memory and move each batch's codes to the devices; for more codes than "
+        "device memory holds.",
         may_change=True,
     )
-    schedule: str = option("constant", "How both rates go over the run.", ("constant", "cosine"))
+    schedule: str = option("constant", "Schedule of both learning rates.", ("constant", "cosine"))
     earlier_totals: str = option(
         "",
-        "TOTAL:STEP,...: until that step the schedule is that of a run of so many steps, then of the next, at last of "
-        "--total_steps. --resume=extend keeps it.",
+        "TOTAL:STEP,...: until each STEP, the schedule is that of a run of TOTAL steps; after the last, of --total_steps. "
+        "Maintained by --resume=extend.",
         may_change=True,
     )
 
@@ -75,7 +77,7 @@ class Config(cli.RunConfig):
 
 # Paper: Sec. 4.1 and 4.2. Official code (abhishekaich27/Navsynth@a652f7a): widths 56/200/200, loss weights .01/.01,
 # radii 2 and 5, margin 2, Adam at .001 * 16/256, codes by SGD at 200 * 16/256. Steps: 5 epochs x 300 inner steps per
-# video (official code), here in batches of one clip as there.
+# video (official code), in batches of one clip as there.
 _PAPER = {
     "size": 64,
     "num_frames": 16,
@@ -92,8 +94,8 @@ _PAPER = {
     "learning_rate": 6.25e-5,
     "batch_size": 1,
 }
-# Ours, for minutes on a CPU: the mean square, because these runs are scored by PSNR; one joint pass, which does 3/5 of the
-# work of two stages; weight decay against memory of single cells.
+# Ours, for minutes on a CPU: an L2 loss, because these runs are scored by PSNR; a joint update, which does 3/5 of the work
+# of two stages; weight decay against memorising single cells.
 _FAST = {
     "update": "joint",
     "loss": "l2",
@@ -129,7 +131,7 @@ PRESETS = {
     "actors": {
         **_FAST,
         "dataset": "actors",
-        "num_identities": 36,  # with ten people their unseen motions are blurred (docs/results.md)
+        "num_identities": 36,  # with only ten, unseen motions are blurred (docs/results.md)
         "num_held_out_cells": 24,
         "width": 32,
         "batch_size": 16,
@@ -143,12 +145,12 @@ PRESETS = {
         "num_identities": 60,
         "num_frames": 8,
         "trained_per_identity": 4,
-        "mirror": "own_action",  # the sheets' left and right are nearly mirror images; a smaller gap (docs/results.md)
+        "mirror": "own_action",  # left and right in the sheets are nearly mirror images; narrows the gap (docs/results.md)
         "weight_decay": 3.0,
         "total_steps": 3000,
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "num_held_out_cells": 6, "total_steps": 1000},
-    # 820 chairs, one static code for the set, transient codes per chair (Sec. 4.1)
+    # 820 chairs, one static code for the dataset, transient codes per chair (Sec. 4.1)
     "paper_chair": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 820 * 5 * 300},
     # nine static codes, ten transient codes, conditional generator (Sec. 4.1 and 4.2)
     "paper_weizmann": {
@@ -159,13 +161,13 @@ PRESETS = {
         "conditioning": "concat",
         "total_steps": 90 * 5 * 300,
     },
-    # 500 clips, one static code for the set (Sec. 4.1)
+    # 500 clips, one static code for the dataset (Sec. 4.1)
     "paper_golf": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 500 * 5 * 300},
 }
 
 
 def build_model(config: Config, run_data: RunData) -> NAVSynth:
-    """The compiled model of a config and its data."""
+    """The compiled model for a config and its data."""
     from tfvidgen.models.navsynth import NAVSynth
     from tfvidgen.optimizers import Adam
     from trainers import schedules
@@ -234,7 +236,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         return Adam(rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2)
 
     generator_optimizer = adam()
-    # black and white need large logits: decay of the layer that makes them leaves speckle there
+    # black and white need large logits: weight decay in the layer that produces them leaves speckle there
     generator_optimizer.exclude_from_weight_decay(var_names=["to_rgb"])
     model.compile(
         generator_optimizer,

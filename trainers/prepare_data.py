@@ -1,9 +1,9 @@
-"""Decodes a folder of videos once, into shards that every later run reads without decoding and without filling memory.
+"""Decodes a folder of videos once, into shards that later runs stream without decoding or filling memory.
 
     python -m trainers.prepare_data PATH --out=PREPARED --size=64
     python -m trainers.navsynth --dataset=PREPARED --size=64
 
-An interrupted or killed preparation goes on with the same command; a finished one is verified and mended by it.
+The same command resumes an interrupted or killed preparation, and verifies and repairs a finished one.
 `--verify --out=PREPARED` only checks.
 """
 
@@ -27,7 +27,7 @@ NOTE_EVERY_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is decoded, how, and where to."""
+    """What to decode, how, and where to."""
 
     source: str = cli.option("", "Folder or file of videos; may also be given first, without the flag.")
     out: str = cli.option("", "Folder to write, new or from an interrupted preparation.")
@@ -41,7 +41,7 @@ class Config:
 
 
 def describe(videos: ShardedVideos) -> str:
-    """One line: how much was prepared."""
+    """A one-line summary of what was prepared."""
     num_frames, num_bytes = int(videos.lengths.sum()), sum(shard.num_bytes for shard in videos.shards)
     return (
         f"{len(videos):,} videos, {num_frames:,} frames of {videos.size[0]}x{videos.size[1]}, {len(videos.shards)} "
@@ -50,7 +50,7 @@ def describe(videos: ShardedVideos) -> str:
 
 
 class ProgressLine:
-    """One line that is rewritten on a terminal, a line every ten seconds elsewhere."""
+    """A line updated in place on a terminal, a new line every ten seconds elsewhere."""
 
     def __init__(self):
         self._terminal = sys.stdout.isatty()
@@ -117,7 +117,7 @@ def run(config: Config, other: object) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the command line. Returns the exit status."""
+    """Parses the command line and runs. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv[0] = f"--source={argv[0]}"

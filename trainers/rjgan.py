@@ -1,4 +1,4 @@
-"""Trains RJGAN (Dandi et al., WACV 2020, Sec. 4.1): images and videos together, by a summary vector and residuals."""
+"""Trains RJGAN (Dandi et al., WACV 2020, Sec. 4.1): images and videos jointly, with a summary vector and residuals."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 class Config(images.ImagesConfig, adversarial.ImageAndVideoConfig):
     """Settings of one RJGAN run. --num_frames=1 trains the image-only baseline."""
 
-    summary_dim: int = option(60, "Width of the summary vector and of a residual.", minimum=1)
-    noise_dim: int = option(10, "Width of the noise of a frame.", minimum=1)
-    summary_stddev: float = option(1.0, "Sigma of the summary's prior.", minimum=0)
-    linear_residual: bool = option(False, "Put a linear layer behind the residuals' GRU.")
-    summary_every_steps: int = option(1, "Judge summary images in steps that this divides; 0 for never.", minimum=0)
+    summary_dim: int = option(60, "Dimension of the summary vector and of a residual.", minimum=1)
+    noise_dim: int = option(10, "Dimension of the per-frame noise.", minimum=1)
+    summary_stddev: float = option(1.0, "Standard deviation of the summary vector's prior.", minimum=0)
+    linear_residual: bool = option(False, "Add a linear layer after the residuals' GRU.")
+    summary_every_steps: int = option(1, "Use summary images in the loss every this many steps; 0 disables.", minimum=0)
 
 
-# Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions stand in an appendix that is not public.
+# Architecture and training are MoCoGAN's (Sec. 3 and 4.1); the dimensions are in an appendix that is not public.
 _PAPER = {
     **{name: value for name, value in mocogan.PAPER.items() if name not in ("content_dim", "motion_dim")},
     "summary_dim": 60,
     "noise_dim": 10,
     "summary_every_steps": 1,
 }
-# MoCoGAN's, see there; a step costs an eighth more, of summary images
+# as MoCoGAN's; summary images make a step an eighth more expensive
 _FAST = {**mocogan.FAST, "total_steps": 2700}
 PRESETS = {
     "smoke": mocogan.SMOKE,
@@ -41,7 +41,7 @@ PRESETS = {
     # facial expressions: --dataset=<folder of videos>
     "paper_mug": _PAPER,
     "paper_nir": _PAPER,
-    # half of the videos as loose images, as many of them as frames of clips in a step (Sec. 5.1)
+    # half of the videos as loose images, as many per step as frames from clips (Sec. 5.1)
     "paper_mug_mixed": {**_PAPER, "exploded_share": 0.5, "images_per_clip": 3},
     # 1000 steps on clips after --init_from=<a run of paper_mug_images> (Sec. 5.1, Table 3)
     "paper_mug_pretrained": {**_PAPER, "total_steps": 1000},
@@ -51,7 +51,7 @@ PRESETS = {
 
 
 def build_model(config: Config, run_data: RunData) -> RJGAN:
-    """The compiled model of a config and its data."""
+    """The compiled model for a config and its data."""
     from tfvidgen.models.rjgan import RJGAN
 
     adversarial.require_clips(config, run_data)

@@ -22,7 +22,7 @@ class Config(mocogan.Config):
 
 # The paper gives no numbers of its own: "we follow the notation and architecture of MoCoGAN" (Sec. 4.2), without categories.
 _PAPER = {**mocogan.PAPER, "residual_units": 128}
-# widths and settings of the two fast ones: see MoCoGAN's
+# widths and settings of the two fast presets are MoCoGAN's
 PRESETS = {
     "smoke": {**mocogan.SMOKE, "residual_units": 8},
     "weizmann": {**mocogan.FAST, "dataset": "weizmann", "mirror": "same_action"},
@@ -35,7 +35,7 @@ PRESETS = {
 
 
 def build_model(config: Config, run_data: RunData) -> RMoCoGAN:
-    """The compiled model of a config and its data."""
+    """The compiled model for a config and its data."""
     from tfvidgen.models.rmocogan import RMoCoGAN
 
     options = mocogan.model_options(config, run_data)

@@ -1,6 +1,6 @@
-"""A run folder as programs write it and go on with it: what a run was asked to do, and what it was trained on.
+"""Creates and resumes run folders: a run's settings, and the data it was trained on.
 
-`tfvidgen.runs` reads it without a trainer; what is read here has settings that its trainer knows, too.
+`tfvidgen.runs` reads them without a trainer; reading here also checks that the trainer knows the settings.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 LABELS = ("identity_names", "action_names")
-MAX_RESUMED = 20  # starts that `config.json` lists, besides the first
+MAX_RESUMED = 20  # starts listed in `config.json`, besides the first
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """The data of a run: all videos that were found, and the ones that are trained.
+    """The data of a run: all videos found, and those used for training.
 
     Attributes:
-        all: Every video that is long enough.
+        all: All videos that are long enough.
         is_trained: bool (N,), False for videos of held-out cells.
-        trained: The trained videos; their positions are the run's video ids. The mirror images of a run with `mirror` come
-            after the videos themselves.
-        images: uint8 (F, H, W, 3), loose images beside the clips, or None.
+        trained: The training videos; their positions are the run's video ids. With `mirror`, the mirror images come after
+            the videos themselves.
+        images: uint8 (F, H, W, 3), loose images besides the clips, or None.
     """
 
     all: VideoCollection | ShardedVideos
@@ -52,25 +52,25 @@ class RunData:
 
     @property
     def num_originals(self) -> int:
-        """How many of the trained videos are no mirror images; their ids come first."""
+        """Number of training videos that are not mirror images; their ids come first."""
         return int(self.is_trained.sum())
 
     @property
     def images_digest(self) -> str:
-        """SHA-256 over the loose images; the digest of `trained` does not cover them."""
+        """SHA-256 of the loose images, which the digest of `trained` does not cover."""
         shape = str(self.images.shape).encode()
         return hashlib.sha256(shape + np.ascontiguousarray(self.images).tobytes()).hexdigest()
 
     @property
     def originals(self) -> VideoCollection | ShardedVideos:
-        """The trained videos without mirror images: what a run is measured on."""
+        """The training videos without mirror images, on which a run is evaluated."""
         return self.trained if self.num_originals == len(self.trained) else self.all.subset(self.is_trained)
 
 
 def load_data(config: Any) -> RunData:
-    """Loads a config's dataset, settles short videos and holds out cells."""
+    """Loads a config's dataset, applies the short-clip policy and holds out cells."""
     if is_prepared(config.dataset):
-        collection = ShardedVideos.open(config.dataset)  # trained on from disk: it may not fit into memory
+        collection = ShardedVideos.open(config.dataset)  # streamed from disk: it may not fit in memory
         collection.require(config.size, config.resize)
     else:
         collection = data.load(
@@ -107,10 +107,10 @@ def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarra
 
 
 def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
-    """The data that a run was trained on, found where its config says: `read_config(run_dir, dataset=...)` if it moved.
+    """Loads the data a run was trained on from where its config says; use `read_config(run_dir, dataset=...)` if it moved.
 
     Raises:
-        ValueError: If it is not there, cannot be read, or is not the data that the run was trained on.
+        ValueError: If it is missing, cannot be read, or is not the data that the run was trained on.
     """
     description = read(run_dir)
     library.require_forms(description, run_dir, "digest")
@@ -131,7 +131,7 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
 
 
 def _data_differences(description: Mapping[str, Any], config: Any, run_data: RunData) -> list[str]:
-    """In what the data differs from that of a run, whatever it is called and wherever it lies."""
+    """How the data differs from that of a run, regardless of its name and location."""
     old, old_config = description["data"], description["config"]
     if old["digest"] != run_data.trained.digest:
         moved = [
@@ -146,12 +146,12 @@ def _data_differences(description: Mapping[str, Any], config: Any, run_data: Run
     if "images_digest" in old:
         return ["the loose images are others"] if old["images_digest"] != run_data.images_digest else []
     before, after = (getattr(c, "image_dataset", "") for c in (settings_of(description), config))
-    # a run of 0.1 did not say which pixels its loose images had, so they must come from where they came from then
+    # version 0.1 did not record the pixels of loose images, so they must still come from the same place
     return [f"image_dataset: {before!r} there, {after!r} now"] if before != after else []
 
 
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
-    """A number below 2^31 that two workers share only if they train the same system with the same settings and data."""
+    """A number below 2^31 that workers share only if they train the same system with the same settings and data."""
     settings = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -161,39 +161,39 @@ def fingerprint(config: Any, system: str, run_data: RunData) -> int:
     return zlib.crc32(text.encode()) >> 1
 
 
-# ---------------------------------------------------------------- beginning and going on
+# ---------------------------------------------------------------- starting and resuming
 def begun(run_dir: str | pathlib.Path) -> dict[str, Any] | None:
-    """The description of the run that a folder holds, or None where it holds none.
+    """The description of the run in a folder, or None if there is none.
 
     Raises:
-        ValueError: If there are checkpoints without `config.json`, or `config.json` is damaged: what they are of is not
-            known then, so nothing may go on from them or be written over them.
+        ValueError: If there are checkpoints without `config.json`, or `config.json` is damaged: it is then unknown what they
+            belong to, so nothing may resume from them or overwrite them.
     """
     path = pathlib.Path(run_dir) / "config.json"
     return read(run_dir) if path.exists() or library.checkpoint_names(run_dir) else None
 
 
 def step_reached(run_dir: str | pathlib.Path) -> int | None:
-    """The step of the newest checkpoint in a run folder, by its files alone; None where there is none.
+    """The step of the newest checkpoint in a run folder, judging by file names; None if there is none.
 
-    One that turns out to be damaged counts: the steps up to it were trained, and will be trained again as they were.
+    One that turns out to be damaged counts: the steps up to it were trained, and will be retrained identically.
     """
     found = (re.fullmatch(r"ckpt-(\d+)\.index", name) for name in library.checkpoint_names(run_dir))
     return max((int(match[1]) for match in found if match), default=None)
 
 
 def going_on(config: Any, system: str = "") -> Any:
-    """The config with what its run folder settles, where that holds a run: how long it is and which network it has.
+    """The config, with the length and network form fixed by an existing run in its folder, if any.
 
-    Where the learning rate depends on `total_steps`, another total needs `resume=extend`: from the step that was reached
-    on, the rate is then that of the new total, and `earlier_totals` keeps what it was before.
+    If the learning rate depends on `total_steps`, changing the total requires `resume=extend`: from the step reached
+    onwards, the rate follows the new total, and `earlier_totals` records the previous ones.
 
     Args:
         config: As given.
-        system: Its name; empty to leave the system to `start`.
+        system: Its name; empty to leave checking the system to `start`.
 
     Raises:
-        ValueError: If the run in the folder is another system's or another version's, or cannot have that many steps.
+        ValueError: If the run in the folder is of another system or version, or cannot have that many steps.
     """
     run_dir, description = config.run_dir, begun(config.run_dir) if config.run_dir else None
     if config.resume == "extend" and (description is None or step_reached(run_dir) is None):
@@ -219,7 +219,7 @@ def going_on(config: Any, system: str = "") -> Any:
 
 
 def _earlier_totals(config: Any, old: Any, reached: int) -> str:
-    """The setting `earlier_totals` of a run that goes on: what the folder says, and the folder's total if that changes."""
+    """The setting `earlier_totals` of a resumed run: the folder's, plus the folder's total if that changes."""
     parts, given = ([part for part in c.earlier_totals.split(",") if part] for c in (old, config))
     if given != parts[: len(given)]:
         difference = f"earlier_totals: {old.earlier_totals!r} there, {config.earlier_totals!r} now"
@@ -233,7 +233,7 @@ def _earlier_totals(config: Any, old: Any, reached: int) -> str:
             f"the schedule to the new total from step {reached} on; (b) a new run, with --init_from={config.run_dir} and "
             "another --run_dir, begins with these weights and its own schedule."
         )
-    if not parts or int(parts[-1].partition(":")[2]) < reached:  # else no step was trained under the last total
+    if not parts or int(parts[-1].partition(":")[2]) < reached:  # otherwise no step was trained under the last total
         parts.append(f"{old.total_steps}:{reached}")
     return ",".join(parts)
 
@@ -241,19 +241,19 @@ def _earlier_totals(config: Any, old: Any, reached: int) -> str:
 def start(
     config: Any, system: str, model: VideoGenerator, run_data: RunData, writes: bool = True, asked: Any = None
 ) -> pathlib.Path:
-    """Makes the run folder, or checks that the one that is there belongs to the same config and data.
+    """Creates the run folder, or checks that an existing one belongs to the same config and data.
 
     Args:
-        config: Of the trainer, as it will run.
-        system: Its name.
+        config: The trainer's config, as resolved.
+        system: The system's name.
         model: Built.
         run_data: From `load_data`.
         writes: False for workers other than the chief, which only check.
-        asked: The config before `precision` was resolved; None if nothing was.
+        asked: The config before `precision` was resolved; None if nothing was resolved.
 
     Raises:
-        ValueError: With the differences, if the folder holds another run; if its `config.json` is damaged, or missing beside
-            checkpoints; or if system and model could not be found again by what is recorded. Nothing is changed then.
+        ValueError: With the differences, if the folder holds another run; if its `config.json` is damaged, or missing though
+            there are checkpoints; or if the recorded names would not find system and model again. Nothing is then changed.
     """
     run_dir = pathlib.Path(config.run_dir)
     config_class(system, run_dir)
@@ -284,7 +284,7 @@ def start(
     if writes:
         description["environment"] = _environment(old, run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        for stray in run_dir.iterdir():  # of a process that was killed while it wrote
+        for stray in run_dir.iterdir():  # left by a process killed while writing
             if stray.name.startswith(".config.json."):
                 stray.unlink()
         storage.write_json(run_dir / "config.json", description)
@@ -319,7 +319,7 @@ def _another_run(run_dir: str | pathlib.Path, differences: list[str]) -> ValueEr
 
 
 def _environment(old: Mapping[str, Any] | None, run_dir: pathlib.Path) -> dict[str, Any]:
-    """Where the run was begun and, for the last times that it went on, when, at which step and on what."""
+    """Where the run was begun and, for its most recent resumptions, when, at which step and on what machine."""
     if old is None:
         return environment.describe()
     first = old.get("environment", {})
@@ -330,10 +330,10 @@ def _environment(old: Mapping[str, Any] | None, run_dir: pathlib.Path) -> dict[s
 
 
 def _recorded_class(system: str, model: VideoGenerator) -> str:
-    """The name by which a model's class is found again: the class's own in this package, its import path for one from outside.
+    """The name that finds a model's class again: the class name within this package, else its import path.
 
     Raises:
-        ValueError: If nothing is found there.
+        ValueError: If it is not found under that name.
     """
     if not library.is_outside(system):
         return type(model).__name__
@@ -348,7 +348,7 @@ def _recorded_class(system: str, model: VideoGenerator) -> str:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A model config with its dtype policy by name, so that it fits into JSON."""
+    """A model config with its dtype policy by name, JSON-serializable."""
     dtype = config.get("dtype")
     if isinstance(dtype, dict):
         config = {**config, "dtype": dtype["config"]["name"]}
@@ -357,17 +357,17 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- reading
 def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
-    """The description in a run folder's `config.json`: as `tfvidgen.runs.read`, with settings that its trainer takes."""
+    """The description in a run folder's `config.json`: like `tfvidgen.runs.read`, with settings its trainer accepts."""
     return _with_settings(library.read(run_dir), pathlib.Path(run_dir) / "config.json")
 
 
 def read_file(path: str | pathlib.Path) -> dict[str, Any]:
-    """The description in a `config.json`: as `tfvidgen.runs.read_file`, with settings that its trainer takes."""
+    """The description in a `config.json`: like `tfvidgen.runs.read_file`, with settings its trainer accepts."""
     return _with_settings(library.read_file(path), pathlib.Path(path))
 
 
 def _with_settings(description: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """The description. Raises ValueError if a setting has another type than its trainer gives it."""
+    """The description. Raises ValueError if a setting has a type other than its trainer expects."""
     for section in ("config", "resolved"):
         if wrong := cli.wrong_types(config_class(description["system"], path), description.get(section, {})):
             raise library.damaged(path, f"{section}: {'; '.join(wrong[:3])}")
@@ -380,8 +380,8 @@ def config_class(system: str, place: str | pathlib.Path = "the run") -> type:
     """The dataclass of a system's settings.
 
     Raises:
-        ValueError: If there is no such system: neither one of this package nor, for an import path, a module that can be
-            imported and has a `Config`.
+        ValueError: If there is no such system: neither in this package nor, for an import path, an importable module with a
+            `Config`.
     """
     module = cli.program_of(system)
     if system in library.systems():
@@ -401,16 +401,16 @@ def config_class(system: str, place: str | pathlib.Path = "the run") -> type:
 
 
 def network_form(description: Mapping[str, Any], place: str | pathlib.Path) -> int:
-    """The setting `network_form` that builds a run's network: its form, or 0 where that is the newest."""
+    """The setting `network_form` that builds a run's network: its form, or 0 if that is the newest."""
     form = library.forms(description)["network"]
     return 0 if form == library.model_class(description, place).network_forms[-1] else form
 
 
 def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the run", **changes: Any) -> Any:
-    """The settings of a description as its trainer's dataclass, with what they were resolved to.
+    """The settings of a description as its trainer's dataclass, as resolved.
 
-    Settings that are younger than the run have their defaults, which is what it was trained with. Raises ValueError if
-    there are settings that this version does not know.
+    Settings added after the run have their defaults, which reproduce how it was trained. Raises ValueError if there are
+    settings that this version does not know.
     """
     settings = config_class(description["system"], place)
     known = {field.name for field in dataclasses.fields(settings)}
@@ -428,7 +428,7 @@ def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:
 def load_model(
     run_dir: str | pathlib.Path, raw_weights: bool = False, step: int | None = None
 ) -> tuple[VideoGenerator, int]:
-    """The model of a run and its step: as `tfvidgen.load`, for a run whose settings its trainer takes, too."""
+    """The model of a run and its step: like `tfvidgen.load`, for a run whose settings its trainer accepts."""
     read(run_dir)
     model = library.load(run_dir, step, raw_weights)
     return model, model.step

@@ -1,4 +1,4 @@
-"""Pictures that a run draws of itself while it trains."""
+"""Sample sheets drawn during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_SHEET_CLIPS = 8
 
 
 class SampleSheet:
-    """Draws `samples/step_*.png`: trained clips, beside their reconstructions where the system makes any, and new clips."""
+    """Draws `samples/step_*.png`: training clips, next to their reconstructions if the system makes any, and new clips."""
 
     def __init__(self, model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path):
         self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
@@ -28,7 +28,7 @@ class SampleSheet:
         shown = run_data.trained.subset(self._video_ids) if run_data.num_originals >= NUM_SHEET_CLIPS // 2 else None
         self._names = None if shown is None else shown.names
         self._reconstructs = can_reconstruct(model, config)
-        if config.clip_start == "random":  # the first one shows what the data looks like
+        if config.clip_start == "random":  # the first clip shows what the data looks like
             config = dataclasses.replace(config, clip_start="first")
         self._real = None if shown is None else runs.clips(shown, config)
 
@@ -53,12 +53,12 @@ class SampleSheet:
 
 
 def can_reconstruct(model: VideoGenerator, config: Any) -> bool:
-    """Whether a system makes its own version of a run's fixed clips: a code learned for a video is that of no random cut."""
+    """Whether a system can reconstruct a run's fixed clips: a code per video does not describe randomly placed clips."""
     return model.has_encoder or (model.has_lookup and config.clip_start != "random")
 
 
 def reconstruct(model: VideoGenerator, clips: np.ndarray, video_ids: np.ndarray, batch_size: int = 16) -> np.ndarray:
-    """uint8 (N, T, H, W, 3): the system's own version of clips, uint8 of that shape, by encoder or by id, int32 (N,)."""
+    """uint8 (N, T, H, W, 3): reconstructions of clips, uint8 of that shape, by encoder or by video id, int32 (N,)."""
     made = []
     for first in range(0, len(clips), batch_size):
         part = slice(first, first + batch_size)
@@ -67,7 +67,7 @@ def reconstruct(model: VideoGenerator, clips: np.ndarray, video_ids: np.ndarray,
 
 
 def decode(model: VideoGenerator, latents: dict[str, Any], batch_size: int = 16) -> np.ndarray:
-    """uint8 (N, T, H, W, 3) of any number of latents, a batch at a time."""
+    """uint8 (N, T, H, W, 3): videos of any number of latents, decoded in batches."""
     arrays = {name: np.asarray(values) for name, values in latents.items()}
     num_videos = len(next(iter(arrays.values())))
     videos = []

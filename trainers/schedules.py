@@ -1,4 +1,4 @@
-"""Learning rates over a run whose length may have changed on the way."""
+"""Learning-rate schedules for runs whose length may change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 import keras
 from keras import ops
 
-END = 0.01  # share of the rate that is left at the end
+END = 0.01  # final fraction of the initial rate
 
 
 class Stretched(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that was another one until some step.
+    """One schedule up to a step, another from there on.
 
     Args:
-        before: The schedule of the steps below `step`.
+        before: The schedule for steps below `step`.
         step: The first step of `after`.
-        after: The schedule from there on.
+        after: The schedule from `step` on.
     """
 
     def __init__(self, before, step: int, after):
@@ -30,17 +30,17 @@ class Stretched(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def cosine(rate: float, total_steps: int, earlier_totals: str = ""):
-    """Half a cosine from `rate` at step 0 to a hundredth of it at `total_steps`, and that hundredth from there on.
+    """Cosine decay from `rate` at step 0 to a hundredth of it at `total_steps`, then constant.
 
     Args:
-        rate: Learning rate of step 0.
-        total_steps: Steps in all.
-        earlier_totals: `TOTAL:STEP,...` of a run that was extended: until the first STEP the rate is that of a run of TOTAL
-            steps, until the next that of the next, and then that of a run of `total_steps`. So the rate jumps up where a run
-            is extended, the more the nearer it was to its end, and from there on is that of a straight run of the new length.
+        rate: Learning rate at step 0.
+        total_steps: Total training steps.
+        earlier_totals: `TOTAL:STEP,...` of an extended run: until the first STEP the rate is that of a run of TOTAL steps,
+            until the next STEP that of the next TOTAL, and then that of a run of `total_steps`. So the rate jumps up where a
+            run is extended, more so the nearer it was to its end, and then matches an uninterrupted run of the new length.
 
     Raises:
-        ValueError: If `earlier_totals` is written otherwise, or its steps do not ascend.
+        ValueError: If `earlier_totals` has any other form, or its steps do not ascend.
     """
 
     def plain(total):
@@ -53,7 +53,7 @@ def cosine(rate: float, total_steps: int, earlier_totals: str = ""):
 
 
 def parse(earlier_totals: str) -> list[tuple[int, int]]:
-    """`1000:600,2000:1500` -> [(1000, 600), (2000, 1500)]: totals, and the steps until which they were in force."""
+    """`1000:600,2000:1500` -> [(1000, 600), (2000, 1500)]: totals, and the steps until which each was in effect."""
     parts = [part for part in earlier_totals.split(",") if part]
     if not all(re.fullmatch(r"[1-9]\d*:[1-9]\d*", part) for part in parts):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: losses as curves, and clips that play.
+"""TensorBoard logging: loss curves and animated clips.
 
 tensorboard --logdir runs
 """
@@ -25,10 +25,10 @@ NUM_CLIPS = 4
 
 
 class EventLog:
-    """Appends to the TensorBoard events of a run folder, and takes over from a process that was killed.
+    """Appends to the TensorBoard events of a run folder, also after a process was killed.
 
     Args:
-        run_dir: Gets the folder `tensorboard/`, one file a process.
+        run_dir: Run folder; events go to `tensorboard/`, one file per process.
     """
 
     def __init__(self, run_dir: str | pathlib.Path):
@@ -43,11 +43,11 @@ class EventLog:
         self._writer.flush()  # a killed process must not leave a gap before its last checkpoint
 
     def clip(self, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """A clip that plays, uint8 (T, H, W, 3), in the image tab: browsers play a GIF wherever they show a picture."""
+        """An animated clip, uint8 (T, H, W, 3), in the image tab, where browsers play GIFs."""
         from tensorboard.plugins.image import metadata
 
         height, width = video.shape[1:3]
-        # The image plugin's own layout: width, height, encoded pictures. It knows a GIF by its first bytes.
+        # The image plugin's layout: width, height, encoded images. It recognises a GIF by its first bytes.
         content = tf.constant([str(width).encode(), str(height).encode(), encode_gif(video, fps)])
         with self._writing():
             described = metadata.create_summary_metadata(None, None, converted_to_tensor=True)
@@ -55,7 +55,7 @@ class EventLog:
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        """Removes what was written after a step: those steps are trained again."""
+        """Removes events written after a step: those steps are trained again."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -76,7 +76,7 @@ def _drop_events_after(folder: pathlib.Path, step: int) -> None:
                     kept.append(record)
                 else:
                     complete = False
-        except tf.errors.DataLossError:  # a record cut off by the kill
+        except tf.errors.DataLossError:  # a record truncated by the kill
             complete = False
         if complete:
             continue
@@ -86,7 +86,7 @@ def _drop_events_after(folder: pathlib.Path, step: int) -> None:
 
 
 class Clips:
-    """Plays clips that a model makes: new ones, and trained ones above their reconstructions where the system makes any."""
+    """Logs generated clips: new ones, and training clips above their reconstructions if the system makes any."""
 
     def __init__(self, events: EventLog, model: VideoGenerator, run_data: runs.RunData, config: Any):
         self._events, self._model, self._fps = events, model, run_data.all.fps
@@ -106,7 +106,7 @@ class Clips:
 
 
 def actions(model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path) -> list[loop.Action]:
-    """What a trainer adds to its loop: curves at every look from Python, clips beside every sample sheet."""
+    """The TensorBoard actions of the loop: curves every `steps_per_loop` steps, clips with every sample sheet."""
     events = EventLog(run_dir)
     return [
         loop.Action(events.scalars, config.steps_per_loop, uses_weights=False, name="curves", rewind=events.rewind),

@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 class Config(adversarial.AdversarialConfig):
     """Settings of one TGAN run."""
 
-    num_frames: int = option(16, "Frames of a clip; a power of two and a multiple of size / 4.", minimum=2)
-    adversarial_loss: str = option("wgan", "The game.", ("minimax", "non_saturating", "hinge", "wgan"))
+    num_frames: int = option(16, "Frames per clip; a power of two and a multiple of size / 4.", minimum=2)
+    adversarial_loss: str = option("wgan", "Adversarial loss.", ("minimax", "non_saturating", "hinge", "wgan"))
     constraint: str = option(
         "singular_values",
-        "What keeps the discriminator Lipschitz: its singular values are cut off at 1, or its weights at 0.01.",
+        "How the discriminator is kept Lipschitz: singular values clipped at 1, or weights clipped at 0.01.",
         ("singular_values", "weights", "none"),
     )
-    clip_every_steps: int = option(5, "Period of singular value clipping.", minimum=1)
-    noise_stddev: float = option(0.0, "Gaussian noise on the clips that the discriminator sees.", minimum=0)
-    conditional: bool = option(False, "Take the action of a video as its category.")
-    slow_dim: int = option(100, "Width of the slow code, one for a video.", minimum=1)
-    fast_dim: int = option(100, "Width of the fast code, one for a frame.", minimum=1)
+    clip_every_steps: int = option(5, "Steps between singular value clippings.", minimum=1)
+    noise_stddev: float = option(0.0, "Standard deviation of Gaussian noise on discriminator inputs.", minimum=0)
+    conditional: bool = option(False, "Condition on the action label.")
+    slow_dim: int = option(100, "Dimension of the slow code, one per video.", minimum=1)
+    fast_dim: int = option(100, "Dimension of the fast code, one per frame.", minimum=1)
     temporal_width: int = option(512, "Channels of the temporal generator at length 1.", minimum=4)
     width: int = option(
-        32, "Channels of the image generator next to the pixels; the deepest have 16 times as many.", minimum=1
+        32, "Channels of the image generator's last hidden layer; the deepest has 16 times as many.", minimum=1
     )
     discriminator_width: int = option(
-        64, "Channels of the discriminator's first layer; the deepest have 8 times as many.", minimum=1
+        64, "Channels of the discriminator's first layer; the deepest has 8 times as many.", minimum=1
     )
-    optimizer: str = option("rmsprop", "Of all networks; beta_1 and beta_2 are Adam's.", ("rmsprop", "adam"))
-    generator_learning_rate: float = option(5e-5, "Rate of both generators' optimizer.", minimum=0)
-    discriminator_learning_rate: float = option(5e-5, "Rate of the discriminator's optimizer.", minimum=0)
+    optimizer: str = option("rmsprop", "Optimizer of all networks; beta_1 and beta_2 are Adam's.", ("rmsprop", "adam"))
+    generator_learning_rate: float = option(5e-5, "Learning rate of both generators.", minimum=0)
+    discriminator_learning_rate: float = option(5e-5, "Learning rate of the discriminator.", minimum=0)
 
 
 # Paper and official code (pfnet-research/tgan@09aa105): 16 frames of 64x64, codes of 100, widths 512, 32 and 64, RMSprop at
@@ -60,10 +60,10 @@ _PAPER = {
     "batch_size": 32,
     "total_steps": 100_000,
 }
-# Ours, for ten minutes on two cores: half the paper's widths, so that this time has 2,500 steps; Adam, the cross-entropy game
-# and spectral norm, which learn in thousands of steps what RMSprop, the Wasserstein game and clipped singular values learn
-# in a hundred thousand; shifted clips for the discriminator, which else knows a small set by heart; and what is drawn,
-# measured and exported is a running average of the weights.
+# Ours, for ten minutes on two cores: half the paper's widths, so that 2,500 steps fit in that time; Adam, the cross-entropy
+# loss and spectral norm, which learn in thousands of steps what RMSprop, the Wasserstein loss and clipped singular values
+# learn in a hundred thousand; shifted clips for the discriminator, which otherwise memorises a small dataset; and a moving
+# average of the weights, which is sampled, evaluated and exported.
 _FAST = {
     "size": 64,
     "num_frames": 16,
@@ -102,7 +102,7 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
-    # official code: one setting for its three sets; the digits are grey there
+    # official code: one setting for its three datasets; the digits are grey there
     "paper_ucf101": _PAPER,
     "paper_golf": _PAPER,
     "paper_moving_mnist": _PAPER,
@@ -120,7 +120,7 @@ PRESETS = {
 
 
 def build_model(config: Config, run_data: RunData) -> TGAN:
-    """The compiled model of a config and its data."""
+    """The compiled model for a config and its data."""
     from tfvidgen.models.tgan import TGAN, rmsprop
 
     adversarial.require_clips(config, run_data)

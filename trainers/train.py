@@ -37,7 +37,7 @@ def main(
 ) -> int:
     """The `main` of a trainer: `build_model(config, run_data)` returns the built and compiled model.
 
-    `system` is the trainer's name in this package, or the import path of its module if that lies in another one.
+    `system` is the trainer's name in this package, or the import path of its module if that is elsewhere.
     """
 
     def run(config: Any, other: types.SimpleNamespace) -> int:
@@ -62,16 +62,15 @@ def main(
 
 
 def _repeated_name(path: str) -> str:
-    """The name of the folder of a run that repeats the one in `path`, a folder or its `config.json`."""
+    """The folder name of a run that repeats the one in `path`, a folder or its `config.json`."""
     path = pathlib.Path(path).resolve()
     return f"{(path if path.is_dir() else path.parent).name or 'run'}-repeat"
 
 
 def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda line: None) -> Any:
-    """The config as it will run, or ValueError for one that would fail at the end of a long training.
+    """The config as it will run; raises ValueError for one that would fail at the end of a long training.
 
-    A run that goes on has the precision that it was begun in where that was left to `auto`, and what else its folder
-    settles.
+    A resumed run keeps the precision it was begun in if that is `auto`, and whatever else its folder fixes.
     """
     from trainers import runs
 
@@ -97,7 +96,7 @@ def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda
 
 
 def resolve_precision(precision: str, devices: str = "") -> str:
-    """`auto` -> what this machine is fast in: bfloat16 with a GPU or a CPU that multiplies it, else float32.
+    """`auto` -> this machine's fast precision: bfloat16 with a GPU or a CPU that supports it, else float32.
 
     Raises:
         ValueError: For float16 on a CPU.
@@ -128,7 +127,7 @@ def _has_gpu(devices: str) -> bool:
 def train(
     system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
 ) -> VideoGenerator:
-    """Trains a system as its config says and returns the model; goes on where an interrupted run stopped."""
+    """Trains a system according to its config and returns the model; resumes an interrupted run."""
     begin = time.monotonic()
     import tensorflow as tf
 
@@ -138,7 +137,7 @@ def train(
     asked, config = config, _resolved(config, system, notes.append)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = cluster.make_strategy(config.strategy, config.devices)  # first: workers are joined before any operation
+    strategy = cluster.make_strategy(config.strategy, config.devices)  # first: workers must join before any operation
     num_workers = cluster.num_workers(strategy)
     folder = pathlib.Path(config.run_dir) / "checkpoints"
     with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
@@ -181,7 +180,7 @@ def _train(
             init_from.note(run_dir, source, model, run_data, say)
 
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
-        run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked)  # only checks
+        run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked)  # checks only
         cluster.agree(
             strategy,
             runs.fingerprint(config, system, run_data),
@@ -222,14 +221,14 @@ def _train(
 
 
 def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
-    """The model, told what the data calls its identities and actions."""
+    """The model, with the data's names of identities and actions."""
     videos = run_data.trained
     model.identity_names, model.action_names = (tuple(n or ()) for n in (videos.identity_names, videos.action_names))
     return model
 
 
 def _validation(model, run_data, config, run_dir, say) -> list[Any]:
-    """The action that shows validation losses on held-out clips, where there are any that the system can explain."""
+    """The action that reports validation losses on held-out clips, if there are any that the system can reconstruct."""
     from trainers.measure import ValidationLosses
 
     if not ValidationLosses.applies(model, run_data):
@@ -238,7 +237,7 @@ def _validation(model, run_data, config, run_dir, say) -> list[Any]:
 
 
 def _measurements(model, run_data, config, run_dir, say) -> list[Any]:
-    """The action that measures `--evaluate_metrics`; made before the first step, so that what is missing is said then."""
+    """The action that computes `--evaluate_metrics`; created before the first step, to report missing files early."""
     if not config.evaluate_metrics:
         return []
     from trainers import measure
@@ -265,7 +264,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
-    """First step -> a run's global batches from there on."""
+    """A function of the first step that returns a run's global batches from there on."""
     from tfvidgen import data
     from trainers import images
 
@@ -288,7 +287,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
 
 
 def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
-    """Raises ValueError if a batch cannot be shared by the replicas, or cannot be made of different videos."""
+    """Raises ValueError if a batch cannot be divided among the replicas, or there are too few videos for distinct ones."""
     if config.batch_size % num_replicas:
         raise ValueError(
             f"--batch_size={config.batch_size} cannot be divided by {num_replicas} replicas: make it a multiple of that."
@@ -303,7 +302,7 @@ def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
 
 
 def check_service(address: str) -> None:
-    """Raises ValueError if nobody listens at the address of a tf.data service: TensorFlow would wait there for ever."""
+    """Raises ValueError if nothing listens at the address of a tf.data service: TensorFlow would wait forever."""
     if not address:
         return
     host, _, port = address.removeprefix("grpc://").rpartition(":")
@@ -317,7 +316,7 @@ def check_service(address: str) -> None:
 
 
 def describe_data(run_data: RunData) -> str:
-    """One line: how many videos, of what size and length, with which labels, how many held out."""
+    """A one-line summary: number of videos, their size and length, labels, and how many are held out."""
     collection = run_data.all
     lengths = collection.lengths
     text = (
@@ -333,7 +332,7 @@ def describe_data(run_data: RunData) -> str:
 
 
 def count_parameters(model: VideoGenerator) -> str:
-    """Numbers of network weights and learned codes, in words."""
+    """The numbers of network weights and learned codes, as text."""
     from tfvidgen.runs import latent_tables
 
     codes = sum(math.prod(table.rows.shape) for table in latent_tables(model).values())
@@ -342,9 +341,9 @@ def count_parameters(model: VideoGenerator) -> str:
 
 
 def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
-    """What a run would do: resolved config, data, parameters, memory. Keeps nothing that it trains, and joins no workers.
+    """What a run would do: resolved config, data, parameters, memory. Saves no training results and joins no workers.
 
-    Memory is that of two steps in a process of its own: what a step keeps for its gradients cannot be told from shapes.
+    Memory is measured over two steps in a separate process: what a step keeps for its gradients cannot be told from shapes.
     """
     from trainers import init_from, runs
     from trainers.engine import cluster
@@ -358,7 +357,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
-    del run_data, model, begun  # else they would be in memory twice
+    del run_data, model, begun  # otherwise they would be in memory twice
     gc.collect()
     lines += [f"memory: {_measured(config, build_model)}"]
     return "\n".join(lines)
@@ -379,7 +378,7 @@ def _measured(config: Any, build_model: BuildModel) -> str:
 
 
 def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
-    """Bytes that this process held at most while it took two steps, that it held before it had data, and those on a GPU."""
+    """Peak memory of this process over two steps, its peak before loading data, and the peak on a GPU, all in bytes."""
     import tensorflow as tf
 
     from trainers import runs
@@ -405,6 +404,6 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
 
 
 def _most_memory() -> int:
-    """Bytes of memory that this process held at most. `getrusage` would count what its parent held before it, too."""
+    """Peak memory of this process, in bytes. `getrusage` would include what its parent held before it."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1])

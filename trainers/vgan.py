@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 class Config(adversarial.AdversarialConfig):
     """Settings of one VGAN run."""
 
-    num_frames: int = option(32, "Frames of a clip; a multiple of size / 4.", minimum=1)
-    conditional: bool = option(False, "Predict what follows a given first frame, instead of decoding noise.")
-    latent_dim: int = option(100, "Width of the code z.", minimum=1)
+    num_frames: int = option(32, "Frames per clip; a multiple of size / 4.", minimum=1)
+    conditional: bool = option(False, "Predict the continuation of a given first frame instead of decoding noise.")
+    latent_dim: int = option(100, "Dimension of the latent code z.", minimum=1)
     width: int = option(
-        64, "Channels next to the pixels in generator and discriminator; the deepest have 8 times as many.", minimum=1
+        64,
+        "Channels next to the pixels in generator and discriminator; the deepest layers have 8 times as many.",
+        minimum=1,
     )
-    mask_weight: float = option(0.1, "lambda of the mask's mean.", minimum=0)
-    first_frame_weight: float = option(10.0, "Of the L1 to the given first frame, if conditional.", minimum=0)
+    mask_weight: float = option(0.1, "Weight lambda of the mean of the mask.", minimum=0)
+    first_frame_weight: float = option(
+        10.0, "Weight of the L1 loss on the given first frame, if conditional.", minimum=0
+    )
     num_remembered: int = option(64, "First frames kept for sampling, if conditional.", minimum=1)
 
 
@@ -43,8 +47,8 @@ _PAPER = {
     "beta_1": 0.5,
     "batch_size": 64,
 }
-# Ours, for a quarter of an hour on two cores: half the paper's frames and half its widths, so that this time has 3,500
-# steps; and what is drawn, measured and exported is a running average of the weights.
+# Ours, for a quarter of an hour on two cores: half the paper's frames and half its widths, so that 3,500 steps fit in that
+# time; and a moving average of the weights, which is sampled, evaluated and exported.
 _FAST = {
     "size": 64,
     "num_frames": 16,

@@ -183,9 +183,7 @@ class Checkpoints(CheckpointReader):
         kept |= {*self._stay, *whole[-NUM_KEPT:]}
         for step, parts in files.items():
             if step in half_written or step not in kept and step < max(whole, default=0):
-                for ending in sorted(
-                    parts, key=lambda ending: ending != "index"
-                ):  # without its index it is no checkpoint
+                for ending in sorted(parts, key=lambda ending: ending != "index"):  # no index, no checkpoint
                     parts[ending].unlink()
         for path in self.folder.iterdir():
             if path.name == WRITING or re.fullmatch(r"(ckpt-\d+_temp|checkpoint\.tmp.*|.*\.tempstate\d*)", path.name):

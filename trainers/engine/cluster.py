@@ -344,9 +344,7 @@ def of_all_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
     if workers == 1:
         return [value]
     gathered = strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), axis=0).numpy()
-    return gathered[
-        :: strategy.num_replicas_in_sync // workers
-    ].tolist()  # all replicas of a worker have the same value
+    return gathered[:: strategy.num_replicas_in_sync // workers].tolist()  # the same on all replicas of a worker
 
 
 def agree(strategy: tf.distribute.Strategy, value: int, message: str) -> None:
