@@ -1,1 +1,1 @@
-"""Programs that ship a trained run: `python -m export.saved_model --help`."""
+"""Programs that export, serve and publish a trained run: `python -m export.saved_model --help`."""

@@ -1,4 +1,4 @@
-"""Model cards: what a model is, what it was trained on and measured at, and how it is called."""
+"""Model cards: what a model is, its training data, metrics and usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-MAX_METRICS = 40  # lines of the table; the rest is in metadata.json
+MAX_METRICS = 40  # rows of the table; the rest is in metadata.json
 
 
 def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", version: str = ".") -> str:
@@ -14,9 +14,9 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
 
     Args:
         metadata: The content of `metadata.json`.
-        license: SPDX identifier of the weights' licence, or empty where none was chosen.
-        files: Markdown about the files beside the card, or empty.
-        version: Where the SavedModel is, seen from the card.
+        license: SPDX identifier of the weights' licence; empty if none was chosen.
+        files: Markdown describing the files next to the card, or empty.
+        version: Path of the SavedModel relative to the card.
     """
     name, video = metadata["name"], metadata["video"]
     front = ["---", "library_name: keras", *([f"license: {license}"] if license else [])]

@@ -1,8 +1,8 @@
-"""Asks a server for videos and writes them as MP4, GIF, WebP, PNG sheet or NumPy array.
+"""Requests videos from a server and writes them as MP4, GIF, WebP, PNG sheet or NumPy array.
 
 Usage: python -m export.client generate|lookup|exchange|interpolate|decode|encode --server=... [--flag=value ...]
 
-Works against TensorFlow Serving and `python -m export.serve`. REST needs no TensorFlow here.
+Works with TensorFlow Serving and `python -m export.serve`. REST does not require TensorFlow on the client.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _DTYPES = {"DT_FLOAT": "float32", "DT_INT32": "int32", "DT_INT64": "int64", "DT_
 
 
 class ServerError(ValueError):
-    """A request that a server did not answer, with its reason."""
+    """A request that a server did not fulfil, with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """dtype and shape (None where free) of an input or output, as a server's metadata says."""
+    """dtype and shape (None for free sizes) of an input or output, from the server's metadata."""
 
     dtype: np.dtype
     shape: tuple[int | None, ...]
@@ -46,14 +46,14 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an endpoint by name."""
+    """Inputs and outputs of an endpoint, by name."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
 
 class _Client:
-    """What both clients do: a request is sent again when the server could not be reached or had no time."""
+    """Shared by both clients: retries requests when the server was unreachable or overloaded."""
 
     server: str
 
@@ -67,7 +67,7 @@ class _Client:
         self._signatures: dict[str, Signature] | None = None
 
     def signatures(self) -> dict[str, Signature]:
-        """Endpoints of the model, asked for once. Raises ServerError."""
+        """Endpoints of the model, requested once. Raises ServerError."""
         if self._signatures is None:
             self._signatures = self._read_signatures()
         return self._signatures
@@ -82,10 +82,10 @@ class _Client:
         return known[endpoint]
 
     def predict(self, endpoint: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Runs an endpoint; inputs take the dtypes that the server names.
+        """Runs an endpoint; inputs are cast to the dtypes in the server's metadata.
 
         Raises:
-            ServerError: If the server refuses, does not answer in time, or cannot be reached.
+            ServerError: If the server rejects the request, does not respond in time, or is unreachable.
         """
         signature = self.signature(endpoint)
         if set(inputs) != set(signature.inputs):
@@ -105,7 +105,7 @@ class _Client:
 
 
 def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
-    """The value in the server's dtype. Raises ValueError where it would become another value."""
+    """The value in the server's dtype. Raises ValueError if casting would change it."""
     array = np.asarray(value)
     whole = dtype.kind in "iu"
     if array.dtype.kind not in ("iu" if whole else "iuf"):
@@ -118,15 +118,15 @@ def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
 
 
 class RestClient(_Client):
-    """Speaks REST; needs neither TensorFlow nor gRPC.
+    """A REST client; needs neither TensorFlow nor gRPC.
 
     Args:
         server: `http://host:port` or `https://host:port`.
         model: Name of the model on the server.
-        timeout_seconds: Of one attempt.
-        num_attempts: How often a request is sent at most. Requests change nothing on the server, so sending one again
-            is safe; it is done where the server was not reached, or said that it has no time.
-        max_bytes: Most bytes of an answer.
+        timeout_seconds: Timeout of a single attempt, in seconds.
+        num_attempts: Maximum number of attempts per request. Requests change nothing on the server, so retrying is safe;
+            it is done if the server was unreachable or reported that it is overloaded.
+        max_bytes: Maximum size of a response, in bytes.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class RestClient(_Client):
             last = attempt + 1 == self.num_attempts
             try:
                 status, content = self._once(method, path, body)
-            except TimeoutError:  # the server may be at it still: asking again would only add to its work
+            except TimeoutError:  # the server may still be working on it: retrying would only add load
                 self.close()
                 raise self._too_late() from None
             except (OSError, http.client.HTTPException) as error:
@@ -204,7 +204,7 @@ class RestClient(_Client):
         content = self._ask("POST", f"{self._path}:predict", json.dumps(request).encode())
         try:
             outputs = json.loads(content)["outputs"]
-            if len(signature.outputs) == 1:  # a lone output comes without its name
+            if len(signature.outputs) == 1:  # a single output comes without its name
                 outputs = {next(iter(signature.outputs)): outputs}
             return {name: _from_json(outputs[name], tensor) for name, tensor in signature.outputs.items()}
         except (ValueError, KeyError, TypeError) as error:
@@ -237,7 +237,7 @@ def _error_text(content: bytes) -> str:
 
 
 class GrpcClient(_Client):
-    """Speaks gRPC with the official stubs, which need tensorflow-serving-api and TensorFlow. Arguments as `RestClient`.
+    """A gRPC client on the official stubs, which need tensorflow-serving-api and TensorFlow. Arguments as `RestClient`.
 
     Args:
         server: `grpc://host:port`. The connection is not encrypted.
@@ -278,7 +278,7 @@ class GrpcClient(_Client):
             try:
                 return method(request, timeout=self.timeout_seconds)
             except self._grpc.RpcError as error:
-                late = time.monotonic() - begin > 0.9 * self.timeout_seconds  # else it is the server's own limit
+                late = time.monotonic() - begin > 0.9 * self.timeout_seconds  # else it is the server's own timeout
                 if late and error.code() is self._grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise self._too_late() from None
                 if error.code() is not self._grpc.StatusCode.UNAVAILABLE or attempt + 1 == self.num_attempts:
@@ -316,12 +316,12 @@ class GrpcClient(_Client):
 
 
 def connect(server: str, model: str = "default", **options: Any) -> RestClient | GrpcClient:
-    """A client for `http://`, `https://` or `grpc://host:port`. `options` are those of `RestClient`."""
+    """A client for `http://`, `https://` or `grpc://host:port`. `options` as in `RestClient`."""
     return (GrpcClient if server.startswith("grpc://") else RestClient)(server, model, **options)
 
 
 def videos_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """uint8 (B, T, H, W, 3) of an endpoint's outputs, `video` or `frames_bytes`."""
+    """uint8 (B, T, H, W, 3) from an endpoint's outputs, `video` or `frames_bytes`."""
     if "video" in outputs:
         return outputs["video"]
     from PIL import Image
@@ -335,38 +335,38 @@ def videos_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
 class _Common:
     server: str = option("http://127.0.0.1:8501", "http://host:port, https://host:port or grpc://host:port.")
     model: str = option("default", "Name of the model on the server.")
-    timeout_seconds: float = option(60.0, "Time for one attempt.", minimum=0.1)
-    num_attempts: int = option(4, "How often a request is sent when the server cannot be reached.", minimum=1)
-    max_bytes: int = option(1 << 30, "Most bytes of an answer.", minimum=1024)
+    timeout_seconds: float = option(60.0, "Timeout of one attempt, in seconds.", minimum=0.1)
+    num_attempts: int = option(4, "Maximum attempts while the server is unreachable or overloaded.", minimum=1)
+    max_bytes: int = option(1 << 30, "Maximum size of a response, in bytes.", minimum=1024)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Videos(_Common):
-    out: str = option("", "File to write: .mp4, .gif, .webp, .png (a sheet of frames) or .npy (uint8 B, T, H, W, 3).")
-    jpeg: bool = option(False, "Let the server send JPEG frames: a tenth of the bytes, and not quite the same pixels.")
+    out: str = option("", "Output file: .mp4, .gif, .webp, .png (a sheet of frames) or .npy (uint8 B, T, H, W, 3).")
+    jpeg: bool = option(False, "Request JPEG frames: a tenth of the bytes, slightly lossy.")
     fps: float = option(8.0, "Frames per second of the file.", minimum=0.1)
-    scale: int = option(1, "Enlarges each pixel that many times.", minimum=1)
+    scale: int = option(1, "Integer upscaling factor.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generate(_Videos):
     """New videos: one per seed."""
 
-    seeds: str = option("0", "Whole numbers, one per video, e.g. 0,1,2.")
-    num_frames: int = option(0, "Frames of a video, where the model's length is free; 0 for its own.", minimum=0)
-    labels: str = option("", "Of a conditional model: one label for all, or one per seed; empty to draw them.")
+    seeds: str = option("0", "Integers, one per video, e.g. 0,1,2.")
+    num_frames: int = option(0, "Frames per video, if the model's length is free; 0 for its default.", minimum=0)
+    labels: str = option("", "For a conditional model: one label for all, or one per seed; empty for random labels.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Lookup(_Videos):
-    """Videos of the training set as the model remembers them."""
+    """Training videos, reconstructed from their learned codes."""
 
     ids: str = option("", "Video ids, e.g. 0,3,5.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange(_Videos):
-    """One's looks with another's movement."""
+    """One identity's appearance with another's motion."""
 
     identities: str = option("", "Identity ids, one per video, e.g. 0,0,1.")
     actions: str = option("", "Action ids, one per video.")
@@ -374,28 +374,28 @@ class Exchange(_Videos):
 
 @dataclasses.dataclass(frozen=True)
 class Interpolate(_Videos):
-    """Videos on the line between those of two seeds."""
+    """Videos interpolated between those of two seeds."""
 
     start: int = option(0, "Seed of the first video.")
     end: int = option(1, "Seed of the last video.")
-    num_steps: int = option(8, "Videos, both ends included.", minimum=2)
+    num_steps: int = option(8, "Number of videos, both ends included.", minimum=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode(_Videos):
     """Videos of given latents."""
 
-    latents: str = option("", "An .npz with one array per latent, videos first, e.g. as encode writes it.")
+    latents: str = option("", ".npz file with one array per latent, batch axis first, as written by encode.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encode(_Common):
     """Latents of a video."""
 
-    video: str = option("", "Video file to encode; its first frames are taken.")
-    resize: str = option("centre_crop", "How frames of another shape are made square.", ("centre_crop", "squash"))
-    num_frames: int = option(0, "Frames to encode, where the model's length is free; 0 for all.", minimum=0)
-    out: str = option("", "The .npz to write.")
+    video: str = option("", "Video file to encode; its first frames are used.")
+    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash"))
+    num_frames: int = option(0, "Frames to encode, if the model's length is free; 0 for all.", minimum=0)
+    out: str = option("", "Output .npz file.")
 
 
 COMMANDS = {c.__name__.lower(): c for c in (Generate, Lookup, Exchange, Interpolate, Decode, Encode)}
@@ -413,7 +413,7 @@ def _numbers(text: str, flag: str) -> list[int]:
 
 
 def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
-    """Endpoint and inputs of a command that gives videos, and what to call each of them on a sheet."""
+    """Endpoint and inputs of a command that returns videos, and their names on a sheet."""
     if isinstance(config, Generate):
         seeds = _numbers(config.seeds, "seeds")
         labels = [f"seed {seed}" for seed in seeds]
@@ -471,7 +471,7 @@ def _encode(client: _Client, config: Encode) -> str:
 def write_videos(
     path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 1, labels: list[str] | None = None
 ) -> None:
-    """Writes uint8 (B, T, H, W, 3) in the form the name ends in; several videos play side by side.
+    """Writes uint8 (B, T, H, W, 3) in the format of the file extension; several videos play side by side.
 
     `labels` are the videos' names on a sheet.
     """

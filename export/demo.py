@@ -1,4 +1,4 @@
-"""The whole course in minutes: train on built-in clips, measure, export, and generate in a process of its own."""
+"""The whole workflow in minutes: train on built-in clips, evaluate, export, and generate in a separate process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(f"served {videos.shape} {videos.dtype} from {sys.argv[1]} with TensorFlow 
 class Config:
     """Settings of the demo."""
 
-    run_dir: str = option("runs/demo", "Where the run is written; a finished one is measured and exported again.")
+    run_dir: str = option("runs/demo", "Run folder; a finished run is evaluated and exported again.")
     preset: str = option("actors", "Preset of trainers.navsynth to train.")
 
 

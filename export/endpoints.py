@@ -1,4 +1,4 @@
-"""The functions that an export serves, made from the contract of `VideoGenerator` alone."""
+"""The functions that an export serves, built only on the contract of `VideoGenerator`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
 JPEG_QUALITY = 95
-MAX_LENGTHS = 8  # a request may ask for that many times the length a model was trained at
+MAX_LENGTHS = 8  # longest video per request, as a multiple of the trained length
 MAX_STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoints:
-    """What `make` returns.
+    """The result of `make`.
 
     Attributes:
         functions: Name -> `tf.function` with named inputs, all required, and a dict of outputs.
-        ranges: Endpoint -> input -> smallest and largest value it takes, where it has bounds.
-        owners: Endpoint -> input -> what its numbers are of, an `identity`, `action` or `video`, or `shared`.
+        ranges: Endpoint -> input -> smallest and largest allowed value, if bounded.
+        owners: Endpoint -> input -> what its ids refer to: an `identity`, `action` or `video`, or `shared`.
         video_shape: (T, H, W, 3) of a video; T is the default length.
         free_length: Whether a request may choose the number of frames.
-        max_num_frames, max_num_steps: The most that one request may ask for.
+        max_num_frames, max_num_steps: Limits per request.
     """
 
     functions: dict[str, Callable]
@@ -38,7 +38,7 @@ class Endpoints:
     max_num_steps: int
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Endpoint -> inputs and outputs with dtype, shape (None: any) and range, as plain values."""
+        """Endpoint -> inputs and outputs with dtype, shape (None: any) and range, as plain Python values."""
         description = {}
         for name, function in self.functions.items():
             concrete = function.get_concrete_function()
@@ -60,25 +60,25 @@ class Endpoints:
 
 
 def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MAX_STEPS) -> Endpoints:
-    """Makes the endpoints of a built model.
+    """Builds the endpoints of a built model.
 
-    All videos are uint8 (B, T, H, W, 3). A value out of range is an InvalidArgumentError from the graph itself, whatever
-    the device: a gather on a GPU answers zeros for a row that does not exist.
+    All videos are uint8 (B, T, H, W, 3). An out-of-range value raises InvalidArgumentError in the graph itself, on any
+    device: on a GPU, a gather would return zeros for a row that does not exist.
 
-    * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server, but for
-      one level of 255 where sums round otherwise.
-    * `conditional(seed int64 (B,), label int32 (B,))` where the system is conditional: a new video per seed and label.
-    * `generate(seed int64 (B,), num_frames int32 ())` where `latent_spec` has a free length.
-    * `decode(<latent names>)`: without random operations.
-    * `interpolate(a int64 (), b int64 (), num_steps int32 ())`: videos on the line between the latents of two seeds.
-    * `lookup(video_id int32 (B,))` and `exchange(identity int32 (B,), action int32 (B,))` where codes are learned.
-    * `encode(video uint8 (B, T, H, W, 3))` -> latents, where there is an encoder.
-    * `<name>_jpeg` of each that gives videos: `frames_bytes` string (B, T), one JPEG per frame.
+    * `serving_default(seed int64 (B,))`: a new video per seed; the same seed gives the same video on any server, up to one
+      level of 255 due to rounding.
+    * `conditional(seed int64 (B,), label int32 (B,))` for conditional systems: a new video per seed and label.
+    * `generate(seed int64 (B,), num_frames int32 ())` if `latent_spec` has a free length.
+    * `decode(<latent names>)`: deterministic, without random operations.
+    * `interpolate(a int64 (), b int64 (), num_steps int32 ())`: videos interpolated between the latents of two seeds.
+    * `lookup(video_id int32 (B,))` and `exchange(identity int32 (B,), action int32 (B,))` if codes are learned.
+    * `encode(video uint8 (B, T, H, W, 3))` -> latents, if there is an encoder.
+    * `<name>_jpeg` for each that returns videos: `frames_bytes` string (B, T), one JPEG per frame.
 
     Args:
         model: Built, with its weights.
-        max_num_frames: Most frames of a video where its length is free; 0 for eight times the model's own.
-        max_num_steps: Most videos of an interpolation.
+        max_num_frames: Maximum frames per video if the length is free; 0 for eight times the model's own length.
+        max_num_steps: Maximum videos per interpolation.
     """
     import tensorflow as tf
 
@@ -111,13 +111,13 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         return tf.reduce_all(tf.stack(sizes) == sizes[0])
 
     def same_rows(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Without this, one row beside many would be spread over them."""
+        """Requires equal batch sizes; otherwise a single row would be broadcast."""
         equal = all_equal([tf.shape(value)[0] for value in tensors.values()])
         text = f"{', '.join(tensors)} must have the same number of rows"
         return {name: checked(value, [(equal, text)]) for name, value in tensors.items()}
 
     def right_length(latents: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The same for frames, and no more of them than one request may ask for."""
+        """Requires equal frame counts, within the limit per request."""
         free = [
             (name, axis) for name, entry in spec.items() for axis, size in enumerate(entry.shape, 1) if size is None
         ]
@@ -130,7 +130,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
 
     latent_signature = {name: tf.TensorSpec((None, *entry.shape), entry.dtype, name) for name, entry in spec.items()}
 
-    # One graph of the networks, called by every endpoint, instead of one copy in each.
+    # One graph of the networks, shared by all endpoints, instead of a copy in each.
     @tf.function(input_signature=[latent_signature])
     def videos(latents):
         latents = right_length(same_rows(latents))
@@ -141,7 +141,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
     def sample(
         seeds: tf.Tensor, frames: tf.Tensor | None = None, labels: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        """Latents drawn seed by seed, so that a video does not depend on its neighbours."""
+        """Latents sampled per seed, so that a video does not depend on the rest of its batch."""
         seeds = checked(seeds, [(tf.size(seeds) >= 1, "seed needs at least one row")])
 
         def one(row):
@@ -162,7 +162,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         return tf.reshape(encoded, tf.shape(video)[:2])
 
     def add(name: str, latents_of: Callable, signature: list[tf.TensorSpec], **bounds: tuple[int, int]) -> None:
-        """Adds an endpoint and its `_jpeg` twin; `latents_of` turns the inputs into latents."""
+        """Adds an endpoint and its `_jpeg` variant; `latents_of` maps inputs to latents."""
         names = (name, f"{name}_jpeg")
 
         def video(*values):
@@ -211,7 +211,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         def between(value):
             first, last = value[:1], value[1:]
             if not value.dtype.is_floating:
-                return tf.repeat(first, num_steps, axis=0)  # a label has no middle: the first one's is kept
+                return tf.repeat(first, num_steps, axis=0)  # labels cannot be interpolated: the first one's is kept
             return first + tf.reshape(weight, (-1,) + (1,) * (value.shape.rank - 1)) * (last - first)
 
         return {name: between(value) for name, value in ends.items()}
@@ -258,7 +258,7 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
 
 
 def num_videos(model: VideoGenerator) -> int:
-    """How many videos a system with `lookup` has codes of: the constructor argument of that name."""
+    """Number of videos a system with `lookup` has codes for: the constructor argument of that name."""
     config = model.get_config()
     if "num_videos" not in config:
         raise ValueError(

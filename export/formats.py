@@ -1,4 +1,4 @@
-"""Writes a run's decoder, latents in and frames out, as ONNX or LiteRT, and checks it in that format's own runtime."""
+"""Converts a run's decoder (latents to frames) to ONNX or LiteRT, and verifies it in that format's own runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = {".onnx": "onnx", ".tflite": "litert"}
 ONNX_OPSET = 17
-TOLERANCE = 1e-4  # largest difference between the two runtimes, of values in [-1, 1]
+TOLERANCE = 1e-4  # maximum difference between the two runtimes, for values in [-1, 1]
 _PACKAGES = {"onnx": ("tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
 _CHECKED_SEED = 5
 
@@ -29,11 +29,11 @@ _CHECKED_SEED = 5
 class Config:
     """Settings of a conversion."""
 
-    run_dir: str = option("", "The run whose decoder is converted.")
-    out: str = option("", "File to write: .onnx, or .tflite for LiteRT.")
-    batch_size: int = option(1, "Videos of a call. LiteRT only: ONNX takes any number.", minimum=1)
+    run_dir: str = option("", "The run whose decoder to convert.")
+    out: str = option("", "Output file: .onnx, or .tflite for LiteRT.")
+    batch_size: int = option(1, "Videos per call. LiteRT only: ONNX takes any number.", minimum=1)
     num_frames: int = option(
-        0, "Frames of a video where the length is free. LiteRT only; 0 for the model's.", minimum=0
+        0, "Frames per video, if the length is free. LiteRT only; 0 for the model's own.", minimum=0
     )
 
 
@@ -42,19 +42,19 @@ def convert(
 ) -> tuple[pathlib.Path, float]:
     """Writes `decode` with one named input per latent and the output `video`, float32 (B, T, H, W, 3) in [-1, 1].
 
-    The file is run in ONNX Runtime or LiteRT and compared with the model before it gets its name.
+    The file is run in ONNX Runtime or LiteRT and compared with the model before it is moved to `out`.
 
     Args:
-        model: Built, with its weights. Reduced precision is dropped: the file computes in float32.
-        out: Ends in `.onnx` or `.tflite`.
+        model: Built, with its weights. Always converted to float32, also from reduced precision.
+        out: Output path, ending in `.onnx` or `.tflite`.
         batch_size, num_frames: As in `Config`.
 
     Returns:
-        The file, and the largest difference from the model's own frames.
+        The file, and the largest difference from the model's frames.
 
     Raises:
-        ValueError: If a package is missing, the system has an operation that the format lacks (the message is the
-            converter's), or the frames differ by more than `TOLERANCE`.
+        ValueError: If a package is missing, the system uses an operation that the format lacks (with the converter's
+            message), or frames differ by more than `TOLERANCE`.
     """
     out = pathlib.Path(out)
     if out.suffix not in FORMATS:
@@ -70,7 +70,7 @@ def convert(
         try:
             (_write_onnx if kind == "onnx" else _write_litert)(model, part, arrays)
             found = (_run_onnx if kind == "onnx" else _run_litert)(part, arrays)
-        except Exception as error:  # converters raise whatever they like
+        except Exception as error:  # converters raise exceptions of any type
             raise ValueError(
                 f"{type(model).__name__} cannot be written as {kind}: {type(error).__name__}: {error}"[:2000]
             ) from error
@@ -84,7 +84,7 @@ def convert(
 
 
 def _in_float32(model: VideoGenerator) -> VideoGenerator:
-    """The model itself, or a copy that computes in float32: the formats lack bfloat16 convolutions."""
+    """The model itself, or a float32 copy: the formats lack bfloat16 convolutions."""
     if model.compute_dtype == "float32":
         return model
     copy = type(model).from_config({**model.get_config(), "dtype": "float32"})
@@ -114,7 +114,7 @@ def _write_onnx(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, np.
     tf2onnx.convert.from_function(function, input_signature=signature, opset=ONNX_OPSET, output_path=str(path))
 
 
-# The runtimes get bytes: of paths they take only those that are UTF-8.
+# The runtimes are given bytes, since they accept only UTF-8 paths.
 def _run_onnx(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     import onnxruntime
 
@@ -125,8 +125,8 @@ def _run_onnx(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
 def _write_litert(model: VideoGenerator, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     import tensorflow as tf
 
-    # Fixed shapes and weights as constants: with either one free, the loop of a recurrent layer needs operations of
-    # TensorFlow itself, which the LiteRT runtime does not bring.
+    # Fixed shapes and constant weights: with either one free, the loop of a recurrent layer needs TensorFlow's own
+    # operations, which the LiteRT runtime lacks.
     function, _ = _function(model, {name: value.shape for name, value in arrays.items()})
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], model)
     converter.experimental_lower_to_saved_model = False

@@ -1,7 +1,7 @@
-"""What of a run others may know: how its numbers came about, and nothing of the machine, its user and its folders.
+"""What may be published about a run: how its numbers came about, but nothing of the machine, its user or its folders.
 
-A list of what is published, not of what is left out: a setting that is new, or was written by another version, stays at home
-until it is known to be a number, one of its choices, or a name.
+An allowlist: a setting that is new, or was written by another version, stays private unless it is known to be a number, one
+of its choices, or a name.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any
 from tfvidgen import runs as library
 from trainers import runs
 
-UNNAMED = "a folder"  # data whose path says nothing but where it lies
+UNNAMED = "a folder"  # data whose path only gives its location
 _DIGEST = re.compile(r"[0-9a-f]{16,128}")
 _VERSION = re.compile(r"\d[0-9A-Za-z.+!-]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Settings that are free text and change the numbers: how their text is published.
+# Free-text settings that affect the numbers, and how their text is published.
 _TEXTS = {
     "dataset": lambda text: last_part(text),
     "image_dataset": lambda text: last_part(text) if text else "",
     "augmentation": lambda text: text if set(re.split(r"[ ,]+", text)) <= {"", *_augmentations()} else None,
     "earlier_totals": lambda text: text if re.fullmatch(r"[0-9:,]*", text) else None,
 }
-_PROTOCOL = ("psnr", "ssim", "fcs", "clip_start", "data_digest")  # of an evaluation: the entries that are text
+_PROTOCOL = ("psnr", "ssim", "fcs", "clip_start", "data_digest")  # text entries of an evaluation
 
 
 def description(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be published of the content of a run's `config.json`, but for its `model`.
+    """The publishable content of a run's `config.json`, except its `model`.
 
     Args:
-        description: As `trainers.runs.read` gives it.
+        description: As returned by `trainers.runs.read`.
 
     Returns:
         `system`; `config` with the settings that are numbers, choices or names, data by the last part of its path; `data`,
-        `labels`, `versions`, and where the run has them `resolved` and `forms`.
+        `labels`, `versions`, and, if the run has them, `resolved` and `forms`.
     """
     system, data = description["system"], description["data"]
     public = {
@@ -63,7 +63,7 @@ def description(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model(description: Mapping[str, Any]) -> dict[str, Any]:
-    """`class` and `config` of a run's model, which builds it again: the class itself says what goes into them."""
+    """`class` and `config` of a run's model, sufficient to rebuild it: the class itself defines their content."""
     described = description["model"]
     return {"class": described["class"], "config": {k: v for k, v in described["config"].items() if k != "name"}}
 
@@ -85,7 +85,7 @@ def settings(system: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(content: Any) -> Any:
-    """The numbers, truth values and gaps in nested dicts whose keys are names; everything else is left out."""
+    """The numbers, booleans and nulls in nested dicts whose keys are names; everything else is left out."""
     if isinstance(content, Mapping):
         return {
             key: numbers(value)
@@ -96,7 +96,7 @@ def numbers(content: Any) -> Any:
 
 
 def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be published of the content of a run's `evaluation.json`: its numbers and its protocol."""
+    """The publishable content of a run's `evaluation.json`: its numbers and its protocol."""
     protocol = results.get("protocol", {})
     return {
         **numbers({key: value for key, value in results.items() if key not in ("protocol", "versions")}),
@@ -110,7 +110,7 @@ def evaluation(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_part(path: str) -> str:
-    """The name of a folder, file or address without where it lies, whichever system wrote its path."""
+    """The last component of a path or address, whichever operating system wrote it."""
     part = re.split(r"[?#]", path.replace("\\", "/").rstrip("/"))[0].rsplit("/", 1)[-1]
     part = re.split(r"[:=@]", part)[-1]
     return UNNAMED if part in ("", ".", "..") or part.startswith("~") else _printable(part)
@@ -136,5 +136,5 @@ def _matches(pattern: re.Pattern, text: Any) -> bool:
 
 
 def _printable(text: str) -> str:
-    """Text that can be written as UTF-8: names of files may hold any bytes."""
+    """Text that can be encoded as UTF-8: file names may hold any bytes."""
     return text.encode("utf-8", "replace").decode()

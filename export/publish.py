@@ -1,7 +1,7 @@
-"""Builds the folder of a model to publish: card, weights, SavedModel, samples, metrics, licence and SHA-256 sums.
+"""Builds a folder for publishing a model: card, weights, SavedModel, samples, metrics, licence and SHA-256 sums.
 
-Everything is built here without a network. Uploading is left to the hub's own tool and your own credentials: the command
-is printed, and run only with --upload.
+Everything is built offline. Uploading is left to the hub's own tool and your own credentials: the command is printed, and
+run only with --upload.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ videos = model.generate(4, seed=0)  # float32 (4, T, H, W, 3) in [-1, 1]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a publication."""
+    """Settings for publishing a run."""
 
     run_dir: str = option("", "The run to publish.")
-    out: str = option("", "Folder to make; it must not exist, or be empty.")
+    out: str = option("", "Folder to create; must be empty if it exists.")
     to: str = option("dir", "dir: the folder only; hf: Hugging Face; kaggle: Kaggle Models.", TARGETS)
     repo: str = option("", "hf: user/name. kaggle: user/model/tensorFlow2/variation.")
     license: str = option("", "SPDX identifier of the weights' licence, e.g. apache-2.0. It is yours to choose.")
-    license_file: str = option("", "Its text; not needed for apache-2.0.")
-    upload: bool = option(False, "Run the hub's own tool on the folder, with your credentials.")
+    license_file: str = option("", "File with the licence text; not needed for apache-2.0.")
+    upload: bool = option(False, "Upload the folder with the hub's own tool and your credentials.")
 
 
 def build(
@@ -71,12 +71,12 @@ def build(
     license_file: str = "",
     repo: str = "",
 ) -> pathlib.Path:
-    """Makes the folder and returns it; it appears whole or not at all.
+    """Creates the folder atomically and returns it.
 
-    Of the run's settings it holds what `export.public` lists: no path, host, user or command line.
+    It holds only the run settings that `export.public` allows: no path, host, user or command line.
 
     Raises:
-        ValueError: If `out` has content, or the licence's text is not known.
+        ValueError: If `out` is not empty, or the licence's text is not known.
     """
     from export import card, public, saved_model
     from trainers import runs
@@ -93,7 +93,7 @@ def build(
     with storage.whole_folder(out) as temporary:
         version = saved_model.export_model(model, temporary / "saved_model", metadata)
         with warnings.catch_warnings():
-            # Keras 3.15 reads its variables by a call that NumPy 2 calls out of date.
+            # Keras 3.15 reads its variables by a call that NumPy 2 deprecates.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             model.save_weights(temporary / "model.weights.h5")
         (temporary / "LICENSE").write_text(text, encoding="utf-8")
@@ -137,10 +137,10 @@ def _license_text(license: str, license_file: str) -> str:
 
 
 def upload_command(to: str, folder: str | os.PathLike, repo: str) -> list[str]:
-    """The command of the hub's own tool that uploads the folder with the credentials it finds.
+    """The command that uploads the folder with the hub's own tool, which finds the credentials itself.
 
     Raises:
-        ValueError: If `repo` is not of the hub's form.
+        ValueError: If `repo` does not have the hub's form.
     """
     parts = [part for part in repo.split("/") if part]
     if to == "hf":

@@ -1,4 +1,4 @@
-"""Exports a run as a SavedModel that serves without tfvidgen: named endpoints, uint8 video, metadata beside it."""
+"""Exports a run as a SavedModel that serves without tfvidgen, with named endpoints, uint8 video and metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 4  # new videos in sample.gif
 DEFAULT_FPS = 8.0
-_PREFIX = ".export-"  # of the folders in which exports are made
+_PREFIX = ".export-"  # temporary folders of exports in progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Config:
     """Settings of an export."""
 
     run_dir: str = option("", "The run to export.")
-    out: str = option("", "Folder that gets the version folders; empty for <run_dir>/export.")
-    name: str = option("", "Name of the model on a server, as its configuration files have it; empty for the system's.")
-    raw_weights: bool = option(False, "Export the weights of the last step where the run kept an average of them.")
+    out: str = option("", "Folder for the version folders; empty for <run_dir>/export.")
+    name: str = option("", "Model name on a server, used in its configuration files; empty for the system's.")
+    raw_weights: bool = option(False, "Export the last step's weights even if the run kept an average.")
     step: int = option(-1, "Export the checkpoint of this step; -1 for the last one.", minimum=-1)
-    max_num_frames: int = option(0, "Most frames a request may ask for; 0 for 8 times the trained length.", minimum=0)
-    max_num_steps: int = option(64, "Most videos an interpolation may ask for.", minimum=2)
+    max_num_frames: int = option(0, "Maximum frames per request; 0 for 8 times the trained length.", minimum=0)
+    max_num_steps: int = option(64, "Maximum videos per interpolation.", minimum=2)
 
 
 def export_model(
@@ -43,17 +43,17 @@ def export_model(
     max_num_frames: int = 0,
     max_num_steps: int = 64,
 ) -> pathlib.Path:
-    """Writes a model as `<out>/<next free integer>/` and returns that folder; it appears whole or not at all.
+    """Atomically writes a model as `<out>/<next free integer>/` and returns that folder.
 
     The folder holds the SavedModel with the endpoints of `export.endpoints.make`, `metadata.json`, a model card, a sample
-    GIF and, where tensorflow-serving-api is installed, warm-up requests. Configuration files for servers are put into
-    `<out>/serving/`, where files that are there already are kept. What killed exports left in `out` is removed.
+    GIF and, if tensorflow-serving-api is installed, warm-up requests. Configuration files for servers go to
+    `<out>/serving/`, where existing files are kept. Leftovers of killed exports in `out` are removed.
 
     Args:
         model: Built, with its weights.
         out: Base folder, as TF Serving's `model_base_path`.
-        metadata: Joined into `metadata.json`.
-        name: Name of the model on a server; empty for `metadata["system"]`, or else the folder's.
+        metadata: Merged into `metadata.json`.
+        name: Model name on a server; empty for `metadata["system"]` or, without one, the folder's name.
         max_num_frames, max_num_steps: As in `Config`.
     """
     import tensorflow as tf
@@ -126,12 +126,12 @@ def _moved(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
             os.rename(folder, final)
             return final
         except OSError:
-            if not final.exists():  # else another export took the number: try the next
+            if not final.exists():  # otherwise another export took the number: try the next
                 raise
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
-    """Path in the folder -> SHA-256 of the file, for every file there is."""
+    """Path within the folder -> SHA-256, for every file."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -150,13 +150,13 @@ def export_run(
     step: int | None = None,
     **options: Any,
 ) -> pathlib.Path:
-    """Exports a run's last whole checkpoint; returns the version folder.
+    """Exports a run's last intact checkpoint; returns the version folder.
 
     Args:
-        run_dir: The run. Where it kept an average of its weights, that is exported.
+        run_dir: The run. If it kept an average of its weights, that is exported.
         out: As in `export_model`; empty for `<run_dir>/export`.
-        raw_weights: Export the weights of the last step all the same.
-        step: Export the checkpoint of this step.
+        raw_weights: Export the last step's weights anyway.
+        step: Export the checkpoint of this step; None for the last one.
         options: Those of `export_model`.
     """
     from trainers import runs
@@ -167,7 +167,7 @@ def export_run(
 
 
 def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """What a run's folder says about itself and others may know: system, settings, data, labels, versions, measurements."""
+    """The publishable description of a run: system, settings, data, labels, versions, metrics."""
     from export import public
     from trainers import runs
 
@@ -175,7 +175,7 @@ def run_metadata(run_dir: str | os.PathLike, step: int) -> dict[str, Any]:
     found = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
     measured = (
         public.evaluation(found) if found.get("step") == step else None
-    )  # of another step it says nothing of this one
+    )  # metrics of another step do not apply to this one
     return {"step": step, **public.description(runs.read(run_dir)), "metrics": measured}
 
 

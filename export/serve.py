@@ -1,7 +1,7 @@
 """A development server for exported models that speaks TensorFlow Serving's REST and gRPC.
 
-For machines without TensorFlow Serving: the same requests and answers, dynamic batching, new versions without a pause,
-Prometheus metrics. It has neither authentication nor encryption; put TensorFlow Serving where strangers can reach it.
+For machines without TensorFlow Serving: the same requests and responses, dynamic batching, version updates without
+downtime, Prometheus metrics. It has neither authentication nor encryption; use TensorFlow Serving on untrusted networks.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from trainers.cli import option
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a server."""
+    """Server settings."""
 
-    model_base_path: str = option("", "Folder with the version folders, as export.saved_model writes it.")
-    model_name: str = option("default", "Name of the model in requests.")
-    host: str = option("127.0.0.1", "Address to listen on. Another one lets other machines in.")
+    model_base_path: str = option("", "Folder with the version folders, as written by export.saved_model.")
+    model_name: str = option("default", "Model name in requests.")
+    host: str = option("127.0.0.1", "Address to listen on; a non-loopback address admits other machines.")
     rest_port: int = option(8501, "Port of the REST interface; 0 for any free one.", minimum=0)
-    grpc_port: int = option(8500, "Port of the gRPC interface; 0 for any free one, -1 for none.", minimum=-1)
-    num_versions: int = option(1, "How many of the newest versions are served.", minimum=1)
-    poll_seconds: float = option(2.0, "Seconds between two looks for new versions.", minimum=0.05)
-    max_batch_size: int = option(16, "Most rows of a request, and of requests that run together.", minimum=1)
-    max_queue: int = option(128, "Most requests that wait; one more is answered UNAVAILABLE.", minimum=1)
-    timeout_seconds: float = option(30.0, "After so long a request, or a silent connection, is given up.", minimum=0.1)
-    max_request_bytes: int = option(16 << 20, "Most bytes of a request.", minimum=1024)
-    max_connections: int = option(64, "Most connections or calls of each interface at a time.", minimum=1)
-    grace_seconds: float = option(10.0, "Time that running requests get when the server stops.", minimum=0)
+    grpc_port: int = option(8500, "Port of the gRPC interface; 0 for any free one, -1 disables it.", minimum=-1)
+    num_versions: int = option(1, "Number of newest versions to serve.", minimum=1)
+    poll_seconds: float = option(2.0, "Seconds between checks for new versions.", minimum=0.05)
+    max_batch_size: int = option(16, "Maximum rows per request and per batch of requests.", minimum=1)
+    max_queue: int = option(128, "Maximum queued requests; further ones are rejected as UNAVAILABLE.", minimum=1)
+    timeout_seconds: float = option(30.0, "Timeout of requests and of idle connections, in seconds.", minimum=0.1)
+    max_request_bytes: int = option(16 << 20, "Maximum size of a request, in bytes.", minimum=1024)
+    max_connections: int = option(64, "Maximum concurrent connections or calls per interface.", minimum=1)
+    grace_seconds: float = option(10.0, "Grace period for running requests on shutdown, in seconds.", minimum=0)
 
 
 class Server:
-    """Both interfaces, started on construction; `stop` ends them.
+    """Both interfaces, started on construction and ended by `stop`.
 
     Attributes:
-        rest_port, grpc_port: Where it listens; `grpc_port` is None where gRPC is off.
+        rest_port, grpc_port: Ports it listens on; `grpc_port` is None if gRPC is off.
 
     Raises:
         ValueError: If there is no version that can be loaded.
@@ -75,19 +75,19 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Takes no new connections, answers what is running within the time of grace, refuses the rest, and ends."""
+        """Stops accepting connections, answers running requests within the grace period, and rejects the rest."""
         from export.server import rest
 
         grace = self.app.config.grace_seconds
         self.app.stopping = True
         self._rest.shutdown()
-        self._rest.server_close()  # those that come now are refused at once, and do not wait for a server that ends
+        self._rest.server_close()  # new connections are refused at once instead of waiting
         stopped = self._grpc.stop(grace) if self._grpc else None
         rest.wait_until(lambda: self.app.num_working == 0, grace)
         if stopped:
             stopped.wait()
         self.app.batcher.close()
-        rest.wait_until(lambda: self.app.num_working == 0, rest.LINGER_SECONDS)  # until the refused know it
+        rest.wait_until(lambda: self.app.num_working == 0, rest.LINGER_SECONDS)  # until rejected clients know
         self.app.versions.close()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""What servers want beside a SavedModel: warm-up requests and configuration files."""
+"""What servers need besides a SavedModel: warm-up requests and configuration files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 
 from tfvidgen import storage
 
-TF_SERVING_TAG = "2.20.0"  # newest image of tensorflow/serving in November 2026; `latest` has pointed elsewhere before
+TF_SERVING_TAG = "2.20.0"  # newest tensorflow/serving image in November 2026; `latest` has pointed elsewhere before
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 STUBS_MISSING = "tensorflow-serving-api is not installed; pip install 'tfvidgen[serving]'"
 MAX_BATCH_SIZE = 16
 
 
 def has_stubs() -> bool:
-    """Whether the message classes of TensorFlow Serving are installed."""
+    """Whether TensorFlow Serving's message classes are installed."""
     return importlib.util.find_spec("tensorflow_serving") is not None
 
 
 # ---------------------------------------------------------------- warm-up
 def example_inputs(endpoint: dict[str, Any], num_frames: int) -> dict[str, np.ndarray]:
-    """Small valid inputs of an endpoint as `metadata.json` describes it."""
+    """Small valid inputs for an endpoint as described in `metadata.json`."""
     inputs = {}
     for name, entry in endpoint["inputs"].items():
         shape = [size or (1 if axis == 0 else num_frames) for axis, size in enumerate(entry["shape"])]
@@ -38,11 +38,11 @@ def example_inputs(endpoint: dict[str, Any], num_frames: int) -> dict[str, np.nd
 def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> int:
     """Writes one request per endpoint for TF Serving to replay when it loads the model.
 
-    Endpoints with scalar inputs are left out: with --enable_batching TF Serving refuses them, in the warm-up too, and a
-    warm-up request that is refused keeps it from loading the model at all.
+    Endpoints with scalar inputs are left out: with --enable_batching TF Serving rejects them, even during warm-up, and a
+    rejected warm-up request prevents the model from loading at all.
 
     Returns:
-        The number of requests; 0 without tensorflow-serving-api, whose classes they are written with.
+        The number of requests; 0 without tensorflow-serving-api, whose classes serialise them.
     """
     if not has_stubs():
         return 0
@@ -69,7 +69,7 @@ def write_warmup(folder: pathlib.Path, name: str, metadata: dict[str, Any]) -> i
 
 
 def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """(endpoint, inputs) of every warm-up request of an exported version; empty where it has none."""
+    """(endpoint, inputs) of every warm-up request of an exported version; empty if it has none."""
     path = pathlib.Path(folder) / WARMUP_PATH
     if not path.is_file() or not has_stubs():
         return []
@@ -87,7 +87,7 @@ def read_warmup(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarr
 
 
 def first_requests(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """(endpoint, inputs) of the warm-up file, and of every endpoint beside them that `metadata.json` knows."""
+    """(endpoint, inputs) of the warm-up file, and of every other endpoint in `metadata.json`."""
     requests = read_warmup(folder)
     path = pathlib.Path(folder) / "metadata.json"
     if path.is_file():
@@ -100,9 +100,9 @@ def first_requests(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.nd
 
 # ---------------------------------------------------------------- configuration files
 def write_configs(out: str | os.PathLike, metadata: dict[str, Any]) -> list[pathlib.Path]:
-    """Writes `<out>/serving/` for the model in `<out>/<version>/`; returns what was written.
+    """Writes `<out>/serving/` for the model in `<out>/<version>/`; returns the files written.
 
-    Files that are there already are kept: they may have been edited.
+    Existing files are kept: they may have been edited.
     """
     written = []
     for relative, text in configs(metadata).items():
@@ -118,7 +118,7 @@ def write_configs(out: str | os.PathLike, metadata: dict[str, Any]) -> list[path
 
 
 def configs(metadata: dict[str, Any]) -> dict[str, str]:
-    """Path below `serving/` -> text, for the model that `metadata` describes."""
+    """Path below `serving/` -> text, for the model described by `metadata`."""
     name = metadata["name"]
     check_name(name)
     video = metadata["endpoints"]["serving_default"]["outputs"]["video"]["shape"][1:]
@@ -137,7 +137,7 @@ def configs(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for a name that would break URLs, paths or configuration files."""
+    """Raises ValueError for a name that is unsafe in URLs, paths or configuration files."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ValueError(
             f"A model's name goes into URLs and paths: letters, digits, '.', '_' and '-'. Received {name!r}: pass --name."
@@ -145,7 +145,7 @@ def check_name(name: str) -> None:
 
 
 def _dns_name(name: str) -> str:
-    """The name as Kubernetes takes it: lower case, digits and dashes."""
+    """The name in the form Kubernetes accepts: lower case, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 

@@ -1,4 +1,4 @@
-"""What the interfaces of the server share: a model's versions, the batcher, the counts, and whether the server is stopping."""
+"""State shared by the server's interfaces: a model's versions, the batcher, the metrics, and whether it is stopping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from export.server import runtime
 
 
 class Metrics:
-    """Counts for Prometheus, in a registry of its own."""
+    """Prometheus metrics, in a separate registry."""
 
     def __init__(self, batcher):
         import prometheus_client as prometheus
@@ -44,10 +44,10 @@ class Metrics:
 
 
 class Application:
-    """What REST and gRPC answer from.
+    """The backend of both REST and gRPC.
 
     Args:
-        config: Settings of the server, as `export.serve.Config`.
+        config: Server settings, as `export.serve.Config`.
     """
 
     def __init__(self, config: Any):
@@ -67,7 +67,7 @@ class Application:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Round an answer: a stopping server waits for it."""
+        """Wraps a response: a stopping server waits for it."""
         with self._lock:
             self._num_working += 1
         try:
@@ -78,7 +78,7 @@ class Application:
 
     @contextlib.contextmanager
     def counted(self, api: str) -> Iterator[_Call]:
-        """Round a predict request, for the metrics."""
+        """Wraps a predict request, to record its metrics."""
         call = _Call(self)
         begin, code = time.monotonic(), "OK"
         try:
@@ -94,7 +94,7 @@ class Application:
 class _Call:
     def __init__(self, app: Application):
         self._app, self._endpoint = app, None
-        self.name = "unknown"  # callers cannot make new label values
+        self.name = "unknown"  # callers cannot create new label values
 
     def endpoint(self, version: Any, name: str) -> Any:
         self._endpoint = version.endpoint(name)

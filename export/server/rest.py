@@ -1,4 +1,4 @@
-"""The REST interface of TensorFlow Serving, as far as one model needs it, on the standard library's HTTP server."""
+"""TensorFlow Serving's REST interface, limited to a single model, on the standard library's HTTP server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HTTP_STATUS = {
 _MODEL = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?(?P<verb>:predict|/metadata)?"
 )
-LINGER_SECONDS = 2.0  # that a client gets to read why its request is refused before it has sent all
+LINGER_SECONDS = 2.0  # for a client to read why its request was rejected before it was fully sent
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -67,7 +67,7 @@ def parse_request(body: bytes) -> dict[str, Any]:
 
 
 def request_inputs(endpoint: Endpoint, request: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a request in columns (`inputs`) or rows (`instances`). Raises RequestError."""
+    """The arrays of a request in columnar (`inputs`) or row (`instances`) format. Raises RequestError."""
     only = next(iter(endpoint.inputs)) if len(endpoint.inputs) == 1 else None
     if "inputs" in request:
         columns = request["inputs"]
@@ -113,7 +113,7 @@ def _array(name: str, value: Any, spec: TensorSpec) -> np.ndarray:
         bounds = np.iinfo(spec.dtype)
         if array.min() < bounds.min or array.max() > bounds.max:
             raise RequestError(INVALID_ARGUMENT, f"{name} must lie in {bounds.min}..{bounds.max}")
-    with np.errstate(over="ignore"):  # becomes infinite, which the endpoint refuses
+    with np.errstate(over="ignore"):  # overflows to infinity, which the endpoint rejects
         return array.astype(spec.dtype)
 
 
@@ -136,10 +136,10 @@ _DIGITS = np.array([list(f"{value:3d},".encode()) for value in range(256)], np.u
 
 
 def _json_uint8(array: np.ndarray) -> bytes:
-    """Every number takes four characters, so the text of a video is made by array operations: 15 times as fast as json."""
+    """Every number takes four characters, so array operations produce the text of a video: 15 times as fast as json."""
     text = _DIGITS[array]  # (..., 4)
     while text.ndim > 1:
-        text = text.reshape(*text.shape[:-2], -1)  # a list's elements one after the other, each with a comma behind it
+        text = text.reshape(*text.shape[:-2], -1)  # a list's elements in a row, each followed by a comma
         text[..., -1] = ord("]")
         edge = np.empty((*text.shape[:-1], 1), np.uint8)
         text = np.concatenate([np.full_like(edge, ord("[")), text, np.full_like(edge, ord(","))], axis=-1)
@@ -147,7 +147,7 @@ def _json_uint8(array: np.ndarray) -> bytes:
 
 
 def response_body(endpoint: Endpoint, outputs: dict[str, np.ndarray], row_format: bool) -> bytes:
-    """`predictions` in rows or `outputs` in columns; the name is left out where there is one output only."""
+    """`predictions` in row or `outputs` in columnar format; the name is omitted if there is only one output."""
     if len(outputs) == 1:
         value = json_array(next(iter(outputs.values())))
     elif row_format:
@@ -164,7 +164,7 @@ def _plain(array: np.ndarray) -> list:
 
 
 def metadata_body(name: str, version: Version) -> dict[str, Any]:
-    """What `/metadata` answers: the signatures in the JSON form of their protocol buffers."""
+    """The response of `/metadata`: the signatures as the JSON form of their protocol buffers."""
     from google.protobuf import json_format
 
     signatures = {
@@ -181,10 +181,10 @@ def metadata_body(name: str, version: Version) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- HTTP
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection. Every answer is JSON (but the metrics), every error `{"error": ...}`."""
+    """One connection. Every response except the metrics is JSON, every error `{"error": ...}`."""
 
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # else a broken request line would be answered without a status
+    default_request_version = "HTTP/1.0"  # otherwise a malformed request line would get no status
     disable_nagle_algorithm = True
     server_version = "tfvidgen-development-server"
     sys_version = ""
@@ -195,7 +195,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.server.app
 
     def setup(self) -> None:
-        self.timeout = self.app.config.timeout_seconds  # of a silent connection
+        self.timeout = self.app.config.timeout_seconds  # for idle connections
         super().setup()
 
     def do_GET(self) -> None:
@@ -291,11 +291,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return response_body(endpoint, outputs, "instances" in request), "application/json"
 
     def _give_up(self, status: int, message: str) -> None:
-        """Answers a request of which bytes are unread, and ends the connection: they must not be taken for the next one."""
+        """Rejects a partly read request and closes the connection: the unread bytes must not pass for another request."""
         self.close_connection = True
         self._send_error(status, message)
         try:
-            # The answer would be lost if the connection broke while the client still sends.
+            # The response would be lost if the connection were closed while the client is still sending.
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(LINGER_SECONDS)
             left = 4 * self.app.config.max_request_bytes
@@ -322,12 +322,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def send_error(self, code, message=None, explain=None):
-        """What the base class calls for requests that are no HTTP."""
+        """Called by the base class for requests that are not HTTP."""
         status = {501: 405, 505: 400}.get(int(code), int(code))
         self._give_up(status, str(message or http.HTTPStatus(status).phrase))
 
     def log_message(self, format, *args):
-        pass  # the metrics count requests; a line for each would cost more than it says
+        pass  # the metrics count requests; a line for each would cost more than it is worth
 
 
 class _HttpError(Exception):
@@ -337,7 +337,7 @@ class _HttpError(Exception):
 
 
 class RestServer(http.server.ThreadingHTTPServer):
-    """A thread per connection, so many at most; those beyond wait to be accepted."""
+    """A thread per connection, at most `max_connections`; further clients queue."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -366,11 +366,11 @@ class RestServer(http.server.ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request, client_address):
-        pass  # connections that break; whatever a request raises has been answered before
+        pass  # dropped connections; errors of requests have already been answered
 
 
 def wait_until(condition, seconds: float) -> bool:
-    """Looks at `condition()` until it holds or the time is over."""
+    """Polls `condition()` until it holds or `seconds` have passed; returns whether it held."""
     end = time.monotonic() + seconds
     while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.01)

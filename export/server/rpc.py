@@ -1,4 +1,4 @@
-"""The gRPC services of TensorFlow Serving, PredictionService and ModelService, with its official message classes."""
+"""TensorFlow Serving's gRPC services, PredictionService and ModelService, with the official message classes."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _STATES = get_model_status_pb2.ModelVersionStatus
 
 
 def request_inputs(endpoint: Endpoint, request: predict_pb2.PredictRequest, max_rows: int) -> dict[str, np.ndarray]:
-    """The arrays of a request. Raises RequestError before anything larger than the message is made."""
+    """The arrays of a request. Raises RequestError before allocating anything larger than the message."""
     inputs = {}
     for name, proto in request.inputs.items():
         if proto.tensor_shape.unknown_rank:
             raise RequestError(INVALID_ARGUMENT, f"{name} has no shape")
         shape = tuple(dim.size for dim in proto.tensor_shape.dim)
         try:
-            if proto.dtype > 100:  # a reference, which only lives inside graphs
+            if proto.dtype > 100:  # a reference type, which exists only inside graphs
                 raise TypeError
             dtype = np.dtype(tf.dtypes.as_dtype(proto.dtype).as_numpy_dtype)
         except (TypeError, KeyError, AttributeError):
             raise RequestError(INVALID_ARGUMENT, f"{name} has the unknown dtype {proto.dtype}") from None
         endpoint.check_spec(name, dtype, shape)
-        # a message may stand for more than it holds: one value for a whole tensor
+        # a message may be compressed: a single value for a whole tensor
         num_elements = int(np.prod(shape, dtype=object)) if shape else 1
         if min(shape, default=1) < 1 or shape[:1] > (max_rows,) or num_elements * dtype.itemsize > 1 << 28:
             raise RequestError(INVALID_ARGUMENT, f"{name} must have 1 to {max_rows} rows. Received the shape {shape}")
@@ -49,7 +49,7 @@ def request_inputs(endpoint: Endpoint, request: predict_pb2.PredictRequest, max_
 
 
 class Services:
-    """Handlers of both services; every error leaves as a status."""
+    """Handlers of both services; every error is returned as a status."""
 
     def __init__(self, app: Application):
         self.app = app
@@ -113,7 +113,7 @@ class Services:
         return self.app.versions.get(spec.version.value if spec.HasField("version") else None)
 
     def handler(self, method, request_class):
-        """A method that also answers messages that cannot be parsed, which gRPC would call an internal error."""
+        """A method that also handles unparseable messages, which gRPC would report as an internal error."""
 
         def parse(data: bytes):
             try:
@@ -138,14 +138,14 @@ class Services:
 
 
 def start(app: Application, host: str, port: int) -> tuple[grpc.Server, int]:
-    """A running server and its port."""
+    """Starts a server; returns it and its port."""
     config, services = app.config, Services(app)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(config.max_connections, thread_name_prefix="grpc"),
         options=[
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a lottery
+            ("grpc.so_reuseport", 0),  # a second server on the port fails instead of sharing requests
         ],
         maximum_concurrent_rpcs=2 * config.max_connections,
     )

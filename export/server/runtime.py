@@ -1,6 +1,6 @@
-"""Loads exported versions and runs their endpoints: checks requests, joins them into batches, follows new versions.
+"""Loads exported versions and runs their endpoints: validates requests, batches them, picks up new versions.
 
-Knows nothing of HTTP or gRPC; `export.server.application` holds what both need of it.
+Independent of HTTP and gRPC; `export.server.application` holds what both need of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tfvidgen import storage
 
 logger = logging.getLogger("export.serve")
 
-# Names of gRPC's status codes, which REST maps to its own numbers.
+# gRPC status names, which REST maps to HTTP status codes.
 INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED = (
     "INVALID_ARGUMENT",
     "NOT_FOUND",
@@ -34,7 +34,7 @@ INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer: `code` is a gRPC status name, the text is for the caller."""
+    """A request answered with an error: `code` is a gRPC status name, the text is for the caller."""
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -43,7 +43,7 @@ class RequestError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """dtype and shape of an input or output; None where a size is free."""
+    """dtype and shape of an input or output; None for free sizes."""
 
     dtype: np.dtype
     shape: tuple[int | None, ...]
@@ -57,7 +57,7 @@ class Endpoint:
 
     Attributes:
         inputs, outputs: Name -> TensorSpec.
-        batchable: Whether requests can be joined along the first axis.
+        batchable: Whether requests can be batched along the first axis.
     """
 
     def __init__(self, name: str, function: Callable):
@@ -76,7 +76,7 @@ class Endpoint:
         self.batchable = all(spec.shape[:1] == (None,) for spec in both)
 
     def check(self, inputs: Mapping[str, np.ndarray], max_rows: int) -> int:
-        """Raises RequestError unless names, dtypes and shapes fit; returns the number of rows (1 for scalars)."""
+        """Raises RequestError unless names, dtypes and shapes match; returns the number of rows (1 for scalars)."""
         missing = [name for name in self.inputs if name not in inputs]
         unknown = [name for name in inputs if name not in self.inputs]
         if missing or unknown:
@@ -102,7 +102,7 @@ class Endpoint:
         return rows
 
     def check_spec(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Raises RequestError unless a tensor of that dtype and shape can be the input `name`."""
+        """Raises RequestError unless a tensor of this dtype and shape is valid for the input `name`."""
         if name not in self.inputs:
             raise RequestError(INVALID_ARGUMENT, f"{self.name} takes {', '.join(self.inputs)}: unknown {name}")
         spec = self.inputs[name]
@@ -112,7 +112,7 @@ class Endpoint:
             raise RequestError(INVALID_ARGUMENT, f"{name} must be {spec.text()}. Received {given.text()}")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Calls the signature. Raises RequestError with TensorFlow's reason."""
+        """Calls the signature. Raises RequestError with TensorFlow's message."""
         import tensorflow as tf
 
         try:
@@ -130,14 +130,14 @@ class Endpoint:
 
 
 def _reason(error: Exception) -> str:
-    """What an assertion of the graph says, without the trace round it; or the message's first lines."""
+    """The message of a graph assertion without its trace, or the first lines of any other message."""
     found = re.search(r"assertion failed: \[(.*?)\]", str(error), re.DOTALL)
     return found.group(1) if found else str(error)[:500]
 
 
 # ---------------------------------------------------------------- versions
 class Version:
-    """A loaded version folder. Requests hold it while they run, so it can be replaced at any time.
+    """A loaded version folder. Requests hold a reference while they run, so it can be replaced at any time.
 
     Attributes:
         number: The folder's name as an integer.
@@ -153,7 +153,7 @@ class Version:
 
         self.number, self.folder = int(folder.name), folder
         with storage.plain_path(folder) as plain:
-            self._model = tf.saved_model.load(plain)  # the signatures live as long as it does
+            self._model = tf.saved_model.load(plain)  # keeps the signatures alive
         self.endpoints = {name: Endpoint(name, function) for name, function in self._model.signatures.items()}
         stored = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         self.signature_defs = {
@@ -174,7 +174,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What a version folder is up to, as TF Serving names it: LOADING, AVAILABLE or END."""
+    """State of a version folder, in TF Serving's terms: LOADING, AVAILABLE or END."""
 
     state: str
     code: str = "OK"
@@ -182,16 +182,16 @@ class Status:
 
 
 class Versions:
-    """Keeps the newest versions of a base folder loaded and looks for new ones.
+    """Keeps the newest versions of a base folder loaded and polls for new ones.
 
-    A new version is loaded and warmed up beside the old one, which answers until then. A version that cannot be loaded is
-    left alone until its files change. When no version can be loaded, what is loaded stays.
+    A new version is loaded and warmed up while the old one keeps serving. A version that fails to load is not retried until
+    its files change. If no new version can be loaded, the loaded ones stay.
 
     Args:
         base_path: Folder with the version folders.
-        num_versions: How many of the newest are served.
-        on_load: Called with a version's number and seconds after it was loaded, or with the number and None when
-            loading failed.
+        num_versions: Number of newest versions to serve.
+        on_load: Called with a version's number and loading time in seconds after it was loaded, or with the number and
+            None if loading failed.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Versions:
 
     def get(self, number: int | None = None) -> Version:
         """A loaded version; None for the newest. Raises RequestError."""
-        loaded = self._loaded  # replaced as a whole, never changed
+        loaded = self._loaded  # replaced as a whole, never modified
         if number is None and loaded:
             return loaded[max(loaded)]
         if number not in loaded:
@@ -224,7 +224,7 @@ class Versions:
         return dict(sorted(self._status.items(), reverse=True))
 
     def poll(self) -> None:
-        """Looks at the base folder once; loads what is new and drops what is gone or superseded."""
+        """Checks the base folder once; loads new versions and drops those that are gone or superseded."""
         found = {
             int(path.name): path
             for path in (self._base_path.iterdir() if self._base_path.is_dir() else ())
@@ -240,7 +240,7 @@ class Versions:
             begin = time.monotonic()
             try:
                 loaded[number] = Version(found[number])
-            except Exception as error:  # whatever is wrong with one folder must not stop the server
+            except Exception as error:  # a bad folder must not stop the server
                 logger.warning("version %d cannot be loaded: %s", number, error)
                 self._failed[number] = content
                 self._set_status(number, Status("END", "UNKNOWN", str(error)[:500]))
@@ -264,7 +264,7 @@ class Versions:
         self._status = {**self._status, number: status}
 
     def start(self, poll_seconds: float) -> None:
-        """Polls once, then in a thread of its own."""
+        """Polls once, then in a background thread."""
         self.poll()
 
         def run():
@@ -284,7 +284,7 @@ class Versions:
 
 
 def _content(folder: pathlib.Path) -> tuple:
-    """Changes when a file of the folder does: a version that is still being copied is tried again."""
+    """Changes when a file of the folder does, so that a version still being copied is retried."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
@@ -305,19 +305,19 @@ class _Pending:
 
 
 class Batcher:
-    """Runs requests one batch at a time: those that wait while the model is busy are joined.
+    """Dynamic batching: runs one batch at a time, joining requests that arrive while the model is busy.
 
-    There is no waiting for company: an idle model runs a lone request at once. A batch in which one request is wrong is
-    run again one by one, so that only the wrong one fails.
+    Requests are never delayed to fill a batch: an idle model runs a single request at once. If a batch fails, its requests
+    are rerun one by one, so that only the invalid one fails.
 
-    Whom a request was joined with does not show in its latents, and in its pixels by one level of 255 at most: kernels add
-    in another order when a batch has another size. A request that runs alone has the same bytes each time on one machine,
-    and so has a batch of the same rows (docs/serving.md, for models that compute in float32).
+    Batching does not change a request's latents, and its pixels by at most one level of 255: kernels sum in a different
+    order for a different batch size. On one machine, a request that runs alone always returns the same bytes, and so does a
+    batch of the same rows (docs/serving.md, for models that compute in float32).
 
     Args:
-        max_rows: Most rows of a batch, and of one request.
-        max_queue: Most requests that wait; one more is UNAVAILABLE.
-        on_batch: Called with the rows of each batch.
+        max_rows: Maximum rows per batch, and per request.
+        max_queue: Maximum queued requests; further ones are rejected as UNAVAILABLE.
+        on_batch: Called with the number of rows of each batch.
     """
 
     def __init__(self, max_rows: int = 16, max_queue: int = 128, on_batch: Callable[[int], None] | None = None):
@@ -334,7 +334,7 @@ class Batcher:
         return len(self._queue)
 
     def run(self, endpoint: Endpoint, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
-        """Waits for its turn and returns the outputs. Raises RequestError."""
+        """Queues a request, waits and returns the outputs. Raises RequestError."""
         rows = endpoint.check(inputs, self.max_rows)
         pending = _Pending(endpoint, dict(inputs), rows, time.monotonic() + timeout, concurrent.futures.Future())
         with self._changed:
@@ -351,7 +351,7 @@ class Batcher:
             raise RequestError(DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
 
     def close(self) -> None:
-        """Answers what runs, refuses what waits, and stops."""
+        """Finishes the running batch, rejects queued requests, and stops."""
         with self._changed:
             self._closed = True
             waiting = [pending for pending in self._queue if pending.future.set_running_or_notify_cancel()]
@@ -362,7 +362,7 @@ class Batcher:
         self._thread.join()
 
     def _take(self) -> list[_Pending]:
-        """The oldest request and those that can run with it; empty when closed."""
+        """The oldest request and those that can be batched with it; empty when closed."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
@@ -387,7 +387,7 @@ class Batcher:
             self._on_batch(sum(pending.rows for pending in batch))
             try:
                 results = self._run_together(batch) if len(batch) > 1 else None
-            except Exception:  # one of them is wrong, or they are too much together
+            except Exception:  # one of them is invalid, or together they are too large
                 results = None
             if results is None:
                 for pending in batch:
@@ -408,12 +408,12 @@ class Batcher:
     def _run_alone(pending: _Pending) -> None:
         try:
             pending.future.set_result(pending.endpoint.run(pending.inputs))
-        except Exception as error:  # also what TensorFlow raises besides: the thread has to go on
+        except Exception as error:  # including anything else TensorFlow raises: the thread must go on
             pending.future.set_exception(error)
 
 
 def as_request_error(error: BaseException) -> RequestError:
-    """Any exception as one that can be sent."""
+    """Any exception as a RequestError that can be sent."""
     if isinstance(error, RequestError):
         return error
     logger.error("request failed", exc_info=error)
