@@ -70,7 +70,7 @@ def _repeated_name(path: str) -> str:
 def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda line: None) -> Any:
     """The config as it will run; raises ValueError for one that would fail at the end of a long training.
 
-    A resumed run keeps the precision it was begun in if that is `auto`, and whatever else its folder fixes.
+    With `auto` precision, a resumed run keeps the one it was begun in, along with whatever else its folder fixes.
     """
     from trainers import runs
 

@@ -81,28 +81,30 @@ def run(
         model: Built and compiled in the scope of `strategy`.
         dataset_fn: Called with the first step to train (0 in a new run), and again whenever the run goes back to a
             checkpoint; returns an infinite dataset of global batches in step order. A batch is what the model's
-            `train_step` takes: tensors with the B clips of all replicas on the first axis, e.g. `video` (B, T, H, W, 3).
+            `train_step` takes: tensors with the B clips of all replicas first, e.g. `video` uint8 (B, T, H, W, 3).
         run_dir: Run folder, created if missing; all workers share it and the chief writes it. Receives `checkpoints/`,
             `metrics.jsonl`, `actions.json` and, after a bad step, `bad_step.json`.
         total_steps: Training steps in total, including those of earlier processes.
         strategy: Distribution strategy; None for the current one, by default that of a single device.
-        steps_per_loop: Steps between lines of `metrics.jsonl`, and the most steps in one compiled call. With one worker a
-            call is limited to about half a second. A line is also written wherever a checkpoint or an action is due.
-        checkpoint_every_steps: Steps between checkpoints; one more is written after the last step, on SIGTERM or Ctrl-C,
-            and when `max_minutes` are up.
-        actions: Periodic callbacks, run by the chief in this order, after the checkpoint where both are due.
-        resume: `auto` resumes from the last checkpoint, if any; `never` raises if there is one; `must` raises if there is
-            none. A damaged checkpoint is set aside, and the run resumes from the one before it.
-        frames_per_step: Frames in a global batch, to show speed in frames per second; 0 shows steps per second.
+        steps_per_loop: Steps between lines of `metrics.jsonl`, and the most steps in one compiled call; 50 by default. With
+            one worker a call is limited to about half a second. Lines are also written when a checkpoint or action is due.
+        checkpoint_every_steps: Steps between checkpoints, 500 by default; one more is written after the last step, on
+            SIGTERM or Ctrl-C, and when the time limit is reached.
+        actions: Periodic callbacks, run by the chief in this order, after the checkpoint where both are due; none by default.
+        resume: `auto` (default) resumes from the last checkpoint, if any; `never` raises if there is one; `must` raises if
+            there is none. A damaged checkpoint is set aside, and the run resumes from the one before it.
+        frames_per_step: Frames in a global batch, to show speed in frames per second; 0 (default) shows steps per second.
         report: Receives each complete progress line; None prints to standard output, in place on a terminal.
-        average: Moving average of `model`'s weights, created in the scope of `strategy`: updated after every step, saved in
+        average: Moving average of the model's weights, created in the scope of `strategy`: updated after every step, saved in
             checkpoints, and swapped into the model for actions that use weights. None disables averaging.
-        max_bad_steps: Skips at most this many steps with a non-finite loss or weight, see `health.BadSteps`; 0 raises at
-            the first.
+        max_bad_steps: Skips at most this many steps with a non-finite loss or weight, see `health.BadSteps`; 0
+            (default) raises at the first.
         video_names: Names by video id, for the videos of a bad step; empty to record ids only.
-        xla: Compiles the training step with XLA; a single replica only.
-        keep_every: Checkpoints whose step is a multiple of this are kept permanently, besides the last two; 0 keeps none.
-        max_minutes: Time limit in minutes, from the call: saves and returns before it is up. 0 for no limit.
+        xla: Compiles the training step with XLA, for a single replica only; off by default.
+        keep_every: Checkpoints whose step is a multiple of this are kept permanently, besides the last two; 0 (default)
+            keeps only those two.
+        max_minutes: Time limit in minutes from the call; the run saves and returns before it is reached. 0 (default) for no
+            limit.
         begun: Called once, after a checkpoint was restored or none was found, so that a run refused because of its
             checkpoints leaves its folder unchanged. Does nothing by default.
 
