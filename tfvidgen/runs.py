@@ -175,6 +175,7 @@ _OPTIONAL = {
     "labels": dict,
     "versions": dict,
     "environment": dict,
+    "frozen": dict,
 }
 
 

@@ -79,26 +79,10 @@ def describe(report: SourceReport) -> str:
 
 def report_of(collection: VideoCollection) -> SourceReport:
     """The report for a dataset that was generated or loaded by name."""
-    import numpy as np
 
     from tfvidgen.data.sources import SourceReport
 
-    def counts(field: str) -> dict[str, int]:
-        names = getattr(collection, f"{field}_names") or ()
-        return {name: int((getattr(collection, field) == index).sum()) for index, name in enumerate(names)}
-
-    return SourceReport(
-        source=collection.source,
-        layout="named set",
-        names=collection.names,
-        lengths=collection.lengths,
-        sizes=np.tile(np.array(collection.size, np.int64), (len(collection), 1)),
-        fps=collection.fps,
-        classes=counts("action"),
-        identities=counts("identity"),
-        ignored=(),
-        unreadable=(),
-    )
+    return SourceReport.of_videos(collection, "named set")
 
 
 def spread(total: int, count: int) -> list[int]:

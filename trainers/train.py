@@ -13,7 +13,7 @@ import re
 import socket
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainers import cli
@@ -367,20 +367,25 @@ def _measured(config: Any, build_model: BuildModel) -> str:
     child = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     with child:
         try:
-            peak, before, gpu = child.submit(_peak_memory, config, build_model).result()
+            peak, on_gpu, parts = child.submit(_peak_memory, config, build_model).result()
         except concurrent.futures.process.BrokenProcessPool:
             return (
-                "more than this machine has: the process that measured two steps was stopped for it. Lower --batch_size, "
-                "--num_frames or --width, or see docs/troubleshooting.md"
+                "more than this machine has: the process that measured two steps was killed. Lower --batch_size, --num_frames or "
+                "--width, or see docs/troubleshooting.md"
             )
-    text = f"{peak / 2**20:.0f} MiB at the peak of two steps, {before / 2**20:.0f} of them TensorFlow itself"
-    return text + (f"; {gpu / 2**20:.0f} MiB on the GPU" if gpu else "")
+    rest = max(0, peak - sum(parts.values()))
+    listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in {**parts, "steps": rest}.items())
+    return f"{peak / 2**20:.0f} MiB at the peak of two steps ({listed})" + (
+        f"; {on_gpu / 2**20:.0f} MiB on the GPU" if on_gpu else ""
+    )
 
 
-def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
-    """Peak memory of this process over two steps, its peak before loading data, and the peak on a GPU, all in bytes."""
+def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, dict[str, int]]:
+    """Takes two steps; returns peak bytes of this process and of a GPU, and what part of the former is known by its name."""
     import tensorflow as tf
 
+    from tfvidgen import data
+    from tfvidgen.optimizers import optimizers_of
     from trainers import runs
     from trainers.engine import cluster
     from trainers.engine.ema import WeightAverage
@@ -388,19 +393,27 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, int]:
 
     strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
     tf.zeros(1).numpy()
-    before = _most_memory()
+    parts = {"TensorFlow": _most_memory()}
     run_data = runs.load_data(config)
     with strategy.scope():
         model = build_model(config, run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+    parts["videos"] = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
+    parts["weights and codes"] = _num_bytes(model.weights) + (_num_bytes(average.state.values()) if average else 0)
+    parts["optimizers"] = sum(_num_bytes(optimizer.variables) for optimizer in optimizers_of(model))
     iterator = cluster.distribute(strategy, _dataset_fn(config, run_data)(0))
     steps = Steps(model, strategy, average, config.xla)
     steps.trace(iterator)
     steps(iterator, 2)
-    peak = _most_memory()
     gpus = tf.config.list_logical_devices("GPU")
-    gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
-    return peak, before, gpu
+    on_gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
+    return _most_memory(), on_gpu, parts
+
+
+def _num_bytes(variables: Iterable[Any]) -> int:
+    import tensorflow as tf
+
+    return sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
 
 
 def _most_memory() -> int:

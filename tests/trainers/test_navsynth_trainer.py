@@ -217,9 +217,10 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch
     model = navsynth.build_model(config, loaded)
     weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
     assert f"model: {weights:,} network weights, {4 * 4 + 4 * 8 * 4:,} numbers in learned codes" in out
-    peak, own = map(
-        int, re.search(r"memory: (\d+) MiB at the peak of two steps, (\d+) of them TensorFlow", out).groups()
+    said = re.search(
+        r"memory: (\d+) MiB at the peak of two steps \(TensorFlow (\d+), videos 0, weights and codes 0, ", out
     )
+    peak, own = map(int, said.groups())
     assert peak > own > 100
 
 
