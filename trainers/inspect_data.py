@@ -79,7 +79,6 @@ def describe(report: SourceReport) -> str:
 
 def report_of(collection: VideoCollection) -> SourceReport:
     """The report for a dataset that was generated or loaded by name."""
-
     from tfvidgen.data.sources import SourceReport
 
     return SourceReport.of_videos(collection, "named set")
