@@ -83,7 +83,7 @@ def renew_statistics(
         )
     learned = {id(variable) for variable in model.learned_variables}
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    norms = [layer for layer in norms if id(layer.moving_mean) in learned]  # not those of frozen networks
+    norms = [layer for layer in norms if id(layer.moving_mean) in learned]  # skips frozen networks
     momenta = [layer.momentum for layer in norms]
 
     def compute() -> None:

@@ -142,7 +142,7 @@ class _Discriminator(keras.layers.Layer):
         self.built = True
 
     def call(self, x, noise_key=None, training=False):
-        """-> (N, ..., outputs), float32."""
+        """Frames or clips -> logits (N, ..., outputs), float32."""
         keys = [None] * (len(self.convolutions) + 1)
         if self.noise_stddev and noise_key is not None:
             keys = split_key(noise_key, len(keys))

@@ -150,7 +150,7 @@ class LatentTable(keras.layers.Layer):
         if self.host_memory:
             with tf.device(_HOST):
                 codes = tf.raw_ops.ResourceGather(resource=self.rows.value.handle, indices=row_ids, dtype=tf.float32)
-            return tf.identity(codes)  # on the device that asked
+            return tf.identity(codes)  # copied to the calling device
         if keras.config.backend() == "tensorflow" and not tf.distribute.in_cross_replica_context():
             # Gathers from the variable itself, on this replica. `ops.take` first reads it as a tensor, which after a
             # scatter update copies the whole table every time.

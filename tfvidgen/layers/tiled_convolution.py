@@ -17,7 +17,7 @@ from tfvidgen._tensorflow import tf
 TAPS = 4
 _POINTS = (0.0, 1.0, -1.0, 0.5)  # interpolation points, in addition to infinity
 _TILE = 2  # output frames per tile
-# For maps of at most so many pixels per side, the kernel gradient is a matrix product of patches and output gradients: there
+# For maps of up to this many pixels per side, the kernel gradient is a matrix product of patches and output gradients: there
 # the library's kernel reaches half the speed of a matrix product in float32 and a third in bfloat16.
 _FEW_PIXELS = {"bfloat16": 8, "float32": 4}
 

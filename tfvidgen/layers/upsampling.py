@@ -7,8 +7,8 @@ import keras
 from tfvidgen._tensorflow import tf
 
 # Measured on AVX-512 cores, where the library's kernels reach the speed of a matrix product except in two cases:
-_FEW_FILTERS = 4  # forward, with at most so many output channels: a sixth of that speed
-_FEW_PIXELS = {"bfloat16": 8, "float32": 4}  # kernel gradient, with at most so many pixels per side: 1/3 to 3/4 of it
+_FEW_FILTERS = 4  # forward, up to this many output channels: a sixth of that speed
+_FEW_PIXELS = {"bfloat16": 8, "float32": 4}  # kernel gradient, up to this many pixels per side: 1/3 to 3/4 of it
 
 
 def _phases(kernel):

@@ -1,4 +1,4 @@
-"""The contract of every system: named latents in, videos out, the whole algorithm in `train_step`."""
+"""Base class of all systems: named latents in, videos out, the whole training algorithm in `train_step`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LatentSpec:
     Attributes:
         shape: Per-video shape; None along an axis of variable length.
         dtype: `float32` for codes, `int32` for labels.
-        prior: The distribution that `sample_latents` draws from, in words.
+        prior: The distribution that `sample_latents` draws from, as text.
         role: `content` (appearance), `motion` or `label` (class). The entry with the role `label` is also named `label`.
             Code that keeps or exchanges content or motion looks up roles, not names.
         num_values: Number of classes of a label, which lies in 0..num_values - 1. None for codes.
@@ -129,9 +129,9 @@ class VideoGenerator(keras.Model):
                 f"`network_form` of {type(self).__name__} must be one of {known}, or None for the last. Received "
                 f"{network_form!r}."
             )
-        self.network_form = network_form or self.network_forms[-1]
-        self.frozen_networks: dict[str, keras.Layer] = {}
-        self.frozen_digests: dict[str, str] = {}
+        self.network_form = network_form or self.network_forms[-1]  # new models get the newest form
+        self.frozen_networks: dict[str, keras.Layer] = {}  # filled by `freeze`
+        self.frozen_digests: dict[str, str] = {}  # SHA-256 of their weight files
         self._validation_means = {name: keras.metrics.Mean(name=f"mean_{name}") for name in self.validation_names}
         self.loss_scaler = None  # only float16 needs one
         if self.compute_dtype == "float16":
@@ -177,6 +177,7 @@ class VideoGenerator(keras.Model):
     @property
     def learned_variables(self) -> list[keras.Variable]:
         """All of `weights` except those of frozen networks: the state that a run must save."""
+        # compared by identity: Keras variables overload ==
         frozen = {id(variable) for network in self.frozen_networks.values() for variable in network.variables}
         return [variable for variable in self.weights if id(variable) not in frozen]
 
@@ -239,6 +240,7 @@ class VideoGenerator(keras.Model):
                 f"them. Received {found}."
             )
         if isinstance(spec, dict) and "video" in spec:
+            # a system that overrides `lookup` learns a code per video
             video, needs_id = spec["video"], type(self).lookup is not VideoGenerator.lookup
             if video.dtype != "uint8" or len(video.shape) != 5:
                 raise ValueError(
@@ -268,6 +270,7 @@ class VideoGenerator(keras.Model):
 
     def _refuse_uneven_batches(self, dataset: Any) -> None:
         num_replicas = self.distribute_strategy.num_replicas_in_sync
+        # only datasets state their batch size
         if num_replicas == 1 or not isinstance(dataset, tf.data.Dataset):
             return
         for size in {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}:
@@ -318,6 +321,7 @@ class VideoGenerator(keras.Model):
     def lengths(self, most: int) -> list[int]:
         """All supported video lengths up to `most` frames, ascending."""
         possible = []
+        # asks `latent_length` for each, so that subclasses need to override one method only
         for num_frames in range(1, most + 1):
             try:
                 self.latent_length(num_frames)
@@ -354,6 +358,7 @@ class VideoGenerator(keras.Model):
         Raises:
             ValueError: As for `sample_latents`.
         """
+        # B is the length of any entry
         return {**latents, LABEL: self._checked_labels(labels, ops.shape(next(iter(latents.values())))[0])}
 
     def _checked_labels(self, labels, num_videos):
@@ -379,6 +384,7 @@ class VideoGenerator(keras.Model):
     @functools.cached_property
     def decode_function(self):
         """`decode` as a cached graph function, so that repeated calls do not retrace."""
+        # retracing is reduced by relaxing shapes, so that other batch sizes share one trace
         return tf.function(lambda latents: self.decode(latents), reduce_retracing=True)
 
     def lookup(self, video_id) -> dict[str, Any]:
@@ -502,5 +508,5 @@ class VideoGenerator(keras.Model):
     def test_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Running means of `validation_losses` over batches, for `evaluate` and `validation_data`."""
         for name, losses in self.validation_losses(batch).items():
-            self._validation_means[name].update_state(losses)
+            self._validation_means[name].update_state(losses)  # (B,): every video has the same weight
         return {name: mean.result() for name, mean in self._validation_means.items()}

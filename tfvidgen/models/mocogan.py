@@ -226,6 +226,7 @@ class MoCoGAN(VideoGenerator):
         self.augmentation = check_augmentation(augmentation)
 
     def _generator_variables(self):
+        # G_I and R_M share one optimizer (official code)
         return [variable for network in self._generator_networks() for variable in network.trainable_variables]
 
     # ------------------------------------------------------------ latents (motion codes: Sec. 3.1)
@@ -280,6 +281,7 @@ class MoCoGAN(VideoGenerator):
         """[z_C; label; z_M^(t)] of every frame: (B, T, code_dim). Order of the official code."""
         motion = latents["motion"]  # (B, T, 10)
         num_frames = ops.shape(motion)[1]
+        # content and label are the same for all frames
         parts = [ops.repeat(latents["content"][:, None], num_frames, axis=1)]  # (B, 50) -> (B, T, 50)
         if self.num_categories:
             label = ops.one_hot(latents["label"], self.num_categories, dtype="float32")  # (B, K)
@@ -303,6 +305,7 @@ class MoCoGAN(VideoGenerator):
         guard = StepGuard(self)
 
         logs = {}
+        # each discriminator update has real clips of its own
         for i, (share, category) in enumerate(guard.shares(self.discriminator_steps, real, real_category)):
             logs |= self._improve_discriminators(guard, share, category, split_key(update_key(key, i), 12)[:5])
         # G_I and R_M against both discriminators, on fresh samples

@@ -67,6 +67,7 @@ class MotionRNN(keras.layers.Layer):
         super().__init__(**kwargs)
         xavier = keras.initializers.GlorotUniform
         seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
+        # one layer of 500 hidden units (Sec. 4.2); zero initial state
         self.gru = keras.layers.GRU(
             units,
             return_sequences=True,
@@ -191,6 +192,7 @@ class FrameGenerator(keras.layers.Layer):
             Doubling(c, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(channels[1:], 1)
         ]
+        # DCGAN: after every transposed convolution but the last
         self.norms = [
             _ConditionalNorm(
                 conditioning == "norm", None if seed is None else seed + 200 + i, dtype=policy, name=f"norm_{i}"
@@ -487,7 +489,7 @@ class NAVSynth(VideoGenerator):
     @property
     def row_owners(self):
         """Owners of the rows of both tables and of the label embedding."""
-        owners = {"static.rows": self.static_by, "transient.rows": self.transient_by}
+        owners = {"static.rows": self.static_by, "transient.rows": self.transient_by}  # names in a checkpoint
         return {**owners, "generator.label_embedding.embeddings": "action"} if self.conditional else owners
 
     def exchange(self, identity, action):
@@ -516,6 +518,7 @@ class NAVSynth(VideoGenerator):
                 Table 4.
         """
         length = self.num_frames if num_frames is None else num_frames
+        # keys of static and transient codes; the third is unused
         seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 3)
         if prior not in ("learned", "gaussian"):
             raise ValueError(f"`prior` must be 'learned' or 'gaussian'. Received {prior!r}.")
@@ -529,7 +532,7 @@ class NAVSynth(VideoGenerator):
             labels = self._checked_labels(labels, num_videos)
             action = self._rows_with_label(labels, seeds[1])
         latents = self.exchange(rows(self.static, seeds[0]), action)
-        if prior == "gaussian":
+        if prior == "gaussian":  # replaces the learned codes; the label stays
             shape = (num_videos, length, self.transient.row_shape[-1])
             latents["transient"] = tf.random.stateless_normal(shape, seeds[1], stddev=self.transient.initial_stddev)
             if self.use_static:
@@ -605,6 +608,7 @@ class NAVSynth(VideoGenerator):
         if space == "motion":
             return self.decode_motion(latents, blend(self.motion_codes(latents)))  # (B, k, H, W, 3)
         transient = latents["transient"]
+        # a prefix of frames gives the RNN its state at frame `first`
         path = ops.concatenate([transient[:, : first + 1], blend(transient)], axis=1)  # (B, first + 1 + k, 200)
         return self.decode_motion(latents, self.rnn(path)[:, first + 1 :])  # (B, k, H, W, 3)
 
@@ -630,6 +634,7 @@ class NAVSynth(VideoGenerator):
         batch's `identity` and `action`, so that cells held out of training can be evaluated as well.
         """
         real = ops.cast(batch["video"], "float32") / 127.5 - 1.0  # (B, T, H, W, 3)
+        # by cell of the identity x action grid (Table 3)
         by_cell = self.static_by == "identity" and self.transient_by == "action"
         if by_cell and "identity" in batch and "action" in batch:
             latents = self.exchange(batch["identity"], batch["action"])
@@ -702,6 +707,7 @@ class NAVSynth(VideoGenerator):
             )
 
         # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; over gamma as well for `joint`
+        # theta here, and Z by the tables' own rule below
         moved = [(self.rnn.trainable_variables, self.rnn_optimizer)]
         if self.update == "joint":
             moved.insert(0, (self.generator.trainable_variables, self.generator_optimizer))

@@ -144,6 +144,7 @@ class RJGAN(VideoGenerator):
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.summary_dim, self.noise_dim, self.summary_stddev = summary_dim, noise_dim, summary_stddev
         self.images_only = num_frames == 1  # baseline of Sec. 5.2
+        # G_I takes mu + delta^(t), and mu itself, both of width 60
         self.generator = FrameGenerator(summary_dim, size, width, seed + 20, dtype=self.dtype_policy, name="generator")
         options = {
             "size": size,
@@ -230,6 +231,7 @@ class RJGAN(VideoGenerator):
         self.augmentation = check_augmentation(augmentation)
 
     def _generator_variables(self):
+        # G_I and R_M are updated together, as "the combined generator" (Sec. 4.1)
         networks = [self.generator] if self.images_only else [self.generator, self.residual_gru]
         return [variable for network in networks for variable in network.trainable_variables]
 
@@ -312,7 +314,7 @@ class RJGAN(VideoGenerator):
         step = self.step_of(batch)
         key = step_key(self.seed, step)
         # weight of the summary terms of Eq. 1 in this step: "periodically", 0 or 1
-        share = 1.0
+        share = 1.0  # every step
         if not self.images_only and self.summary_every_steps > 1:
             share = tf.cast(tf.equal(step % self.summary_every_steps, 0), tf.float32)
         guard = StepGuard(self)
@@ -410,6 +412,7 @@ class RJGAN(VideoGenerator):
         """One update of G_I and R_M on fresh samples, `num_videos` per micro-batch; returns its losses by name."""
 
         def objective():
+            # D_I and D_V are fixed here
             kind, names, logs, total = self.adversarial_loss, self.augmentation, {}, 0.0
             of_part = iter(keys)
             clips, summaries = self._clips_and_summaries(num_videos, next(of_part))
@@ -418,7 +421,7 @@ class RJGAN(VideoGenerator):
                 frames = augment(frames, names, next(of_part))
                 logits = self.image_discriminator(frames, next(of_part), training=True)
                 logs["image_generator_loss"] = generator_loss(logits, kind)
-                clips = augment(clips, names, next(of_part))
+                clips = augment(clips, names, next(of_part))  # (B, T, H, W, 3)
                 logits = self.video_discriminator(clips, next(of_part), training=True)
                 logs["video_generator_loss"] = generator_loss(logits, kind)
                 total += logs["image_generator_loss"] + logs["video_generator_loss"]

@@ -110,6 +110,7 @@ class TemporalGenerator(keras.layers.Layer):
         self.project = keras.layers.Dense(
             channels[0], use_bias=False, kernel_initializer=_kernel(seed, 0), dtype=policy, name="project"
         )
+        # kernel 4, stride 2; a bias in the last layer only, which no batch norm follows
         self.ups = [
             keras.layers.Conv1DTranspose(
                 c,
@@ -611,6 +612,7 @@ class TGAN(VideoGenerator):
 
     def _improve_both(self, guard, real, category, key):
         """Updates generators and discriminator from one shared forward pass, both with the old weights (official code)."""
+        # (variables, optimizer) of both sides
         players = (
             (self._generator_variables, self.generator_optimizer),
             (self.discriminator.trainable_variables, self.discriminator_optimizer),
@@ -640,7 +642,7 @@ class TGAN(VideoGenerator):
     def _category_of(self, batch):
         if not self.num_categories:
             return None
-        if "action" not in batch:
+        if "action" not in batch:  # the data's action is the category
             raise ValueError(
                 "A conditional TGAN needs an `action` for every video, and the batch has none: use a set with action "
                 "labels, or num_categories=0."

@@ -286,6 +286,7 @@ class VideoDiscriminator(keras.layers.Layer):
         self.clip_shape = (None, num_frames, size, size, 3)
         self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)  # 2 * 4 * 4 * 512 = 16384
         policy = self.dtype_policy
+        # kernel 4, stride 2; a bias in the first layer only, which no batch norm follows
         self.downs = [
             VolumeHalving(
                 c,
@@ -489,7 +490,7 @@ class VGAN(VideoGenerator):
             real = part  # the generator's update has as many clips as the discriminator's last one
 
         def objective(real):
-            latents = self._latents_of_step(real, latent_key)
+            latents = self._latents_of_step(real, latent_key)  # z, or first frames of `real`
             streams = self.streams(latents, training=True)
             generated = compose(**streams)  # (B, T, H, W, 3)
             if made_once:
@@ -688,6 +689,7 @@ class ActionClassifier(keras.Model):
 
     @property
     def _moved(self):
+        # the discriminator's own head takes no part in the loss
         unused = {id(variable) for variable in self.discriminator.head.trainable_variables}
         return [variable for variable in self.trainable_variables if id(variable) not in unused]
 
