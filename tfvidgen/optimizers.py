@@ -1,4 +1,4 @@
-"""Optimizers, the one tail of every update of a step, and the loss scaling that float16 needs."""
+"""Optimizers, the shared update path of all training steps, and loss scaling for float16."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tfvidgen.layers.replicas import micro_batch, num_parts, num_replicas
 from tfvidgen.layers.spectral_norm import SpectralNorm
 from tfvidgen.losses.adversarial import l2_penalty
 
-MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
+MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss
 
 
 class Adam(keras.optimizers.Adam):
-    """Keras's Adam with its numbers and variables, each update one kernel instead of a dozen passes over memory."""
+    """Keras's Adam, with the same numbers and variables, as one fused kernel per update instead of a dozen memory passes."""
 
     def update_step(self, gradient, variable, learning_rate):
         if keras.config.backend() != "tensorflow" or self.amsgrad or isinstance(gradient, tf.IndexedSlices):
@@ -41,24 +41,24 @@ class Adam(keras.optimizers.Adam):
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """A system's optimizers, each once, though Keras keeps the one given to `compile` under `optimizer` too."""
+    """A system's optimizers without duplicates (Keras also stores the one given to `compile` as `optimizer`)."""
     found = {id(value): value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)}
     return list(found.values())
 
 
 class LossScaler(keras.layers.Layer):
-    """By how much the losses of a float16 model are multiplied, and how that number finds itself.
+    """Dynamic loss scaling for float16.
 
-    float16 has no number between 0 and 6e-8: gradients of that size vanish on their way back, unless the loss is
-    multiplied first and the gradients are divided in float32. The factor halves when a gradient overflows and doubles
-    after `growth_steps` steps in which none did. Factor and count are weights, so a checkpoint holds them.
+    float16 has no positive number below 6e-8: smaller gradients underflow in the backward pass, unless the loss is scaled up
+    first and the gradients are scaled back in float32. The factor halves when a gradient overflows and doubles after
+    `growth_steps` steps without overflow. Factor and count are weights, so they are checkpointed.
 
     Args:
-        initial_scale: The factor at the start; a power of two, so that scaling is exact.
-        growth_steps: Steps without an overflow after which the factor doubles.
+        initial_scale: Initial factor; a power of two, so that scaling is exact.
+        growth_steps: Steps without overflow after which the factor doubles.
 
-    Source: Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740, Sec. 3.2; numbers of
-        `keras.optimizers.LossScaleOptimizer`, which scales for one optimizer and knows nothing of the others.
+    Source: Micikevicius et al., ICLR 2018, https://arxiv.org/abs/1710.03740, Sec. 3.2; constants of
+        `keras.optimizers.LossScaleOptimizer`, which supports a single optimizer only.
     """
 
     def __init__(self, initial_scale: float = 2.0**15, growth_steps: int = 2000, **kwargs):
@@ -77,7 +77,7 @@ class LossScaler(keras.layers.Layer):
         self.built = True
 
     def adapt(self, finite):
-        """Moves the factor after a step; call it in cross-replica context."""
+        """Updates the factor after a step; call it in cross-replica context."""
         factor, good_steps = tf.convert_to_tensor(self.factor), self.good_steps + 1
         grows = good_steps >= self.growth_steps
         larger = tf.minimum(tf.where(grows, 2.0 * factor, factor), MAX_SCALE)
@@ -86,26 +86,26 @@ class LossScaler(keras.layers.Layer):
 
 
 def _together(gradients):
-    """The same gradients, each of which waits for all others, so that no weight moves while some are being computed.
+    """The same gradients, tied together so that none is available, and no weight changes, before all are computed.
 
-    An optimizer sums gradients over replicas, and that operation (an `IdentityN`, on one replica too) takes all of them at
-    once. While it stands, TensorFlow's rewriting of graphs sees that weights move after every gradient, and drops what
-    makes an update wait for the reads of its own weight. Then it splits the operation into one per gradient, and nothing
-    is left to wait for: a weight whose gradient does not depend on its value, such as the last kernel of a Wasserstein
-    critic, was now and then updated before the other gradients had read it.
+    An optimizer sums gradients over replicas with one operation on all of them (an `IdentityN`, even on one replica). Given
+    that, TensorFlow's graph rewriter concludes that weights change only after every gradient, and drops the control
+    dependencies of updates on earlier reads of their weights. It then splits the operation into one per gradient, which
+    leaves nothing to wait for: a weight whose gradient does not depend on its value, such as the last kernel of a Wasserstein
+    critic, was occasionally updated before the other gradients had read it.
     """
     return tf.nest.pack_sequence_as(gradients, tf.tuple(tf.nest.flatten(gradients)))
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError for an argument, named by its keyword, that is not a whole number of at least 1."""
+    """Raises ValueError, naming the keyword, for an argument that is not an int of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1. Received {count!r}.")
 
 
 def _split(values, count: int) -> list[Any]:
-    """Nests of tensors, examples first, and None -> `count` equal parts of all of them."""
+    """Splits nested tensors along the batch axis into `count` equal parts; None stays None."""
     parts = [[None] * count if x is None else tf.split(x, count) for x in tf.nest.flatten(values)]
     return [tf.nest.pack_sequence_as(values, part) for part in zip(*parts, strict=True)] if parts else [values] * count
 
@@ -115,10 +115,10 @@ def _divisors(number: int) -> str:
 
 
 class StepGuard:
-    """Takes the gradients of one training step, and undoes the whole step where float16 overflowed.
+    """Computes the gradients of one training step, and rolls the whole step back if float16 overflowed.
 
-    A `train_step` makes one first, takes every gradient and moves every latent row through it, and returns what `finish`
-    returns. Losses are means over the examples that they are given, and know of neither replicas nor micro-batches.
+    A `train_step` creates a guard first, makes all gradient computations and latent row updates through it, and returns the
+    result of `finish`. Losses are means over the examples they receive, independent of replicas and micro-batches.
 
         guard = StepGuard(self)
 
@@ -129,24 +129,24 @@ class StepGuard:
         logs = guard.minimise(objective, self.trainable_variables, self.optimizer, inputs=(real,))
         return guard.finish(logs)
 
-    Where the model was compiled with `accumulate=K`, each update takes its examples in K micro-batches, one after the other,
-    and applies the mean of their gradients once: the memory of a step is that of one micro-batch. Draws of
-    `tfvidgen.layers.draws` are made for the global batch and sliced, so that K changes no draw: without batch norm K gives
-    the numbers of one big batch but for rounding. The power iterations of spectral norm begin anew in each, and so divide by
-    the same numbers. Batch norm sees micro-batches, and its moving statistics take in each of them.
+    If the model was compiled with `accumulate=K`, each update processes its examples in K sequential micro-batches and
+    applies the mean of their gradients once, with the memory of a single micro-batch (gradient accumulation). Draws of
+    `tfvidgen.layers.draws` are made for the global batch and sliced, so they do not depend on K: without batch norm, results
+    equal those of one large batch up to rounding. The power iteration of spectral norm restarts in each micro-batch, so all
+    divide by the same values. Batch norm uses the statistics of micro-batches and updates its moving ones with each.
 
-    Unless the model computes in float16 gradients are `tape.gradient`'s, and rows and logs pass as they are. In float16, a
-    step in which a gradient is not finite on any replica leaves no trace but a smaller scale: weights, batch norm
-    statistics, optimizers and rows are those from before it, also where a step has several stages and an earlier one was
-    applied already. For that, weights and slots as they were stay in memory until the step ends (latent tables do not).
-    The logs get `loss_scale`, NaN where gradients overflow though nothing is scaled any more, and `skipped`, 1 or 0.
+    In other precisions, gradients are those of `tape.gradient`, and rows and logs pass unchanged. In float16, a step with a
+    non-finite gradient on any replica has no effect but a smaller scale: weights, batch norm statistics, optimizers and
+    rows are restored, even if an earlier stage of the step had already been applied. This requires a copy of weights and
+    slots (except latent tables) in memory until the step ends. `loss_scale` and `skipped` (1 or 0) are added to the logs;
+    `loss_scale` is NaN if gradients overflow even at the minimum scale.
 
     Args:
-        model: A `VideoGenerator`; its `loss_scaler` is None unless it computes in float16, and its `accumulate` says how
-            many micro-batches an update has. Any other `keras.Model` has one and is not scaled.
+        model: A `VideoGenerator`; its `loss_scaler` is None unless it computes in float16, and its `accumulate` is the number
+            of micro-batches per update. Any other `keras.Model` has one micro-batch and no loss scaling.
 
     Raises:
-        ValueError: If an optimizer accumulates gradients over steps on several replicas, which Keras cannot do.
+        ValueError: If an optimizer accumulates gradients over steps on several replicas, which Keras does not support.
     """
 
     def __init__(self, model: keras.Model):
@@ -167,6 +167,7 @@ class StepGuard:
         self._scaler = getattr(model, "loss_scaler", None)
         if self._scaler is None:
             return
+        # latent tables are updated last, and the scale must survive a rollback
         apart = [layer for layer in model.layers if isinstance(layer, LatentTable) or layer is self._scaler]
         apart = {id(variable) for layer in apart for variable in layer.weights}
         learned = getattr(model, "learned_variables", model.weights)
@@ -187,18 +188,18 @@ class StepGuard:
         l2_weight: float = 0.0,
         clip_norm: float = 0.0,
     ) -> dict[str, Any]:
-        """One update: gradients of a loss at `variables`, divided by replicas, clipped, and applied by `optimizer`.
+        """One update: gradients of a loss with respect to `variables`, averaged over replicas, clipped, and applied.
 
         Args:
-            objective: Takes the inputs of a micro-batch; returns the loss, a mean over its examples, and logs by name.
-            variables: Of the network that is trained.
-            optimizer: Built for them.
-            inputs: What the objective takes: nests of tensors with this replica's examples first, and None.
-            l2_weight: Of `l2_penalty`, which is added to the loss; 0 for none.
-            clip_norm: Most that the joint norm of the gradients may be, over all replicas and micro-batches; 0 for any.
+            objective: Maps the inputs of a micro-batch to the loss, a mean over its examples, and logs by name.
+            variables: Variables of the trained network.
+            optimizer: Optimizer built for them.
+            inputs: Arguments of the objective: nests of tensors with this replica's examples along the first axis, or None.
+            l2_weight: Weight of `l2_penalty`, which is added to the loss; 0 disables it.
+            clip_norm: Maximum global norm of the gradients over all replicas and micro-batches; 0 disables clipping.
 
         Returns:
-            The objective's logs, means over the micro-batches.
+            The objective's logs, averaged over micro-batches.
         """
         weights = [variable.value for variable in variables]
 
@@ -217,21 +218,21 @@ class StepGuard:
         inputs: Sequence[Any] = (),
         codes: dict[str, Any] | None = None,
     ) -> tuple[list[list[Any]], Any, dict[str, Any]]:
-        """As `minimise`, without the update: for several optimizers that share one forward pass, and for learned codes.
+        """Like `minimise` without the update: for several optimizers that share one forward pass, and for learned codes.
 
         Args:
-            objective: Its first result is one loss for all groups, or a list with one loss for each.
-            *groups: Variables at which gradients are taken.
+            objective: As for `minimise`; its loss may be one for all groups or a list with one per group.
+            *groups: Variables to differentiate with respect to.
             inputs: As for `minimise`.
-            codes: Gathered codes by name, examples first, at which gradients are taken too. The objective takes those of
-                its micro-batch before its inputs. There must be one loss.
+            codes: Gathered codes by name, (B, ...), to differentiate with respect to as well. The objective takes those of
+                its micro-batch as its first argument. Requires a single loss.
 
         Returns:
-            Gradients by group, gradients at all of `codes` (for `update`), and logs.
+            Gradients by group, gradients with respect to all `codes` (for `update`), and logs.
         """
         weights = [[variable.value for variable in group] for group in groups]
 
-        def of_part(codes, *part):
+        def of_part(codes, *part):  # one micro-batch
             with tf.GradientTape(persistent=len(groups) > 1, watch_accessed_variables=False) as tape:
                 tape.watch([weights, codes or []])
                 loss, logs = objective(*part) if codes is None else objective(codes, *part)
@@ -248,16 +249,17 @@ class StepGuard:
         return found, at_codes, logs
 
     def in_parts(self, compute: Callable[..., Any], *inputs: Any) -> Any:
-        """`compute(*inputs)`, micro-batch by micro-batch; inputs and results are nests of tensors with examples first."""
+        """`compute(*inputs)` one micro-batch at a time; inputs and results are nests of tensors with the batch axis first."""
         return self._in_turn(lambda *part: ((), compute(*part)), inputs)[1]
 
     def shares(self, num_updates: int, *values: Any) -> list[tuple[Any, ...]]:
-        """Equal parts of a step's examples, one for each of `num_updates` updates of a discriminator.
+        """Splits a step's examples evenly among `num_updates` updates of a discriminator.
 
-        Update i has examples i, i + num_updates, ... of the global batch, so replicas change nothing about what it sees.
+        Update i gets examples i, i + num_updates, ... of the global batch, so the split does not depend on the number of
+        replicas.
 
         Raises:
-            ValueError: If they cannot be shared equally, or a share not be taken in micro-batches.
+            ValueError: If examples cannot be split evenly, or a part not be divided into micro-batches.
         """
         self._check_rows(values, num_updates)
         if num_updates == 1:
@@ -269,7 +271,7 @@ class StepGuard:
         return [share(i) for i in range(num_updates)]
 
     def _in_turn(self, compute, inputs):
-        """Sums and joined examples, the two results of `compute`, over the micro-batches of `inputs`, one after the other."""
+        """Runs `compute` on the micro-batches of `inputs` in sequence: sums its first result and concatenates its second."""
         count = self.accumulate
         if count == 1:
             return compute(*inputs)
@@ -278,9 +280,9 @@ class StepGuard:
         iterates = [tf.convert_to_tensor(variable) for variable in self._iterates]
         for i, part in enumerate(_split(inputs, count)):
             done = [x for x in tf.nest.flatten([sums, examples[-1:]]) if x is not None]
-            # else TensorFlow would compute them side by side, in the memory of all of them
+            # otherwise TensorFlow would run them in parallel, with the memory of all
             with micro_batch(i, count), tf.control_dependencies(done):
-                if i:
+                if i:  # every micro-batch starts from the same u and v of spectral norm
                     for variable, value in zip(self._iterates, iterates, strict=True):
                         variable.assign(value)
                 new, rows = compute(*part)
@@ -308,11 +310,11 @@ class StepGuard:
 
     # ------------------------------------------------------------ gradients and rows
     def gradient(self, tape: tf.GradientTape, loss, sources):
-        """`tape.gradient(loss, sources)`, taken of the scaled loss and divided by the scale. `loss` is a scalar.
+        """`tape.gradient(loss, sources)` with loss scaling: of the scaled loss, divided by the scale. `loss` is a scalar.
 
-        None of them is there before all are, see `_together`. A penalty on gradients is part of a loss: take those inner
-        gradients from their own tape as ever. Who calls this, instead of `minimise` or `gradients`, divides the loss by
-        the number of replicas and sees all examples at once.
+        All gradients become available together, see `_together`. Inner gradients of a gradient penalty are part of the loss
+        and taken from their own tape as usual. Callers who use this instead of `minimise` or `gradients` must divide the
+        loss by the number of replicas, and get no micro-batches.
         """
         if self._scaler is None:
             return _together(tape.gradient(loss, sources))
@@ -325,7 +327,7 @@ class StepGuard:
         ]
         finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(value)) for value in values]))
         self._finite.append(finite)
-        # nothing but zeros where they overflowed, so that a later stage of the step has losses to show
+        # all zeros after an overflow, so that later stages of the step still have finite losses to log
         factor = tf.where(finite, 1.0 / scale, 0.0)
 
         def unscaled(gradient):
@@ -336,14 +338,14 @@ class StepGuard:
         return tf.nest.map_structure(unscaled, scaled)
 
     def update(self, table: LatentTable, row_ids, gradients, step) -> None:
-        """`table.update(row_ids, gradients, step)`; in float16 when the step ends and is known to be good."""
+        """`table.update(row_ids, gradients, step)`; in float16, deferred to the end of the step."""
         if self._scaler is None:
             table.update(row_ids, gradients, step)
         else:
             self._updates.append((table, row_ids, gradients, step))
 
     def finish(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """Undoes the step if it overflowed, and returns the logs of the step."""
+        """Rolls the step back if it overflowed, and returns its logs."""
         if self._scaler is None:
             return logs
         replica = tf.distribute.get_replica_context()
@@ -355,7 +357,7 @@ class StepGuard:
         for table, row_ids, gradients, step in self._updates:
             table.update(row_ids, gradients, step, keep=finite)
         replica.merge_call(self._settle, args=(finite, self._before))
-        hopeless = ~finite & (scale <= MIN_SCALE)
+        hopeless = ~finite & (scale <= MIN_SCALE)  # overflow that no smaller scale can avoid
         return {
             **logs,
             "loss_scale": tf.where(hopeless, float("nan"), scale),

@@ -1,4 +1,4 @@
-"""Batch norm that is one kernel on one device and synchronised over several."""
+"""Batch norm with a fused kernel on one device, synchronised across several."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class BatchNorm(keras.layers.BatchNormalization):
-    """Keras's batch norm of (N, ..., C) with its numbers; statistics are those of the global batch.
+    """Batch norm of (N, ..., C), numerically equal to Keras's, with the statistics of the global batch.
 
-    Keras computes moments and normalises in separate operations. On one device training uses the fused kernel, which
-    reads memory less than half as often; over several replicas it stays with Keras's synchronised form.
+    Keras computes moments and normalises in separate operations. On a single device, training uses the fused kernel, with
+    less than half the memory traffic; on several replicas it uses Keras's synchronised implementation.
     """
 
     def __init__(self, **kwargs):
@@ -33,7 +33,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         if not fused:
             return super().call(inputs, training=training, mask=mask)
         channels = inputs.shape[-1]
-        # a clip is to the kernel a longer batch of frames
+        # to the kernel, clips are a longer batch of frames: (B, T, H, W, C) -> (B T, H, W, C)
         frames = inputs if len(inputs.shape) == 4 else tf.reshape(inputs, (-1, *inputs.shape[2:]))
         result = tf.raw_ops.FusedBatchNormV3(
             x=frames,
@@ -54,20 +54,21 @@ class BatchNorm(keras.layers.BatchNormalization):
 def renew_statistics(
     model: VideoGenerator, clips: np.ndarray | None = None, num_batches: int = 8, batch_size: int = 8
 ) -> list[keras.Variable]:
-    """Gives batch norm the statistics of what goes through it with a model's weights as they are now.
+    """Recomputes the moving statistics of batch norm for a model's current weights.
 
-    Moving statistics are those of earlier weights, and of weights that were averaged they are nobody's. They become means
-    over batches of new videos, with labels drawn as for new videos: of whatever `sample_latents` and `decode` go through.
-    Where the system has an encoder and clips are given, they become means over those for all that `encode` goes through.
+    Moving statistics lag behind the weights, and those of averaged weights match no actual network. They are replaced by
+    means over batches of sampled videos, with sampled labels, for all layers used by `sample_latents` and `decode`. If the
+    system has an encoder and clips are given, layers used by `encode` get means over those clips.
 
     Args:
-        model: Built, compiled or not. Under a strategy only the copies of the first replica change: assign what is returned.
-        clips: uint8 (N, T, H, W, 3), N at least `num_batches`; None for new videos alone.
-        num_batches: Batches of the mean.
-        batch_size: Videos in each.
+        model: Built; need not be compiled. Under a strategy only the copies on the first replica change: assign the returned
+            variables to the others.
+        clips: uint8 (N, T, H, W, 3), N at least `num_batches`; None to use sampled videos alone.
+        num_batches: Number of batches to average over.
+        batch_size: Videos per batch.
 
     Returns:
-        The moving statistics of all batch norm layers.
+        The moving statistics of all batch norm layers, except those of frozen networks.
 
     Raises:
         ValueError: If there are fewer clips than batches.
@@ -82,7 +83,7 @@ def renew_statistics(
         )
     learned = {id(variable) for variable in model.learned_variables}
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    norms = [layer for layer in norms if id(layer.moving_mean) in learned]  # not those of frozen networks
+    norms = [layer for layer in norms if id(layer.moving_mean) in learned]  # skips frozen networks
     momenta = [layer.momentum for layer in norms]
 
     def compute() -> None:
@@ -91,14 +92,14 @@ def renew_statistics(
             parts = np.array_split(clips[: num_batches * batch_size], num_batches)
         for i, part in enumerate(parts):
             for layer in norms:
-                layer.momentum = i / (i + 1)  # the running mean of what each batch has
+                layer.momentum = i / (i + 1)  # makes the moving average an exact mean over batches
             if part is not None:
                 model.encode(tf.cast(part, tf.float32) / 127.5 - 1.0, training=True)
             model.decode(model.sample_latents(batch_size, seed=i, training=True), training=True)
 
     if norms:
         try:
-            # A thread of its own is in no strategy's scope: replicas, and other workers, would have to take part there.
+            # A separate thread leaves the strategy's scope, in which all replicas and workers would have to take part.
             with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:
                 outside_scope.submit(compute).result()
         finally:

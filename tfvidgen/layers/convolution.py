@@ -1,4 +1,4 @@
-"""Convolutions of frames and clips with explicit padding, as discriminators have them."""
+"""Convolutions of frames and clips with explicit padding, as used by discriminators."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.spectral_norm import SpectralNorm
 from tfvidgen.layers.tiled_convolution import TAPS, tiled_convolution
 
-_MANY_CHANNELS = 64  # of the input: from here on sums of frames cost less than the multiplications that they save
+_MANY_CHANNELS = 64  # input channels from which the extra additions of `tiled_convolution` pay off
 
 
 def pytorch_uniform(seed: int | None = None, mode: str = "fan_in") -> keras.initializers.Initializer:
-    """PyTorch's default for convolutions: uniform within 1/sqrt(fan) of zero."""
+    """PyTorch's default initialiser for convolutions: uniform in +-1/sqrt(fan)."""
     return keras.initializers.VarianceScaling(1.0 / 3.0, mode, "uniform", seed=seed)
 
 
 class Convolution(keras.layers.Layer):
-    """Convolution of (N, H, W, C) or (N, T, H, W, C) with as many zeros on either side as `padding` says.
+    """Convolution of (N, H, W, C) or (N, T, H, W, C) with `padding` zeros on both sides of each axis, as in PyTorch.
 
-    Keras's "same" puts other zeros than PyTorch where a stride is 2. The kernel is (taps..., C, filters).
+    With stride 2, Keras's "same" pads differently from PyTorch. The kernel has shape (*kernel_size, C, filters).
 
     Args:
         filters: Output channels.
-        kernel_size: Taps along the axes between the first and the last; two or three ints.
+        kernel_size: Kernel size along the spatial and temporal axes; two or three ints.
         strides, padding: Along the same axes.
         use_bias: Whether to add a bias.
         spectral_norm: Whether to divide the kernel by its largest singular value, see `SpectralNorm`.
         kernel_initializer: Defaults to PyTorch's, see `pytorch_uniform`.
-        seed: Of the default initializer and of spectral normalisation.
+        seed: Seeds the default initialiser and spectral normalisation.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Convolution(keras.layers.Layer):
         return x + ops.cast(self.bias, x.dtype) if self.use_bias else x
 
     def _halves_clips_on_cpu(self, shape) -> bool:
-        """Whether this is the halving of clips, on a processor, for which there are faster forms."""
+        """Whether this is a spatially halving convolution of clips on a CPU, for which there are faster implementations."""
         return (
             len(self.kernel_size) == 3
             and (self.kernel_size[1:], self.strides, self.padding) == ((4, 4), (1, 2, 2), (0, 1, 1))
@@ -101,15 +101,16 @@ class Convolution(keras.layers.Layer):
 
 
 def _by_phases(x, kernel):
-    """The same convolution of four times as many channels, the four pixels of a stride, with a stride of 1.
+    """The same convolution as one of stride 1, after space-to-depth: (N, T, H, W, C) with the padding included.
 
-    With the three channels of pixels it takes half the time of the library's kernel for a stride, with more as long; but
-    TensorFlow's rewriting of graphs stumbles over that kernel behind a padding ("remapper failed").
+    With three input channels it takes half the time of the library's strided kernel, with more channels the same time; but
+    TensorFlow's graph rewriter fails on that kernel after a padding ("remapper failed").
     """
     shape = tf.shape(x)
-    frames = tf.nn.space_to_depth(tf.reshape(x, (-1, *x.shape[2:])), 2)
-    x = tf.reshape(frames, (shape[0], shape[1], *frames.shape[1:]))
+    frames = tf.nn.space_to_depth(tf.reshape(x, (-1, *x.shape[2:])), 2)  # (N T, H/2, W/2, 4 C)
+    x = tf.reshape(frames, (shape[0], shape[1], *frames.shape[1:]))  # (N, T, H/2, W/2, 4 C)
     time, height, width, channels, filters = kernel.shape
+    # (time, 4, 4, C, filters) -> (time, 2, 2, 4 C, filters), channels in the order of space-to-depth
     taps = tf.reshape(kernel, (time, height // 2, 2, width // 2, 2, channels, filters))
     taps = tf.transpose(taps, (0, 1, 3, 2, 4, 5, 6))
     taps = tf.reshape(taps, (time, height // 2, width // 2, 4 * channels, filters))

@@ -1,4 +1,6 @@
-"""The networks of MoCoGAN, which RMoCoGAN and RJGAN keep: frame generator, image and video discriminator.
+"""The networks of MoCoGAN, shared by RMoCoGAN and RJGAN: frame generator, image and video discriminator.
+
+Shapes in comments are those of the published size: 64x64 pixels, width 64, 16 frames.
 
 Source: Tulyakov et al., CVPR 2018, https://arxiv.org/abs/1707.04993; layers of the official code
 sergeytulyakov/mocogan@937a99d, models.py: no biases, LeakyReLU 0.2, PyTorch's default initialisation.
@@ -20,7 +22,7 @@ HEADS = ("plain", "patch")
 
 
 def num_stages(size: int) -> int:
-    """Doublings from 4x4 to `size`; ValueError for a size that these networks cannot make."""
+    """Number of doublings from 4x4 to `size`; ValueError for an unsupported size."""
     stages = max(size, 1).bit_length() - 3
     if size < 8 or size != 4 << stages:
         raise ValueError(
@@ -31,7 +33,7 @@ def num_stages(size: int) -> int:
 
 
 def real_clips(video, num_frames: int, size: int):
-    """uint8 clips of a batch -> float32 in [-1, 1]; ValueError for clips or images that a model was not made for."""
+    """uint8 clips of a batch -> float32 in [-1, 1]; ValueError for clips whose shape does not fit the model."""
     if tuple(video.shape[1:]) != (num_frames, size, size, 3):
         raise ValueError(
             f"This model trains on {'single frames' if num_frames == 1 else f'clips of {num_frames} frames'} of "
@@ -66,7 +68,7 @@ class FrameGenerator(keras.layers.Layer):
         policy = self.dtype_policy
         self.code_dim = code_dim
         self.channels = [width * 2 ** min(i, 3) for i in reversed(range(stages))]  # e.g. 512, 256, 128, 64
-        # A transposed convolution of a 1x1 input is a matrix product. PyTorch counts its fan by output channels and taps.
+        # A transposed convolution of a 1x1 input is a matrix product; PyTorch takes its fan from output channels and taps.
         self.project = keras.layers.Dense(
             16 * self.channels[0],
             use_bias=False,
@@ -79,7 +81,7 @@ class FrameGenerator(keras.layers.Layer):
             for i, c in enumerate(self.channels[1:], 1)
         ]
         self.norms = [_norm(policy, f"norm_{i}") for i in range(stages)]
-        # three output channels gain nothing from low precision
+        # low precision saves nothing with three output channels
         self.to_rgb = Doubling(
             3, kernel_initializer=pytorch_uniform(_seed(seed, stages)), dtype="float32", name="to_rgb"
         )
@@ -94,14 +96,15 @@ class FrameGenerator(keras.layers.Layer):
         self.built = True
 
     def call(self, code, training=False):
-        x = ops.reshape(self.project(code), (-1, 4, 4, self.channels[0]))  # (N, 4, 4, 512)
+        x = ops.reshape(self.project(code), (-1, 4, 4, self.channels[0]))  # (N, code_dim) -> (N, 4, 4, 512)
         for norm, up in zip(self.norms, [*self.ups, self.to_rgb], strict=True):
-            x = up(ops.relu(norm(x, training=training)))  # twice the size
+            # (N, 8, 8, 256), (N, 16, 16, 128), (N, 32, 32, 64), (N, 64, 64, 3)
+            x = up(ops.relu(norm(x, training=training)))
         return ops.tanh(x)
 
 
 class _Discriminator(keras.layers.Layer):
-    """Convolutions that halve height and width, then a head: over the last 4x4 pixels, or a patch of logits."""
+    """Convolutions that halve height and width, then a head: one logit from the last 4x4 pixels, or a patch of logits."""
 
     def __init__(self, size, width, head, outputs, times, noise_stddev, spectral_norm, seed, **kwargs):
         super().__init__(**kwargs)
@@ -112,7 +115,7 @@ class _Discriminator(keras.layers.Layer):
             raise ValueError(f"A patch discriminator needs frames of at least 16 pixels. Received size={size}.")
         policy = self.dtype_policy
         self.size, self.noise_stddev = size, noise_stddev
-        self.noisy_head = head == "patch" and not times  # official code: of the heads only this one has noise
+        self.noisy_head = head == "patch" and not times  # official code: only this head adds noise
         halving = {
             "kernel_size": (*times, _TAPS, _TAPS),
             "strides": (*(1 for _ in times), 2, 2),
@@ -139,7 +142,7 @@ class _Discriminator(keras.layers.Layer):
         self.built = True
 
     def call(self, x, noise_key=None, training=False):
-        """-> (N, ..., outputs), float32."""
+        """Frames or clips -> logits (N, ..., outputs), float32."""
         keys = [None] * (len(self.convolutions) + 1)
         if self.noise_stddev and noise_key is not None:
             keys = split_key(noise_key, len(keys))
@@ -148,21 +151,23 @@ class _Discriminator(keras.layers.Layer):
             x = convolution(add_noise(x, self.noise_stddev, key), training=training)
             if norm is not None:
                 x = norm(x, training=training)
+            # frames: (N, 32, 32, 64), (N, 16, 16, 128), (N, 8, 8, 256), (N, 4, 4, 512); the last not with a patch head
+            # clips: the same with 13, 10, 7 and 4 frames, as (N, T, H, W, C)
             x = ops.leaky_relu(x, _LEAK)
         if self.noisy_head:
             x = add_noise(x, self.noise_stddev, keys[-1])
-        return ops.cast(self.head(x, training=training), "float32")
+        return ops.cast(self.head(x, training=training), "float32")  # (N, 1, 1, 1) or (N, 1, 1, 1, 1 + K)
 
 
 class ImageDiscriminator(_Discriminator):
-    """D_I: frames -> logits that they are real.
+    """D_I: frames -> real/fake logits.
 
     Args:
         size: Height and width of a frame.
         width: Channels of the first layer; each later one has twice as many, up to `width * 8`.
-        head: `plain` for one logit per frame, `patch` for 4x4 of them (official training script).
-        noise_stddev: Of Gaussian noise before each convolution with a stride.
-        spectral_norm: Whether to normalise every kernel.
+        head: `plain` for one logit per frame, `patch` for 4x4 (official training script).
+        noise_stddev: Standard deviation of Gaussian noise before each strided convolution.
+        spectral_norm: Whether to apply spectral normalisation to every kernel.
 
     Call arguments:
         frames: (N, size, size, 3) in [-1, 1].
@@ -188,15 +193,15 @@ class ImageDiscriminator(_Discriminator):
 
 
 class VideoDiscriminator(_Discriminator):
-    """D_V: clips -> logits that they are real and, where asked, logits of their category.
+    """D_V: clips -> real/fake logits and, optionally, category logits.
 
-    Convolutions in time have no padding, so a clip needs at least `field` frames: 16 at 64x64 pixels with the published
-    4 taps. Logits of longer clips are one per position.
+    Temporal convolutions are unpadded, so a clip needs at least `field` frames (the receptive field): 16 at 64x64 pixels
+    with the published kernel size of 4. Longer clips give one logit per temporal position.
 
     Args:
         size, width, head, noise_stddev, spectral_norm: As for `ImageDiscriminator`.
         num_categories: K of the categorical discriminator, 0 for none.
-        temporal_taps: Taps in time of each convolution; fewer judge shorter clips.
+        temporal_taps: Temporal kernel size of each convolution; smaller ones accept shorter clips.
 
     Call arguments:
         clips: (N, T, size, size, 3) in [-1, 1].
@@ -221,13 +226,13 @@ class VideoDiscriminator(_Discriminator):
             raise ValueError(f"`temporal_taps` must be at least 1. Received {temporal_taps}.")
         times = (temporal_taps,)
         super().__init__(size, width, head, 1 + num_categories, times, noise_stddev, spectral_norm, seed, **kwargs)
-        self.field = (len(self.convolutions) + 1) * (temporal_taps - 1) + 1
+        self.field = (len(self.convolutions) + 1) * (temporal_taps - 1) + 1  # in frames, head included
 
     def build(self, input_shape=None):
         self._build((None, None, self.size, self.size, 3))
 
     def check_length(self, num_frames: int) -> None:
-        """Raises ValueError for clips that are too short to be judged."""
+        """Raises ValueError for clips shorter than the receptive field."""
         if num_frames < self.field:
             raise ValueError(
                 f"The video discriminator sees {self.field} frames at {self.size}x{self.size} pixels. Received clips of "

@@ -1,4 +1,4 @@
-"""Stateless draws for the examples of a step: made for the global batch, sliced by replica and micro-batch."""
+"""Stateless random draws for the examples of a step: made for the global batch, sliced by replica and micro-batch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tfvidgen.layers.replicas import num_parts, replica_slice
 
 
 def split_key(key, num: int) -> list[Any]:
-    """Independent keys, int64 (2,) each, from one."""
+    """Splits a key into `num` independent ones, int64 (2,) each."""
     return tf.unstack(tf.random.split(key, num))
 
 
 def update_key(key, index: int):
-    """The key of the draws of a discriminator's update number `index` in a step, from the step's own."""
+    """The key of discriminator update `index` within a step; the first update uses the step's own key."""
     return key if index == 0 else split_key(key, 1)[0] + index
 
 
 def num_rows(x):
-    """The length of the first axis, as an int where it is known."""
+    """Length of the first axis: an int if known statically, else a scalar tensor."""
     return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
 
 
@@ -29,7 +29,7 @@ def replica_normal(key, shape: Sequence[Any], stddev: float = 1.0):
 
     Args:
         key: int64 (2,), e.g. `step_key(seed, step)`; the same on every replica.
-        shape: Of this replica's part, examples first; ints or scalar tensors.
+        shape: Shape for this replica's examples, which are the first axis; ints or scalar tensors.
         stddev: Standard deviation.
     """
     return _slice(tf.random.stateless_normal(_global(shape), key, stddev=stddev), shape)
@@ -46,15 +46,15 @@ def replica_integers(key, shape: Sequence[Any], limit: int):
 
 
 def add_noise(x, stddev: float, key):
-    """Examples (B, ...) plus Gaussian noise; unchanged where `stddev` is 0 or `key` is None."""
+    """Adds Gaussian noise to examples (B, ...); unchanged if `stddev` is 0 or `key` is None."""
     if not stddev or key is None:
         return x
     return x + tf.cast(replica_normal(key, (num_rows(x), *x.shape[1:]), stddev), x.dtype)
 
 
 def random_frames(key, video, num_frames: int):
-    """(B, T, H, W, C) -> (B * num_frames, H, W, C): that many frames of each clip, drawn independently."""
-    index = replica_integers(key, (num_rows(video), num_frames), video.shape[1])
+    """(B, T, H, W, C) -> (B * num_frames, H, W, C): frames sampled from each clip, with replacement."""
+    index = replica_integers(key, (num_rows(video), num_frames), video.shape[1])  # (B, num_frames)
     return tf.reshape(tf.gather(video, index, batch_dims=1), (-1, *video.shape[2:]))
 
 

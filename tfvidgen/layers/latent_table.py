@@ -1,4 +1,4 @@
-"""Learned codes: a table whose rows are trained along with the networks."""
+"""Learned latent codes: a table whose rows are trained jointly with the networks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _HOST = "CPU:0"
 
 
 def _create_on_host(next_creator, **arguments):
-    """Variable creator: one plain variable in host memory, also where a strategy would put a copy on every replica."""
+    """Variable creator: one plain variable in host memory, even where a strategy would mirror it on every replica."""
 
     def create():
         with tf.device(_HOST):
             return tf.Variable(arguments["initial_value"], trainable=False, dtype=arguments["dtype"])
 
-    with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:  # the scope of a strategy belongs to its thread
+    with concurrent.futures.ThreadPoolExecutor(1) as outside_scope:  # a strategy's scope is thread-local
         return outside_scope.submit(create).result()
 
 
 class _Average(NamedTuple):
-    """A running average of a table's rows, see `LatentTable.keep_average`."""
+    """State of the moving average of a table's rows, see `LatentTable.keep_average`."""
 
     decay: float
     num_steps: tf.Variable
@@ -40,35 +40,35 @@ class _Average(NamedTuple):
 
 
 class LatentTable(keras.layers.Layer):
-    """One learned code per row; the layer owns the rows and the rule that moves them.
+    """One learned code per row; the layer owns the rows and their update rule.
 
-    A training step gathers the rows of its batch, takes gradients at the gathered rows and hands both to `update`. Only
-    those rows are read, moved and projected, so a step costs the same for a hundred rows and for a million. A row that
-    comes twice in a batch moves once, by the sum of its gradients. Under a strategy the rows of all replicas are applied
-    once, on every replica. Rows and slots are weights, so a checkpoint holds them.
+    A training step gathers the rows of its batch, computes gradients with respect to them and passes both to `update`. Only
+    those rows are read, updated and projected, so the cost of a step does not depend on the size of the table. A row that
+    occurs twice in a batch is updated once, with the sum of its gradients. Under a strategy, the rows of all replicas are
+    applied once, on every replica. Rows and slots are weights, so they are checkpointed.
 
-    Memory is num_rows x (1 + slots) codes in float32, on every replica: two slots for `adam` (and one count a row), one
-    for `momentum`, none for `sgd`. While the rows are drawn, another num_rows codes.
+    Memory is num_rows x (1 + slots) codes in float32 on every replica: two slots for `adam` (plus one count per row), one
+    for `momentum`, none for `sgd`. Initialisation takes another num_rows codes.
 
-    `host_memory=True` is for tables beyond one device's memory. Rows and slots then lie once in the memory of the host,
-    however many devices it drives; a step moves its batch's codes to the devices and their gradients back, and the rule
-    itself runs on the host. Every process of a multi-worker run holds a table of its own, so give it a `seed`: nothing
-    else makes their first rows equal. Tested on processors that stand for devices; not run on a GPU.
+    `host_memory=True` is for tables larger than device memory. Rows and slots are then stored once, in host memory, for all
+    devices of the host; a step transfers its batch's codes to the devices and their gradients back, and the update rule
+    runs on the host. Each process of a multi-worker run holds its own table, so set a `seed`: nothing else makes their
+    initial rows equal. Tested on logical CPU devices; not on a GPU.
 
     Args:
         num_rows: Codes in the table.
-        shape: Shape of one code; its last axis is the vector that is projected, e.g. `(D,)` or `(T, D)`.
+        shape: Shape of one code, e.g. `(D,)` or `(T, D)`; vectors along the last axis are projected.
         learning_rate: Float, or a `keras.optimizers.schedules.LearningRateSchedule` of the training step.
-        update_rule: `adam` (lazy: a row's moments and step count move only when the row is used), `momentum`, `sgd`, or
-            `none` for rows that stay as they were drawn.
-        projection: After every update each vector is put into the `unit_ball` (z / max(1, |z|)), onto the
-            `unit_sphere` (z / |z|), or left alone (`none`).
-        rank: Keeps each row's (T, D) matrix at this rank through its singular value decomposition, before the
-            projection (which only scales vectors, so the rank stays). None for full rank.
-        initial_stddev: Rows start as N(0, initial_stddev^2), projected.
+        update_rule: `adam` (lazy: a row's moments and step count change only when the row is used), `momentum`, `sgd`, or
+            `none` for rows that keep their initial values.
+        projection: After every update, each vector is projected onto the `unit_ball` (z / max(1, |z|)) or the `unit_sphere`
+            (z / |z|), or left unchanged (`none`).
+        rank: Truncates each row's (T, D) matrix to this rank by SVD, before the projection (which only scales vectors and
+            so preserves the rank). None for full rank.
+        initial_stddev: Rows are initialised from N(0, initial_stddev^2), then projected.
         beta_1, beta_2: Decay rates of Adam's moments; `beta_1` is the momentum of `momentum`.
         seed: Seed of the initial rows.
-        host_memory: Keeps rows and slots in the memory of the host, see above.
+        host_memory: Keeps rows and slots in host memory, see above.
 
     Call arguments:
         row_ids: int (B,), each in 0..num_rows-1.
@@ -76,7 +76,7 @@ class LatentTable(keras.layers.Layer):
     Output shape: (B, *shape), float32.
 
     Raises:
-        ValueError: If an argument is out of range, or `rank` is asked for where a row is not a matrix.
+        ValueError: If an argument is out of range, or `rank` is given but rows are not matrices.
 
     Source: projection and learned codes from Bojanowski et al., ICML 2018 (GLO); rank constraint from Aich et al., CVPR
         2020, Eq. 7.
@@ -150,17 +150,17 @@ class LatentTable(keras.layers.Layer):
         if self.host_memory:
             with tf.device(_HOST):
                 codes = tf.raw_ops.ResourceGather(resource=self.rows.value.handle, indices=row_ids, dtype=tf.float32)
-            return tf.identity(codes)  # on the device that asked
+            return tf.identity(codes)  # copied to the calling device
         if keras.config.backend() == "tensorflow" and not tf.distribute.in_cross_replica_context():
-            # From the variable itself, on this replica. `ops.take` reads it as a tensor first, and after a scatter update
-            # TensorFlow answers every such read with a copy of the whole table.
+            # Gathers from the variable itself, on this replica. `ops.take` first reads it as a tensor, which after a
+            # scatter update copies the whole table every time.
             return tf.raw_ops.ResourceGather(resource=self.rows.value.handle, indices=row_ids, dtype=tf.float32)
         return ops.take(self.rows, row_ids, axis=0)
 
     def project(self, rows):
         """Applies the rank and norm constraints to rows (..., *shape)."""
         if self.rank is not None:
-            # Eq. 7: rebuild from the top singular vectors
+            # Eq. 7: reconstruct from the top singular vectors
             u, s, v = ops.svd(rows, full_matrices=False)
             rows = ops.matmul(u[..., : self.rank] * s[..., None, : self.rank], v[..., : self.rank, :])
         if self.projection == "none":
@@ -171,20 +171,21 @@ class LatentTable(keras.layers.Layer):
         return rows / ops.maximum(norm, _EPSILON)
 
     def keep_average(self, decay: float, num_steps: tf.Variable) -> dict[str, tf.Variable]:
-        """Keeps, from now on, what the exponential moving average of all rows over all steps is made of.
+        """Starts tracking the state of an exponential moving average (EMA) of all rows over all steps.
 
-        A row stands still between the steps that use it, so those steps are taken in at once when the next one is about to
-        move it: the average is that of every row after every step, at the cost of the batch's rows. With `kept` =
+        A row is constant between the steps that use it, so those steps are accumulated at once, just before its next
+        update: this gives the EMA of every row over every step, at the cost of the batch's rows. With `kept` =
         `decay` ** (`num_steps` - `since`) the weighted sum of a row z is `kept` * `sums` + (1 - `kept`) * z, and its weights
         add up to 1 - `decay` ** `num_steps`.
 
         Args:
             decay: In (0, 1).
-            num_steps: float32 scalar, the steps before this one; whoever made it counts it up. Made, as this is called, in
-                the scope of the strategy.
+            num_steps: float32 scalar, the number of completed steps, incremented by the caller. It must be created, and this
+                method called, in the strategy's scope.
 
         Returns:
-            `sums`, float32 (num_rows, *shape), and `since`, float32 (num_rows,): the steps that a row's sum has taken in.
+            `sums`, float32 (num_rows, *shape), and `since`, float32 (num_rows,): the number of steps already in each row's
+            sum.
         """
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         with self._placed():
@@ -196,13 +197,13 @@ class LatentTable(keras.layers.Layer):
         return {"sums": sums, "since": since}
 
     def update(self, row_ids, gradients, step, keep=None):
-        """Moves this replica's rows along their gradients, once, on every replica. Call it in replica context.
+        """Applies the gradients of all replicas' rows, once, on every replica. Call it in replica context.
 
         Args:
             row_ids: int (B,), the rows that were gathered.
-            gradients: (B, *shape), of a loss that is already divided by the number of replicas.
-            step: Scalar, the training step; only a learning rate schedule reads it.
-            keep: Scalar bool, the same on all replicas: False leaves rows and slots as they were. None for True.
+            gradients: (B, *shape), of a loss already divided by the number of replicas.
+            step: Scalar, the training step; used by learning rate schedules only.
+            keep: Scalar bool, the same on all replicas; False leaves rows and slots unchanged. None means True.
         """
         if self.update_rule == "none":
             return
@@ -215,24 +216,24 @@ class LatentTable(keras.layers.Layer):
         slots = [slot.value for slot in self.slots]
         counts = [self.num_updates.value] if self.update_rule == "adam" else []
         averages = list(self._average[1:]) if self._average else []
-        if self.host_memory:  # one table for all replicas, which agree on rows and gradients
+        if self.host_memory:  # one table for all replicas, whose gathered rows and gradients are identical
             arguments = (slots, counts, averages, row_ids, gradients, step, keep)
             first = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], arguments)
             with tf.device(_HOST):
                 self._move(self.rows.value, *first)
             return
-        # one variable leads `extended.update`; its siblings live on the same devices
+        # `extended.update` takes one variable; the others are on the same devices
         arguments = (slots, counts, averages, row_ids, gradients, step, keep)
         strategy.extended.update(self.rows.value, self._move, args=arguments, group=True)
 
     def _move(self, rows, slots, counts, averages, row_ids, gradients, step, keep):
-        """Applies the rule to one copy of the table."""
+        """Applies the update rule to one copy of the table."""
         rate = self.learning_rate(step) if isinstance(self.learning_rate, Callable) else self.learning_rate
-        ids, position = tf.unique(row_ids)
-        gradient = tf.math.unsorted_segment_sum(gradients, position, tf.size(ids))
+        ids, position = tf.unique(row_ids)  # U distinct rows of B
+        gradient = tf.math.unsorted_segment_sum(gradients, position, tf.size(ids))  # (U, *shape)
         row, old_slots = tf.gather(rows, ids), [tf.gather(slot, ids) for slot in slots]
 
-        def column(values):
+        def column(values):  # (U,) -> (U, 1, ...), to broadcast over codes
             return tf.reshape(values, [-1] + [1] * len(self.row_shape))
 
         if averages:
@@ -253,6 +254,7 @@ class LatentTable(keras.layers.Layer):
             first = self.beta_1 * old_slots[0] + (1 - self.beta_1) * gradient
             second = self.beta_2 * old_slots[1] + (1 - self.beta_2) * tf.square(gradient)
             new_slots = [first, second]
+            # bias-corrected by the row's own number of updates
             move = (first / (1 - self.beta_1**t)) / (tf.sqrt(second / (1 - self.beta_2**t)) + _EPSILON)
         elif self.update_rule == "momentum":
             move = self.beta_1 * old_slots[0] + gradient

@@ -1,4 +1,4 @@
-"""What a training step must know of its replicas and micro-batches, so that however many there are it sees the same numbers."""
+"""Replica and micro-batch context of a training step, so that results do not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfvidgen._tensorflow import tf
 
 
 class _MicroBatch(threading.local):
-    """Which micro-batch this thread, which is this replica's, is computing, and how many a step has."""
+    """Index and number of the micro-batch that this thread (one per replica) is computing."""
 
     index, count = 0, 1
 
@@ -20,7 +20,7 @@ _current = _MicroBatch()
 
 @contextlib.contextmanager
 def micro_batch(index: int, count: int) -> Iterator[None]:
-    """Within it, draws and losses are those of micro-batch `index` out of `count` of each replica's examples."""
+    """Context in which draws and losses are those of micro-batch `index` of `count` on each replica."""
     before = _current.index, _current.count
     _current.index, _current.count = index, count
     try:
@@ -30,26 +30,26 @@ def micro_batch(index: int, count: int) -> Iterator[None]:
 
 
 def num_replicas() -> int:
-    """Replicas in sync. Optimizers sum gradients over them."""
+    """Number of replicas in sync, over which optimizers sum gradients."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def num_parts() -> int:
-    """Equal parts of the global batch whose gradients are summed: replicas times micro-batches. Losses are divided by it."""
+    """Replicas times micro-batches: equal parts of the global batch whose gradients are summed, so losses are divided by it."""
     return num_replicas() * _current.count
 
 
 def step_key(seed: int, step) -> tf.Tensor:
-    """int64 (2,): the seed of a stateless draw. A function of (seed, step), so there is no random state to save."""
+    """Key of a stateless draw, int64 (2,). A pure function of (seed, step), so there is no random state to save."""
     return tf.stack([tf.constant(seed, tf.int64), tf.cast(step, tf.int64)])
 
 
 def replica_slice(values, num_local):
-    """This replica's rows of a tensor that was drawn for the global batch; in a micro-batch, that one's.
+    """This replica's (and micro-batch's) rows of a tensor drawn for the global batch.
 
     Args:
         values: (num_local * num_parts, ...), the same on every replica.
-        num_local: Examples of one micro-batch on one replica.
+        num_local: Examples per micro-batch and replica.
 
     Returns:
         (num_local, ...).

@@ -1,6 +1,6 @@
-"""Functions of the image plane that optical flow and older video models need: warp, correlation, Gaussian filter.
+"""Spatial operations used by optical flow and older video models: warping, correlation, Gaussian filter.
 
-The numbers are those of the functions of the same purpose in tensorflow-addons 0.23.
+Numerically equal to their counterparts in tensorflow-addons 0.23.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from keras import ops
 
 
 def dense_image_warp(image, flow):
-    """Fetch every pixel of a frame from where the flow points back to, with bilinear interpolation.
+    """Backward-warps frames by a dense flow field, with bilinear interpolation.
 
-    `output[b, y, x] = image[b, y - flow[b, y, x, 0], x - flow[b, y, x, 1]]`; places outside the frame take the value of
-    its nearest edge. Differentiable in both arguments.
+    `output[b, y, x] = image[b, y - flow[b, y, x, 0], x - flow[b, y, x, 1]]`; positions outside the frame take the value of
+    the nearest edge pixel. Differentiable in both arguments.
 
     Args:
         image: float (B, H, W, C), H and W at least 2.
@@ -23,7 +23,7 @@ def dense_image_warp(image, flow):
         (B, H, W, C) in the dtype of `image`.
 
     Raises:
-        ValueError: If the shapes do not go together.
+        ValueError: If the shapes do not match.
     """
     image, flow = ops.convert_to_tensor(image), ops.convert_to_tensor(flow)
     shape, flow_shape = tuple(image.shape), tuple(flow.shape)
@@ -41,7 +41,7 @@ def dense_image_warp(image, flow):
         grid = ops.reshape(grid, (-1, 1) if axis == 0 else (1, -1))
         place = grid - flow[..., axis]
         last = ops.cast(size - 2, "float32")
-        # The upper left of four neighbours that all lie inside; the clipped fraction holds the edge beyond it.
+        # Upper left of the four neighbours, all inside the frame; clipping the fraction extends the edge outwards.
         corner = ops.minimum(ops.maximum(ops.floor(place), 0.0), last)
         corner = ops.stop_gradient(corner)
         corners.append(ops.cast(corner, "int32"))
@@ -59,7 +59,7 @@ def dense_image_warp(image, flow):
 
 
 def correlation_cost(a, b, max_displacement: int = 4):
-    """Compare every place of one feature map with its neighbourhood in another (a cost volume).
+    """Cost volume: correlates each position of one feature map with its neighbourhood in another.
 
     `output[n, y, x, (dy + d) * (2d + 1) + (dx + d)] = mean_c a[n, y, x, c] * b[n, y + dy, x + dx, c]` with
     d = `max_displacement` and zeros outside the map.
@@ -67,7 +67,7 @@ def correlation_cost(a, b, max_displacement: int = 4):
     Args:
         a: float (B, H, W, C).
         b: float (B, H, W, C).
-        max_displacement: Largest shift d along each axis, in places; not negative.
+        max_displacement: Largest displacement d along each axis, in pixels of the map; not negative.
 
     Returns:
         (B, H, W, (2d + 1)^2).
@@ -93,11 +93,11 @@ def correlation_cost(a, b, max_displacement: int = 4):
 
 
 def gaussian_filter2d(image, size: int = 5, sigma: float = 2.0):
-    """Blur frames with a Gaussian; the border is continued by reflection without repeating the edge.
+    """Gaussian blur of frames, with reflection padding that does not repeat the edge.
 
     Args:
         image: float (B, H, W, C), H and W larger than `size // 2`.
-        size: Taps along each axis; odd.
+        size: Kernel size along each axis; odd.
         sigma: Standard deviation in pixels; positive.
 
     Returns:
@@ -119,7 +119,7 @@ def gaussian_filter2d(image, size: int = 5, sigma: float = 2.0):
     taps = np.exp(-(offsets**2) / (2.0 * sigma**2))
     taps /= taps.sum()
     blurred = ops.pad(image, [(0, 0), (radius, radius), (radius, radius), (0, 0)], mode="reflect")
-    for kernel_shape in ((size, 1, 1, 1), (1, size, 1, 1)):
+    for kernel_shape in ((size, 1, 1, 1), (1, size, 1, 1)):  # separable: vertical, then horizontal
         kernel = np.tile(taps.reshape(kernel_shape), (1, 1, shape[-1], 1))
         kernel = ops.cast(kernel, image.dtype)
         blurred = ops.depthwise_conv(blurred, kernel, strides=1, padding="valid", data_format="channels_last")

@@ -9,22 +9,22 @@ from keras import ops
 class SpectralNorm(keras.layers.Layer):
     """Divides a kernel by an estimate of its largest singular value.
 
-    The kernel is a matrix with a row per output channel. Each call in training makes one step of power iteration,
-    v = W'u / |W'u|, u = Wv / |Wv|, and divides by u'Wv, through which gradients flow to W only; evaluation uses the pair of
-    the last step. `keras.layers.SpectralNormalization` overwrites the kernel instead, so its gradient ignores the division.
+    The kernel is treated as a matrix with one row per output channel. Each training call does one power iteration,
+    v = W'u / |W'u|, u = Wv / |Wv|, and divides by u'Wv, through which gradients flow to W only; evaluation uses the stored u
+    and v. `keras.layers.SpectralNormalization` overwrites the kernel instead, so its gradient ignores the division.
 
     Args:
         filters_axis: Axis of the kernel that counts output channels; -1 for convolutions and dense layers, -2 for
             transposed convolutions.
-        epsilon: Keeps a norm from being 0.
+        epsilon: Lower bound of norms, which avoids division by zero.
 
     Call arguments:
         kernel: The kernel.
-        training: Whether to make a step.
+        training: Whether to do a power iteration.
 
-    Output shape: The kernel's, float32.
+    Output shape: That of the kernel, float32.
 
-    Source: Miyato et al. 2018, https://arxiv.org/abs/1802.05957; step for step `torch.nn.utils.spectral_norm`.
+    Source: Miyato et al. 2018, https://arxiv.org/abs/1802.05957; same iterates as `torch.nn.utils.spectral_norm`.
     """
 
     def __init__(self, filters_axis: int = -1, epsilon: float = 1e-12, seed: int | None = None, **kwargs):
@@ -48,10 +48,10 @@ class SpectralNorm(keras.layers.Layer):
 
     def call(self, kernel, training=False):
         kernel = ops.cast(kernel, "float32")
-        matrix = ops.reshape(ops.moveaxis(kernel, self.filters_axis, 0), (self.u.shape[0], -1))
+        matrix = ops.reshape(ops.moveaxis(kernel, self.filters_axis, 0), (self.u.shape[0], -1))  # W (outputs, the rest)
         u, v = ops.convert_to_tensor(self.u), ops.convert_to_tensor(self.v)
         if training:
-            fixed = ops.stop_gradient(matrix)
+            fixed = ops.stop_gradient(matrix)  # u and v are constants to the gradient
             v = self._unit(ops.matmul(u, fixed))
             u = self._unit(ops.matmul(fixed, v))
             self.u.assign(u)

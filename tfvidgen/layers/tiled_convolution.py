@@ -1,9 +1,9 @@
-"""Convolution of clips with fewer multiplications: two frames of output at a time.
+"""3-D convolution with fewer multiplications: Winograd along time, two output frames per tile.
 
-Two outputs of a filter of four taps in time take eight products; by interpolation they take five, of sums of frames with
-sums of taps (Toom and Cook; Winograd 1980, F(2, 4); Lavin and Gray 2016, https://arxiv.org/abs/1509.09308). Each product is a
-convolution of pictures, so a discriminator of clips does 5/8 of the work. Results differ by rounding: 2e-6 of their size
-in float32, 8e-3 in bfloat16, which is itself exact to 3e-3.
+Two outputs of a temporal filter with four taps take eight products; by interpolation they take five, between linear
+combinations of frames and of taps (Toom and Cook; Winograd 1980, F(2, 4); Lavin and Gray 2016,
+https://arxiv.org/abs/1509.09308). Each product is a 2-D convolution, so a video discriminator does 5/8 of the work. Results
+differ by rounding: relative errors of 2e-6 in float32 and 8e-3 in bfloat16, whose own precision is 3e-3.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from tfvidgen._tensorflow import tf
 
 TAPS = 4
-_POINTS = (0.0, 1.0, -1.0, 0.5)  # where the product of two polynomials is taken, beside infinity
-_TILE = 2
-# The gradient of the kernel is a product of patches with the gradient of the output where maps have few pixels a side: there
-# the library's own reaches a half of a matrix product's speed in float32 and a third in bfloat16.
+_POINTS = (0.0, 1.0, -1.0, 0.5)  # interpolation points, in addition to infinity
+_TILE = 2  # output frames per tile
+# For maps of up to this many pixels per side, the kernel gradient is a matrix product of patches and output gradients: there
+# the library's kernel reaches half the speed of a matrix product in float32 and a third in bfloat16.
 _FEW_PIXELS = {"bfloat16": 8, "float32": 4}
 
 
 @functools.cache
 def _transforms(num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the kernel (5, 4), of the frames (5, J, T) and of the products (T - 3, 5, J), float32; J is the number of tiles."""
+    """Transforms of the kernel (5, 4), the frames (5, J, T) and the products (T - 3, 5, J), float32, for J tiles."""
     size = _TILE + TAPS - 1
     output, kernel = np.zeros((_TILE, size)), np.zeros((size, TAPS))
     for i, point in enumerate(_POINTS):
         output[:, i] = point ** np.arange(_TILE)
         kernel[i] = point ** np.arange(TAPS) / np.prod([point - other for other in _POINTS if other != point])
     output[-1, -1] = kernel[-1, -1] = 1.0
-    # what frames need is the one solution of: output i is the sum of tap k times frame i + k
+    # the transform of the frames is the unique solution of: output i = sum over k of tap k times frame i + k
     products = np.einsum("ip,pk->ikp", output, kernel).reshape(-1, size)
     wanted = np.zeros((_TILE, TAPS, size))
     for i in range(_TILE):
@@ -46,7 +46,7 @@ def _transforms(num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first = tile * _TILE
         of_frames[:, tile, first : first + size] = frames
         of_outputs[first : first + _TILE, :, tile] = output
-    # a last tile may reach beyond the clip: those frames and outputs do not exist
+    # the last tile may extend beyond the clip: its surplus frames and outputs are cut off
     return tuple(
         np.ascontiguousarray(values, np.float32)
         for values in (kernel, of_frames[..., :num_frames], of_outputs[:num_outputs])
@@ -54,14 +54,14 @@ def _transforms(num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def tiled_convolution(x, kernel):
-    """Convolution with 4x4x4 taps, stride (1, 2, 2) and padding (0, 1, 1).
+    """Convolution with a 4x4x4 kernel, stride (1, 2, 2) and padding (0, 1, 1).
 
     Args:
-        x: (B, T, H, W, C); all but B known, H and W even, T at least 4.
-        kernel: (4, 4, 4, C, F), float32 or as `x`.
+        x: (B, T, H, W, C), static but for B; H and W even, T at least 4.
+        kernel: (4, 4, 4, C, F), float32 or the dtype of `x`.
 
     Returns:
-        (B, T - 3, H / 2, W / 2, F), of the type of `x`.
+        (B, T - 3, H / 2, W / 2, F), in the dtype of `x`.
     """
     kernel = tf.convert_to_tensor(kernel)
     num_frames, height, width, channels = x.shape[1:]
@@ -69,7 +69,7 @@ def tiled_convolution(x, kernel):
     of_kernel, of_frames, of_outputs = _transforms(num_frames)
     size, num_tiles, _ = of_frames.shape
 
-    def kernels(kernel):
+    def kernels(kernel):  # five 2-D kernels (4, 4, C, F)
         sums = tf.matmul(tf.constant(of_kernel), tf.reshape(tf.cast(kernel, tf.float32), (TAPS, -1)))
         return tf.unstack(tf.cast(tf.reshape(sums, (size, TAPS, TAPS, channels, filters)), x.dtype))
 
@@ -82,8 +82,8 @@ def tiled_convolution(x, kernel):
         frames = tf.reshape(x, (-1, num_frames, height * width * channels))
         products = []
         for i, pictures in enumerate(kernels(kernel)):
-            tiles = tf.reshape(over_time(of_frames[i], frames), (-1, height, width, channels))
-            product = tf.nn.conv2d(tiles, pictures, 2, "SAME")
+            tiles = tf.reshape(over_time(of_frames[i], frames), (-1, height, width, channels))  # (B J, H, W, C)
+            product = tf.nn.conv2d(tiles, pictures, 2, "SAME")  # (B J, H / 2, W / 2, F)
             products.append(tf.reshape(product, (-1, num_tiles, height * width * filters // 4)))
         y = over_time(of_outputs.reshape(len(of_outputs), -1), tf.concat(products, 1))
 
@@ -118,7 +118,7 @@ def _kernel_gradient(x, shape, upstream):
 
 
 def _patches(x):
-    """(B, T, H + 2, W + 2, C) -> (B, T - 3, H / 2, W / 2, 64 C): what the taps of every position see, in their order."""
+    """(B, T, H + 2, W + 2, C) -> (B, T - 3, H / 2, W / 2, 64 C): the 4x4x4 patch of each output, in kernel order."""
     for axis in (3, 2):
         half = x.shape[axis] // 2
         pairs = tf.reshape(x, (-1, *x.shape[1:axis], half, 2, *x.shape[axis + 1 :]))

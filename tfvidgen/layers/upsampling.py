@@ -1,4 +1,4 @@
-"""Transposed convolution that doubles a picture, in the forms that are fastest on a CPU."""
+"""Transposed convolution that doubles an image, in the implementations that are fastest on a CPU."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import keras
 
 from tfvidgen._tensorflow import tf
 
-# Measured on AVX-512 cores, where the library's own kernels reach the speed of a matrix product but for two cases:
-_FEW_FILTERS = 4  # forward with so few output channels runs at a sixth of that speed
-_FEW_PIXELS = {"bfloat16": 8, "float32": 4}  # so few a side: gradient of the kernel at a third to three quarters
+# Measured on AVX-512 cores, where the library's kernels reach the speed of a matrix product except in two cases:
+_FEW_FILTERS = 4  # forward, up to this many output channels: a sixth of that speed
+_FEW_PIXELS = {"bfloat16": 8, "float32": 4}  # kernel gradient, up to this many pixels per side: 1/3 to 3/4 of it
 
 
 def _phases(kernel):
-    """(4, 4, C', C) of the transposed convolution -> (3, 3, C, 4 C') of the convolution that gives all four phases.
+    """Sub-pixel form of a transposed convolution: kernel (4, 4, C', C) -> (3, 3, C, 4 C'), which yields all four phases.
 
-    Row 2i of the output takes taps 3 and 1 of rows i - 1 and i; row 2i + 1 takes taps 2 and 0 of rows i and i + 1.
+    Output row 2i uses taps 3 and 1 on rows i - 1 and i; output row 2i + 1 uses taps 2 and 0 on rows i and i + 1.
     """
 
     def split(taps):  # (4, ...) -> (2 phases, 3 taps, ...)
@@ -34,10 +34,10 @@ def _double(x, kernel):
 
 
 def _kernel_gradient(x, kernel, upstream):
-    """By the library's kernel, or for few pixels as a convolution whose examples are channels and channels examples."""
+    """Kernel gradient: the library's kernel, or for few pixels a convolution with channels and examples swapped."""
     if x.shape[1] is not None and x.shape[1] <= _FEW_PIXELS.get(x.dtype.name, 0):
         pictures = tf.transpose(upstream, (3, 1, 2, 0))  # (C', 2H, 2W, N)
-        taps = tf.transpose(x, (1, 2, 0, 3))  # (H, W, N, C), two pixels of the output apart
+        taps = tf.transpose(x, (1, 2, 0, 3))  # (H, W, N, C), dilated by the stride of 2
         gradient = tf.nn.conv2d(pictures, taps, 1, [[0, 0], [1, 1], [1, 1], [0, 0]], dilations=2)
         return tf.transpose(gradient, (1, 2, 0, 3))
     return tf.raw_ops.Conv2DBackpropFilter(
@@ -46,11 +46,11 @@ def _kernel_gradient(x, kernel, upstream):
 
 
 class Doubling(keras.layers.Conv2DTranspose):
-    """Transposed convolution with 4x4 taps, stride 2 and no bias: (N, H, W, C) -> (N, 2H, 2W, filters).
+    """Transposed convolution with a 4x4 kernel, stride 2 and no bias: (N, H, W, C) -> (N, 2H, 2W, filters).
 
-    The numbers are those of `Conv2DTranspose`. On a CPU the last layer of a generator, with its three output channels,
-    goes forward as one 3x3 convolution to the four phases of the output, and the kernel gradient of the first layers is a
-    convolution as well.
+    Numerically equal to `Conv2DTranspose`. On a CPU, the forward pass of a generator's last layer, with three output
+    channels, is a single 3x3 convolution to the four phases of the output (sub-pixel convolution), and the kernel gradient
+    of the first layers is a convolution as well.
     """
 
     def __init__(self, filters: int, **kwargs):
@@ -63,6 +63,7 @@ class Doubling(keras.layers.Conv2DTranspose):
         @tf.custom_gradient
         def double(x, kernel):
             if self.filters <= _FEW_FILTERS:
+                # (N, H, W, 4 filters) -> (N, 2H, 2W, filters)
                 y = tf.nn.depth_to_space(tf.nn.conv2d(x, _phases(kernel), 1, "SAME"), 2)
             else:
                 y = _double(x, kernel)

@@ -1,4 +1,4 @@
-"""Convolutions that halve or double a clip in time, height and width, in the forms that are fastest on a CPU."""
+"""Convolutions that halve or double time, height and width, in the implementations that are fastest on a CPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from keras import ops
 from tfvidgen._tensorflow import tf
 from tfvidgen.layers.spectral_norm import SpectralNorm
 
-# Measured on AVX-512 cores: on maps of 4x4 pixels the library's 3-D kernels reach a fifth to a half of the speed of a
-# matrix product, and gathering patches costs next to nothing there; from 8x8 on they are as fast or faster.
+# Measured on AVX-512 cores: on 4x4 maps the library's 3-D kernels reach a fifth to a half of the speed of a matrix product,
+# and gathering patches is almost free; from 8x8 on they are as fast or faster.
 _FEW_PIXELS = 4
 
 
 class VolumeHalving(keras.layers.Conv3D):
-    """Convolution with 4x4x4 taps and stride 2: (B, T, H, W, C) -> (B, T/2, H/2, W/2, filters).
+    """Convolution with a 4x4x4 kernel and stride 2: (B, T, H, W, C) -> (B, T/2, H/2, W/2, filters).
 
-    The numbers are those of `Conv3D`. T, H and W must be even and known.
+    Numerically equal to `Conv3D`. T, H and W must be even and static.
 
     Args:
         filters: Output channels.
-        use_bias: Leave it out before a batch norm, which takes any bias away again.
+        use_bias: Whether to add a bias; useless before a batch norm, which cancels it.
         spectral_norm: Divides the kernel by its largest singular value, see `SpectralNorm`.
     """
 
@@ -41,7 +41,7 @@ class VolumeHalving(keras.layers.Conv3D):
         if _on_large_maps(inputs.shape[2] // 2):
             outputs = self.convolution_op(inputs, kernel)
         else:
-            patches = _patches(inputs)
+            patches = _patches(inputs)  # (B, T/2, H/2, W/2, 64 C), or 32 C
             matrix = _as_matrix(tf.convert_to_tensor(kernel), only_middle=inputs.shape[1] == 2)
             rows = tf.matmul(tf.reshape(patches, (-1, patches.shape[-1])), matrix)
             outputs = tf.reshape(rows, (-1, *patches.shape[1:-1], self.filters))
@@ -49,9 +49,9 @@ class VolumeHalving(keras.layers.Conv3D):
 
 
 class VolumeDoubling(keras.layers.Conv3DTranspose):
-    """Transposed convolution with 4x4x4 taps, stride 2 and no bias: (B, T, H, W, C) -> (B, 2T, 2H, 2W, filters).
+    """Transposed convolution with a 4x4x4 kernel, stride 2 and no bias: (B, T, H, W, C) -> (B, 2T, 2H, 2W, filters).
 
-    The numbers are those of `Conv3DTranspose`. T, H and W must be known.
+    Numerically equal to `Conv3DTranspose`. T, H and W must be static.
     """
 
     def __init__(self, filters: int, **kwargs):
@@ -66,21 +66,21 @@ class VolumeDoubling(keras.layers.Conv3DTranspose):
 
 
 def _on_large_maps(pixels: int) -> bool:
-    """Whether the library's kernel is the faster one for maps of that many pixels a side."""
+    """Whether the library's kernel is faster for maps of that many pixels per side."""
     if keras.config.backend() != "tensorflow" or tf.config.list_physical_devices("GPU"):
         return True
     return pixels > _FEW_PIXELS
 
 
 def _patches(x):
-    """(B, T, H, W, C) -> (B, T/2, H/2, W/2, 64 C): what the taps of every position see, in the kernel's order.
+    """(B, T, H, W, C) -> (B, T/2, H/2, W/2, 64 C): the 4x4x4 patch of each output, in kernel order (im2col).
 
-    A clip of two frames gives 32 C: its first and last tap in time see padding only.
+    With two frames it is 32 C: the first and last temporal taps only meet padding.
     """
 
     @tf.custom_gradient
     def gather(x):
-        for axis in (3, 2, 1):  # the axis that is gathered last comes first in the kernel
+        for axis in (3, 2, 1):  # the axis gathered last becomes the kernel's first
             alone = axis == 1 and x.shape[1] == 2
             x = tf.concat([x[:, :1], x[:, 1:]], -1) if alone else _gather_taps(x, axis)
         return x, _overlap_add
@@ -89,7 +89,7 @@ def _patches(x):
 
 
 def _overlap_add(x):
-    """(B, T, H, W, 64 C) -> (B, 2T, 2H, 2W, C): sums what the taps of all positions give; the adjoint of `_patches`."""
+    """(B, T, H, W, 64 C) -> (B, 2T, 2H, 2W, C): sums overlapping patches (col2im); the adjoint of `_patches`."""
 
     @tf.custom_gradient
     def scatter(x):
@@ -102,7 +102,7 @@ def _overlap_add(x):
 
 
 def _gather_taps(x, axis: int):
-    """Pixels 2i - 1 .. 2i + 2 of an axis, as channels of position i."""
+    """Stacks pixels 2i - 1 .. 2i + 2 along an axis as channels of position i."""
     shape = x.shape
     half = shape[axis] // 2
     x = tf.pad(x, _on_axis(axis, [1, 1], [0, 0]))
@@ -114,7 +114,7 @@ def _gather_taps(x, axis: int):
 
 
 def _scatter_taps(x, axis: int):
-    """Adds tap k of position i to pixel 2i + k - 1 of an axis; the adjoint of `_gather_taps`."""
+    """Adds tap k of position i to pixel 2i + k - 1 along an axis; the adjoint of `_gather_taps`."""
     shape = x.shape
     taps = tf.split(x, 4, -1)
     size = _on_axis(axis, shape[axis], -1)
@@ -129,11 +129,11 @@ def _on_axis(axis: int, value, other) -> list:
 
 
 def _as_matrix(kernel, only_middle: bool):
-    """(4, 4, 4, I, O) -> (64 I, O), or (32 I, O) of the two taps in time that see something."""
+    """(4, 4, 4, I, O) -> (64 I, O), or (32 I, O) with only the two middle temporal taps."""
 
     @tf.custom_gradient
     def middle(kernel):
-        def gradient(upstream):  # that of a slice takes ten times as long
+        def gradient(upstream):  # ten times faster than the built-in gradient of a slice
             return tf.concat([tf.zeros_like(upstream[:1]), upstream, tf.zeros_like(upstream[:1])], 0)
 
         return kernel[1:3], gradient

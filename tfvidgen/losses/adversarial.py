@@ -1,13 +1,13 @@
-"""Losses of generators and discriminators: pure functions of logits, scalars in float32.
+"""Adversarial losses of generators and discriminators: pure functions of logits, scalars in float32.
 
-`kind` names the game, or is a pair of callables, `(discriminator_loss(real_logits, generated_logits),
+`kind` is the name of a loss, or a pair of callables, `(discriminator_loss(real_logits, generated_logits),
 generator_loss(generated_logits))`, that take float32 logits and return scalars (docs/losses.md has an example). The names:
-  * `minimax`: binary cross-entropy; the generator climbs the discriminator's loss (Goodfellow et al. 2014, Eq. 1);
-  * `non_saturating`: the same discriminator; the generator lowers -log D of its own output (Sec. 3 there);
+  * `minimax`: binary cross-entropy, which the generator maximises (Goodfellow et al. 2014, Eq. 1);
+  * `non_saturating`: the same discriminator loss; the generator minimises -log D of its samples (Sec. 3 there);
   * `hinge`: Lim and Ye 2017, https://arxiv.org/abs/1705.02894; Miyato et al. 2018, Eq. 16 and 17;
-  * `wgan`: Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; the discriminator must be kept Lipschitz by other means.
+  * `wgan`: Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; needs a separate Lipschitz constraint on the critic.
 
-Logits may have any shape: a patch discriminator's are averaged over examples and positions alike.
+Logits may have any shape: those of a patch discriminator are averaged over examples and positions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = str | tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]
 
 
 def check_kind(kind: Kind) -> Kind:
-    """The game as it is, or ValueError if it is neither one of `KINDS` nor a pair of callables."""
+    """Returns `kind`; ValueError if it is neither one of `KINDS` nor a pair of callables."""
     is_pair = isinstance(kind, (tuple, list)) and len(kind) == 2 and all(callable(loss) for loss in kind)
     if not is_pair and kind not in KINDS:
         raise ValueError(
@@ -35,34 +35,34 @@ def check_kind(kind: Kind) -> Kind:
 
 
 def real_loss(real_logits, kind: str = "non_saturating"):
-    """The discriminator's loss on real examples; it falls as the logits rise."""
+    """The discriminator's loss on real examples; decreases with the logits."""
     logits = ops.cast(real_logits, "float32")
     if _known(kind) == "hinge":
         return ops.mean(ops.relu(1.0 - logits))
     if kind == "wgan":
         return -ops.mean(logits)
-    return ops.mean(ops.softplus(-logits))
+    return ops.mean(ops.softplus(-logits))  # -log D
 
 
 def generated_loss(generated_logits, kind: str = "non_saturating"):
-    """The discriminator's loss on generated examples; it falls as the logits fall."""
+    """The discriminator's loss on generated examples; increases with the logits."""
     logits = ops.cast(generated_logits, "float32")
     if _known(kind) == "hinge":
         return ops.mean(ops.relu(1.0 + logits))
     if kind == "wgan":
         return ops.mean(logits)
-    return ops.mean(ops.softplus(logits))
+    return ops.mean(ops.softplus(logits))  # -log(1 - D)
 
 
 def discriminator_loss(real_logits, generated_logits, kind: Kind = "non_saturating"):
-    """What a discriminator lowers: the sum of `real_loss` and `generated_loss`, or what the pair's first callable says."""
+    """The discriminator's loss: `real_loss` plus `generated_loss`, or the first callable of a pair."""
     if not isinstance(kind, str):
         return _scalar("discriminator_loss", check_kind(kind)[0], real_logits, generated_logits)
     return real_loss(real_logits, kind) + generated_loss(generated_logits, kind)
 
 
 def generator_loss(generated_logits, kind: Kind = "non_saturating"):
-    """What a generator lowers; it falls as the logits of its output rise. Of a pair, what its second callable says."""
+    """The generator's loss, which decreases with the logits of its samples, or the second callable of a pair."""
     if not isinstance(kind, str):
         return _scalar("generator_loss", check_kind(kind)[1], generated_logits)
     logits = ops.cast(generated_logits, "float32")
@@ -74,24 +74,24 @@ def generator_loss(generated_logits, kind: Kind = "non_saturating"):
 
 
 def category_loss(category_logits, category):
-    """Mean cross-entropy of category logits (..., K) with int labels (...)."""
+    """Mean cross-entropy between category logits (..., K) and int labels (...)."""
     logits = ops.cast(category_logits, "float32")
-    chosen = ops.one_hot(category, logits.shape[-1], dtype="float32")
+    chosen = ops.one_hot(category, logits.shape[-1], dtype="float32")  # (..., K)
     return ops.mean(ops.logsumexp(logits, axis=-1) - ops.sum(chosen * logits, axis=-1))
 
 
 def r1_penalty(logits_fn: Callable[[Any], Any], real) -> tuple[Any, Any]:
-    """Logits of real examples, and half the mean squared gradient of each example's logit with respect to its pixels.
+    """R1: half the mean over real examples of the squared gradient norm of an example's logit in its pixels.
 
-    Needs TensorFlow; differentiable once more, so the penalty can be part of a discriminator's loss.
+    Needs TensorFlow. Supports second-order gradients, so the penalty can be part of a discriminator's loss.
 
     Args:
-        logits_fn: Examples (B, ...) -> logits (B, ...), or a tuple whose first entry they are. A patch discriminator's
-            logits are averaged over positions.
+        logits_fn: Examples (B, ...) -> logits (B, ...), or a tuple that starts with them. The logits of a patch
+            discriminator are averaged over positions.
         real: float32 (B, ...).
 
     Returns:
-        What `logits_fn` returned, and the penalty.
+        The output of `logits_fn`, and the penalty.
 
     Source: Mescheder et al. 2018, https://arxiv.org/abs/1801.04406, Eq. 9.
     """
@@ -99,15 +99,15 @@ def r1_penalty(logits_fn: Callable[[Any], Any], real) -> tuple[Any, Any]:
         tape.watch(real)
         output = logits_fn(real)
         logits = tf.cast(output[0] if isinstance(output, tuple) else output, tf.float32)
-        per_example = tf.reduce_mean(tf.reshape(logits, (tf.shape(logits)[0], -1)), axis=1)
+        per_example = tf.reduce_mean(tf.reshape(logits, (tf.shape(logits)[0], -1)), axis=1)  # (B,)
         total = tf.reduce_sum(per_example)
-    gradient = tf.cast(tape.gradient(total, real), tf.float32)
-    squares = tf.reduce_sum(tf.square(gradient), axis=list(range(1, len(gradient.shape))))
+    gradient = tf.cast(tape.gradient(total, real), tf.float32)  # the shape of `real`
+    squares = tf.reduce_sum(tf.square(gradient), axis=list(range(1, len(gradient.shape))))  # (B,)
     return output, 0.5 * tf.reduce_mean(squares)
 
 
 def l2_penalty(weights: Sequence[Any]):
-    """Half the sum of squares: times w, its gradient is what PyTorch's `Adam(weight_decay=w)` adds to the loss's."""
+    """Half the sum of squares; multiplied by w, its gradient is the term that PyTorch's `Adam(weight_decay=w)` adds."""
     return 0.5 * sum(ops.sum(ops.square(ops.cast(weight, "float32"))) for weight in weights)
 
 

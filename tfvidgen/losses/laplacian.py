@@ -1,11 +1,10 @@
-"""Laplacian pyramid of frames and the reconstruction loss taken on its levels.
+"""Laplacian pyramid of frames, and the reconstruction loss on its levels.
 
-A pyramid is linear, so the loss builds it once, of the difference of the two frames. Blur with decimation and expansion
-are linear along each axis as well, and are done as products with small banded matrices; the plain convolution form is
-kept beside it as the reference.
+The pyramid is linear, so the loss builds it once, from the difference of the two frames. Blur, decimation and expansion are
+separable and computed as products with small banded matrices; the plain convolution form is kept as the reference.
 
 Source: Burt and Adelson, IEEE Trans. Communications 1983; loss: Bojanowski et al., ICML 2018 (GLO), Sec. 3.2, and Aich
-et al., CVPR 2020, Sec. 3.1, https://arxiv.org/abs/2003.09565. Border handling and expansion are those of the pyramid of
+et al., CVPR 2020, Sec. 4.2, https://arxiv.org/abs/2003.09565. Border handling and expansion are those of the pyramid of
 tensorflow-graphics 2021.12.3 (zeros outside the frame).
 """
 
@@ -21,11 +20,11 @@ BINOMIAL_KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 def gaussian_kernel(size: int = 5, sigma: float = 2.0) -> tuple[float, ...]:
-    """Return the taps of a sampled Gaussian that sum to one, for one axis.
+    """Taps of a sampled 1-D Gaussian, normalised to sum to one.
 
-    The kernel of a frame is the outer product of the taps with themselves.
+    The 2-D kernel is the outer product of the taps with themselves.
 
-    Deviation: official code of the papers above sums g(x)^2 + g(y)^2 instead, which is not a Gaussian: at size 5 and
+    Deviation: the official code of the papers above sums g(x)^2 + g(y)^2 instead, which is not a Gaussian: at size 5 and
     sigma 2 its centre and corner weights are .0607 and .0223, those of the product .0632 and .0232.
 
     Args:
@@ -47,7 +46,7 @@ def gaussian_kernel(size: int = 5, sigma: float = 2.0) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _reduce_matrix(size: int, kernel: tuple[float, ...]) -> np.ndarray:
-    """Blur and decimation of one axis: (ceil(size / 2), size). Twice its transpose is the expansion."""
+    """Blur and decimation along one axis: (ceil(size / 2), size). Twice its transpose is the expansion."""
     reduced_size = (size + 1) // 2
     # Output i is centred on input 2i + 1 of an even axis and on 2i of an odd one, as with stride 2 and "same" padding.
     phase = 1 - size % 2
@@ -61,23 +60,23 @@ def _reduce_matrix(size: int, kernel: tuple[float, ...]) -> np.ndarray:
 
 
 def _matrix_bands(images, num_levels: int, kernel: tuple[float, ...]) -> list:
-    """Pyramid by matrix products, of (H, W, M) with every frame and channel in M; returns levels in that layout."""
+    """Pyramid by matrix products, of (H, W, M) with all frames and channels in M; levels have the same layout."""
     levels = []
     for _ in range(num_levels):
         height, width = images.shape[:2]
         rows = _reduce_matrix(height, kernel)
         cols = _reduce_matrix(width, kernel)
         reduced = ops.reshape(ops.matmul(rows, ops.reshape(images, (height, -1))), (len(rows), width, -1))
-        reduced = ops.matmul(cols, reduced)
-        expanded = ops.matmul(2.0 * cols.T, reduced)
-        expanded = ops.matmul(2.0 * rows.T, ops.reshape(expanded, (len(rows), -1)))
+        reduced = ops.matmul(cols, reduced)  # (ceil(H / 2), ceil(W / 2), M)
+        expanded = ops.matmul(2.0 * cols.T, reduced)  # (ceil(H / 2), W, M)
+        expanded = ops.matmul(2.0 * rows.T, ops.reshape(expanded, (len(rows), -1)))  # (H, W M)
         levels.append(images - ops.reshape(expanded, (height, width, -1)))
         images = reduced
     return [*levels, images]
 
 
 def _insert_zeros(images, axis: int, size: int):
-    """Double `axis` by zeros between its entries, at the positions that decimation had kept, and cut it to `size`."""
+    """Upsample `axis` to `size` by inserting zeros; entries go to the positions that decimation kept."""
     pair = [ops.zeros_like(images), images] if size % 2 == 0 else [images, ops.zeros_like(images)]
     shape = list(ops.shape(images))
     shape[axis] *= 2
@@ -94,7 +93,7 @@ def _convolution_bands(images, num_levels: int, kernel: tuple[float, ...]) -> li
         _, height, width, _ = images.shape
         reduced = ops.depthwise_conv(images, blur, strides=2, padding="same", data_format="channels_last")
         expanded = _insert_zeros(_insert_zeros(reduced, 1, height), 2, width)
-        # Three of four samples are zeros: twice the kernel per axis keeps the brightness.
+        # Three of four samples are zeros: doubling the kernel along each axis preserves brightness.
         expanded = ops.depthwise_conv(expanded, 4.0 * blur, strides=1, padding="same", data_format="channels_last")
         levels.append(images - expanded)
         images = reduced
@@ -128,14 +127,14 @@ def laplacian_pyramid(
     Args:
         images: (N, H, W, C), any range; H and W at least `2**num_levels`, odd sizes included.
         num_levels: Number of band-pass levels K.
-        kernel: Symmetric taps of the blur along one axis, an odd number of them.
-        method: "matrix" (fast) or "convolution" (reference); the same numbers up to rounding.
+        kernel: Symmetric 1-D blur kernel with an odd number of taps.
+        method: "matrix" (fast) or "convolution" (reference); equal up to rounding.
 
     Returns:
         K + 1 float32 tensors: level l has shape (N, ceil(H / 2^l), ceil(W / 2^l), C), the last one is the residual.
 
     Raises:
-        ValueError: If the frames are too small for `num_levels`, their size is unknown, or an option is not valid.
+        ValueError: If the frames are too small for `num_levels`, their size is unknown, or an option is invalid.
     """
     images = ops.cast(ops.convert_to_tensor(images), "float32")
     if len(images.shape) != 4:
@@ -159,28 +158,28 @@ def laplacian_pyramid_loss(
     kernel: Sequence[float] = BINOMIAL_KERNEL,
     method: str = "matrix",
 ):
-    """Return the L1 distance of the Laplacian pyramids of each pair of frames.
+    """L1 distance between the Laplacian pyramids of each pair of frames.
 
-    Paper: L(v, v') = sum_l 2^(2l) |L^l(v) - L^l(v')|_1 with l = 0..K, the residual being level K. A level holds 4^l
-    times fewer values than the frame, so the sum divided by H * W * C is the plain sum of the *means* of the levels
-    (exactly so if 2^K divides H and W). The mean form is the default: its size, and with it a learning rate, do not
-    depend on the size of the frames.
+    Paper: L(v, v') = sum_l 2^(2l) |L^l(v) - L^l(v')|_1 with l = 0..K, the residual being level K. Level l has 4^l times
+    fewer values than the frame, so the sum divided by H * W * C is the unweighted sum of the *means* of the levels
+    (exactly if 2^K divides H and W). The mean form is the default: its scale, and so a learning rate, does not depend on
+    the size of the frames.
 
     Args:
         generated: (..., H, W, C) with any leading dimensions, any range.
         real: Frames of the same shape.
         num_levels: Number of band-pass levels K.
         reduction: "mean" for the sum over levels of mean absolute values, "sum" for the paper's weighted sum.
-        kernel: Symmetric taps of the blur along one axis, an odd number of them.
-        method: "matrix" (fast) or "convolution" (reference); the same numbers up to rounding.
+        kernel: Symmetric 1-D blur kernel with an odd number of taps.
+        method: "matrix" (fast) or "convolution" (reference); equal up to rounding.
 
     Returns:
         float32 tensor of the leading dimensions: one loss per frame.
 
     Raises:
-        ValueError: If the frames are too small for `num_levels`, their size is unknown, or an option is not valid.
+        ValueError: If the frames are too small for `num_levels`, their size is unknown, or an option is invalid.
 
-    Source: Bojanowski et al., ICML 2018, Sec. 3.2; official code of Aich et al. takes the means.
+    Source: Bojanowski et al., ICML 2018, Sec. 3.2, and Aich et al., CVPR 2020, Sec. 4.2, whose official code takes the means.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"`reduction` must be 'mean' or 'sum'. Received {reduction!r}.")

@@ -1,4 +1,4 @@
-"""Distance of frames in pixels and in the feature maps of a fixed network."""
+"""Perceptual distance: pixels and the feature maps of a fixed network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from keras import ops
 
 
 class PerceptualLoss:
-    """Sums the mean absolute difference of the pixels and of every feature map.
+    """Weighted sum of the mean absolute differences of the pixels and of each feature map.
 
     Args:
-        features: Maps float (N, H, W, 3) in [-1, 1] to a dict of name to (N, h, w, c), as `VGG16Features` does.
+        features: Maps float (N, H, W, 3) in [-1, 1] to a dict from names to (N, h, w, c), like `VGG16Features`.
         pixel_weight: Weight of the pixels.
-        layer_weights: Weight of each feature map by name; maps that are not named have weight 0. None: 1 for each.
+        layer_weights: Weight of each feature map by name; unnamed maps have weight 0. None means 1 for each.
 
     Source: Bojanowski et al., ICML 2018, and Hoshen et al., CVPR 2019 (GLANN), https://arxiv.org/abs/1812.08985
     """
@@ -24,7 +24,7 @@ class PerceptualLoss:
         self.layer_weights = None if layer_weights is None else dict(layer_weights)
 
     def __call__(self, generated, real):
-        """Return the loss of each pair of frames; no gradient flows into the real ones.
+        """Loss of each pair of frames; no gradient flows into the real ones.
 
         Args:
             generated: (..., H, W, 3) with any leading dimensions, in [-1, 1]; H and W known.
@@ -34,7 +34,7 @@ class PerceptualLoss:
             float32 tensor of the leading dimensions.
 
         Raises:
-            ValueError: If the shapes differ, or `layer_weights` names a map that `features` does not give.
+            ValueError: If the shapes differ, or `layer_weights` names a map that `features` does not return.
         """
         generated = ops.cast(generated, "float32")
         real = ops.stop_gradient(ops.cast(real, "float32"))
@@ -44,7 +44,7 @@ class PerceptualLoss:
                 f"{tuple(generated.shape)} and {tuple(real.shape)}."
             )
         leading = ops.shape(generated)[:-3]
-        generated = ops.reshape(generated, (-1, *generated.shape[-3:]))
+        generated = ops.reshape(generated, (-1, *generated.shape[-3:]))  # (N, H, W, 3)
         real = ops.reshape(real, (-1, *real.shape[-3:]))
         generated_maps, real_maps = self.features(generated), self.features(real)
         weights = dict.fromkeys(generated_maps, 1.0) if self.layer_weights is None else self.layer_weights

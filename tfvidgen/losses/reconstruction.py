@@ -1,4 +1,4 @@
-"""Distances of a generated frame to the real one, one number per frame."""
+"""Per-frame reconstruction losses between generated and real frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _difference(generated, real):
 
 
 def l1_loss(generated, real):
-    """Return the mean absolute difference of each pair of frames.
+    """Mean absolute error of each pair of frames.
 
     Args:
         generated: (..., H, W, C), any range.
@@ -33,7 +33,7 @@ def l1_loss(generated, real):
 
 
 def l2_loss(generated, real):
-    """Return the mean squared difference of each pair of frames.
+    """Mean squared error of each pair of frames.
 
     Args:
         generated: (..., H, W, C), any range.
@@ -49,19 +49,19 @@ def l2_loss(generated, real):
 
 
 def per_frame_loss(kind: str, generated, real, num_levels: int = 4):
-    """Return the reconstruction loss called `kind` for each pair of frames.
+    """The reconstruction loss named `kind` of each pair of frames.
 
     Args:
         kind: "laplacian", "l1" or "l2".
         generated: (..., H, W, C), any range.
         real: Frames of the same shape.
-        num_levels: Band-pass levels of the Laplacian pyramid; the other kinds do not use it.
+        num_levels: Band-pass levels of the Laplacian pyramid; ignored by the other kinds.
 
     Returns:
         float32 tensor of the leading dimensions.
 
     Raises:
-        ValueError: If `kind` is not one of the three, or the frames do not suit it.
+        ValueError: If `kind` is unknown, or the frames have an unsuitable shape.
     """
     if kind == "laplacian":
         return laplacian_pyramid_loss(generated, real, num_levels=num_levels)

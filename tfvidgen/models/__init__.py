@@ -1,4 +1,4 @@
-"""One file per published system; import a system from its own module or from `tfvidgen`."""
+"""One file per published system; import systems from their modules or from `tfvidgen`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 
 
 def systems() -> dict[str, str]:
-    """Class of each public system -> its module in this folder: `{"NAVSynth": "navsynth", ...}`.
+    """Public systems: class name -> module in this package, `{"NAVSynth": "navsynth", ...}`.
 
-    A system is a public subclass of `VideoGenerator`. The files are read, not imported, as that would import TensorFlow.
+    A system is a public subclass of `VideoGenerator`. Files are parsed rather than imported, which would load TensorFlow.
     """
     found = {}  # class -> (first base, module)
     for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
@@ -22,5 +22,5 @@ def systems() -> dict[str, str]:
     return {
         name: module
         for name, (base, module) in found.items()
-        if is_generator(base) and not name.startswith("_")  # `VideoGenerator` itself is none
+        if is_generator(base) and not name.startswith("_")  # leaves out `VideoGenerator` itself
     }

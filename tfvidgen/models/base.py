@@ -1,4 +1,4 @@
-"""The contract of every system: named latents in, videos out, the whole algorithm in `train_step`."""
+"""Base class of all systems: named latents in, videos out, the whole training algorithm in `train_step`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ ROLES = (
     "content",
     "motion",
     "label",
-)  # what a latent decides: what is seen, how it moves, or which class it belongs to
-LABEL = "label"  # the name of the label in every latent dict
-EXCHANGEABLE = ("identity", "action", "video", "shared")
+)  # what a latent controls: appearance, motion or class
+LABEL = "label"  # key of the label in every latent dict
+EXCHANGEABLE = ("identity", "action", "video", "shared")  # whose code a row of a latent table is
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """What one entry of a latent dict is.
+    """Specification of one entry of a latent dict.
 
     Attributes:
-        shape: Shape of one video's entry; None where the length is free.
+        shape: Per-video shape; None along an axis of variable length.
         dtype: `float32` for codes, `int32` for labels.
-        prior: Where `sample_latents` takes it from, in words.
-        role: `content` (what is seen), `motion` (how it moves) or `label` (which class it belongs to). The entry with the
-            role `label` is called `label`. Whatever keeps or exchanges one side of a video asks for roles, not names.
-        num_values: Of a label: it lies in 0..num_values - 1. None for codes.
+        prior: The distribution that `sample_latents` draws from, as text.
+        role: `content` (appearance), `motion` or `label` (class). The entry with the role `label` is also named `label`.
+            Code that keeps or exchanges content or motion looks up roles, not names.
+        num_values: Number of classes of a label, which lies in 0..num_values - 1. None for codes.
 
     Raises:
-        ValueError: If the role is none of these, or a label has no `num_values`: without a bound, a label that does not
-            exist would be decoded to a wrong video instead of an error.
+        ValueError: If the role is unknown, or a label has no `num_values`: without that bound, an invalid label would
+            silently decode to a wrong video.
     """
 
     shape: tuple[int | None, ...]
@@ -58,13 +58,13 @@ class LatentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What one argument of `exchange` chooses from.
+    """The range of values of one argument of `exchange`.
 
     Attributes:
-        of: Whose codes they are: an `identity`'s or `action`'s, a `video`'s own (the number is then a video id), or one
-            `shared` by all videos.
-        num_values: The number lies in 0..num_values - 1.
-        names: What the values are called, or empty where only their numbers are known.
+        of: What owns the codes: an `identity`, an `action`, a `video` (the value is then a video id), or `shared` for a
+            single code shared by all videos.
+        num_values: Values lie in 0..num_values - 1.
+        names: Names of the values; empty if unknown.
     """
 
     of: str
@@ -76,39 +76,39 @@ class Choice:
             raise ValueError(f"`of` must be one of {EXCHANGEABLE}. Received {self.of!r}.")
 
     def name(self, value: int) -> str:
-        """What to call a value: `action 2 (jump)`, `video 7`."""
+        """Display name of a value: `action 2 (jump)`, `video 7`."""
         number = self.of if self.of == "shared" else f"{self.of} {value}"
         return f"{number} ({self.names[value]})" if value < len(self.names) else number
 
 
 class VideoGenerator(keras.Model):
-    """A system that turns named latents into videos and knows how to train itself.
+    """Base class of all systems: decodes named latents into videos and implements its own training step.
 
-    Subclasses have a plain-value constructor with `get_config`, create every variable in `build`, take their optimizers
-    and loss weights in `compile`, and implement `train_step`, `latent_spec`, `sample_latents` and `decode`. Systems that
-    learn a code per video implement `lookup`; systems with an encoder implement `encode`; systems whose codes belong to
-    identities and actions, or whose videos can swap them, implement `exchange_spec` and `exchange`.
+    Subclasses have a constructor of plain values with a matching `get_config`, create every variable in `build`, take their
+    optimizers and loss weights in `compile`, and implement `train_step`, `latent_spec`, `sample_latents` and `decode`.
+    Systems that learn a code per video implement `lookup`; systems with an encoder implement `encode`; systems whose codes
+    belong to identities and actions, or whose videos can swap them, implement `exchange_spec` and `exchange`.
 
-    Every system sets `num_frames`, the frames of a clip that it trains on.
+    Every system sets `num_frames`, the length of its training clips.
 
-    A latent dict maps names to tensors with the videos first, e.g. `{"static": (B, Ds), "transient": (B, T, Dt)}`.
-    `decode` is the one door: exchange takes some keys from another dict, interpolation blends a key. Callers never ask which
-    system they have: `latent_spec` gives the role of each latent, `exchange_spec` what an exchange chooses from.
+    A latent dict maps names to batched tensors, e.g. `{"static": (B, Ds), "transient": (B, T, Dt)}`. All videos are made by
+    `decode`: exchange takes some entries from another dict, interpolation blends one entry. Callers are system-agnostic:
+    `latent_spec` gives the role of each latent, `exchange_spec` the values that can be exchanged.
 
-    `train_step` takes its gradients through a `tfvidgen.optimizers.StepGuard`. A model whose policy is `mixed_float16` has
-    a `loss_scaler`; otherwise that is None and the guard does nothing.
+    `train_step` computes its gradients through a `tfvidgen.optimizers.StepGuard`. Under the policy `mixed_float16` a model
+    has a `loss_scaler`; otherwise it is None and the guard scales nothing.
 
     Class attributes:
-        validation_names: Names of what `validation_losses` returns.
-        network_forms: Forms of its networks that a system can build, ascending; a new model has the last. Where weights of
-            an earlier version would not fit, or would mean something else, a change adds a form, and the constructor goes on
-            building the older ones: it finds the form in `self.network_form`.
+        validation_names: Names of the losses that `validation_losses` returns.
+        network_forms: Versions of the architecture that a system can build, ascending; new models use the last. A change
+            that makes existing weights incompatible adds a form, and the constructor still builds the older ones, selected
+            by `self.network_form`.
 
     Args:
-        network_form: One of `network_forms`; None for the last. It is part of the model's config; a config without one, as
-            version 0.1 wrote them, means the first.
-        identity_names, action_names: What the data calls its identities and actions, by label; empty where unknown. They
-            are part of the model's config, so a loaded model knows what its numbers mean.
+        network_form: One of `network_forms`; None for the last. Part of the model's config; a config without it, as written
+            by version 0.1, means form 1.
+        identity_names, action_names: Names of the identities and actions, indexed by label; empty if unknown. Part of the
+            model's config, so a loaded model can name its labels.
     """
 
     validation_names: tuple[str, ...] = ("reconstruction_loss",)
@@ -129,11 +129,11 @@ class VideoGenerator(keras.Model):
                 f"`network_form` of {type(self).__name__} must be one of {known}, or None for the last. Received "
                 f"{network_form!r}."
             )
-        self.network_form = network_form or self.network_forms[-1]
-        self.frozen_networks: dict[str, keras.Layer] = {}
-        self.frozen_digests: dict[str, str] = {}
+        self.network_form = network_form or self.network_forms[-1]  # new models get the newest form
+        self.frozen_networks: dict[str, keras.Layer] = {}  # filled by `freeze`
+        self.frozen_digests: dict[str, str] = {}  # SHA-256 of their weight files
         self._validation_means = {name: keras.metrics.Mean(name=f"mean_{name}") for name in self.validation_names}
-        self.loss_scaler = None
+        self.loss_scaler = None  # only float16 needs one
         if self.compute_dtype == "float16":
             with keras.name_scope(self.name):
                 self.loss_scaler = LossScaler(name="loss_scaler")
@@ -148,44 +148,46 @@ class VideoGenerator(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return super().from_config({"network_form": 1, **config}, custom_objects)
+        return super().from_config({"network_form": 1, **config}, custom_objects)  # version 0.1 wrote no form
 
     def freeze(self, name: str, network: keras.Layer, digest: str = "") -> keras.Layer:
-        """Gives a pretrained network that is never trained its place in the system, and returns it.
+        """Registers a pretrained, frozen network and returns it.
 
-        It is exported with the endpoints that go through it. It is in no checkpoint, average or optimizer, and float16 does
-        not guard it: it comes from its file again, whose digest `config.json` keeps. Call it in the constructor.
+        The network is exported with the endpoints that use it. It is excluded from checkpoints, weight averages, optimizers
+        and the float16 guard: its weights are reloaded from their file, whose digest `config.json` records. Call this in
+        the constructor.
 
         Args:
-            name: What the run folder calls it, e.g. `flow`.
-            network: Built or not.
-            digest: SHA-256 of the file that its weights are from; empty for weights that a seed draws.
+            name: Name of the network in the run folder, e.g. `flow`.
+            network: Built or unbuilt.
+            digest: SHA-256 of the weight file; empty for weights initialised from a seed.
 
         Raises:
-            ValueError: If the system has a frozen network of that name.
+            ValueError: If the system already has a frozen network of that name.
         """
         if name in self.frozen_networks:
             raise ValueError(
                 f"{type(self).__name__} has a frozen network {name!r} already: give this one another name."
             )
-        network.trainable = False
+        network.trainable = False  # its inputs still get gradients
         self.frozen_networks[name] = network
         self.frozen_digests[name] = digest
         return network
 
     @property
     def learned_variables(self) -> list[keras.Variable]:
-        """All of `weights` but those of frozen networks: what a run must not lose."""
+        """All of `weights` except those of frozen networks: the state that a run must save."""
+        # compared by identity: Keras variables overload ==
         frozen = {id(variable) for network in self.frozen_networks.values() for variable in network.variables}
         return [variable for variable in self.weights if id(variable) not in frozen]
 
     def compile(self, optimizer=None, accumulate: int = 1, **kwargs):
-        """Keras's `compile` without its own loss scaling and without XLA; systems call it from theirs.
+        """Keras's `compile` without automatic loss scaling or XLA; systems call it from their own `compile`.
 
-        `accumulate` is how many micro-batches each update of a step has, see `tfvidgen.optimizers.StepGuard`.
+        `accumulate` is the number of micro-batches per update, see `tfvidgen.optimizers.StepGuard`.
 
-        Keras would scale the loss for the one optimizer it is given, and on a GPU compile the step with XLA, which
-        refuses steps that synchronise replicas and lets batch norm statistics drift apart.
+        By default Keras would scale the loss for a single optimizer only, and compile the step with XLA on a GPU, which
+        rejects steps that synchronise replicas and lets batch norm statistics diverge between them.
         """
         check_counts(accumulate=accumulate)
         self.accumulate = accumulate
@@ -194,20 +196,20 @@ class VideoGenerator(keras.Model):
     def fit(self, x=None, *args, **kwargs):
         """Keras's `fit` with this system's `train_step`, on one device or under `MirroredStrategy`.
 
-        Epochs, callbacks, history and `validation_data` are Keras's. What it logs is the last step of an epoch; for
-        `validation_data` it is the mean over its batches (see `test_step`). Datasets of `tfvidgen.data` never end, so give
-        `steps_per_epoch` and `validation_steps`.
+        Epochs, callbacks, history and `validation_data` work as in Keras. Training logs are those of the last step of each
+        epoch; validation logs are means over the batches (see `test_step`). Datasets of `tfvidgen.data` are infinite, so
+        set `steps_per_epoch` and `validation_steps`.
 
         Args:
-            x: A dataset of batches, dicts as of `tfvidgen.data.make_dataset` of which only `video` uint8 (B, T, H, W, 3) is
-                needed (`video_id` too where a code is learned per video, and `action` where the system is conditional);
-                or arrays: such a dict with the clips first, or the clips alone, whose positions then are their ids. Where
-                batches have no `step`, the model counts its steps itself.
+            x: A dataset of batch dicts as made by `tfvidgen.data.make_dataset`, of which only `video` uint8 (B, T, H, W, 3)
+                is required (plus `video_id` if a code is learned per video, and `action` if the system is conditional);
+                or arrays: such a dict for the whole set, or the clips alone, whose indices then serve as video ids. Without
+                `step` in the batches, the model counts its own steps.
 
         Raises:
-            ValueError: Under a strategy of several workers, where Keras's `fit` fails: `trainers.engine.loop.run` trains there;
-                for batches without videos; and for batches that replicas cannot share evenly, where their losses would
-                count for more or less.
+            ValueError: Under a multi-worker strategy, where Keras's `fit` fails (use `trainers.engine.loop.run`); for
+                batches without videos; and for batches that cannot be split evenly across replicas, whose losses would be
+                weighted unequally.
         """
         self._refuse_many_workers("fit")
         x = self._with_video_ids(x)
@@ -216,17 +218,17 @@ class VideoGenerator(keras.Model):
         return super().fit(x, *args, **kwargs)
 
     def step_of(self, batch: dict[str, Any]):
-        """The training step that a batch belongs to, int64 (): its own, or how often the first optimizer was applied."""
+        """The training step of a batch, int64 (): the batch's own `step`, else the first optimizer's iteration count."""
         return batch["step"][0] if "step" in batch else tf.cast(self.optimizer.iterations, tf.int64)
 
     @staticmethod
     def _with_video_ids(x):
-        """Arrays as a dict of arrays with the positions of the clips as ids; anything else as it is."""
+        """Arrays as a dict of arrays with the clips' indices as ids; anything else is returned unchanged."""
         if isinstance(x, np.ndarray) or tf.is_tensor(x):
             x = {"video": x}
         arrays = isinstance(x, dict) and all(isinstance(v, np.ndarray) or tf.is_tensor(v) for v in x.values())
         if arrays and "video" in x and "video_id" not in x:
-            x = {**x, "video_id": np.arange(len(x["video"]), dtype=np.int32)}
+            x = {**x, "video_id": np.arange(len(x["video"]), dtype=np.int32)}  # (N,)
         return x
 
     def _refuse_batches_without_videos(self, x: Any) -> None:
@@ -238,6 +240,7 @@ class VideoGenerator(keras.Model):
                 f"them. Received {found}."
             )
         if isinstance(spec, dict) and "video" in spec:
+            # a system that overrides `lookup` learns a code per video
             video, needs_id = spec["video"], type(self).lookup is not VideoGenerator.lookup
             if video.dtype != "uint8" or len(video.shape) != 5:
                 raise ValueError(
@@ -267,10 +270,11 @@ class VideoGenerator(keras.Model):
 
     def _refuse_uneven_batches(self, dataset: Any) -> None:
         num_replicas = self.distribute_strategy.num_replicas_in_sync
+        # only datasets state their batch size
         if num_replicas == 1 or not isinstance(dataset, tf.data.Dataset):
             return
         for size in {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}:
-            if size and size % num_replicas:
+            if size and size % num_replicas:  # a size of None is known only at run time
                 raise ValueError(
                     f"A batch of {size} examples cannot be divided by {num_replicas} replicas: make it a multiple of that."
                 )
@@ -278,33 +282,33 @@ class VideoGenerator(keras.Model):
     # ---------------------------------------------------------------- latents
     @property
     def latent_spec(self) -> dict[str, LatentSpec]:
-        """Names, shapes, priors and roles of the latents that `decode` takes."""
+        """Name, shape, prior and role of each latent that `decode` takes."""
         raise NotImplementedError
 
     def latent_names(self, role: str) -> tuple[str, ...]:
-        """Names of the latents with a role, one of `ROLES`; empty where the system has none."""
+        """Names of the latents with the given role, one of `ROLES`; empty if there are none."""
         if role not in ROLES:
             raise ValueError(f"`role` must be one of {ROLES}. Received {role!r}.")
         return tuple(name for name, spec in self.latent_spec.items() if spec.role == role)
 
     @property
     def num_labels(self) -> int:
-        """How many labels a conditional system knows; 0 for an unconditional one."""
+        """Number of labels of a conditional system; 0 for an unconditional one."""
         return self.latent_spec[LABEL].num_values if LABEL in self.latent_spec else 0
 
     def latent_length(self, num_frames: int | None = None) -> int:
-        """The length of the motion latents of a video, which for some systems is not its number of frames.
+        """Length of the motion latents of a video, which for some systems differs from its number of frames.
 
         Args:
             num_frames: Frames of the video; None for the trained length.
 
         Raises:
-            ValueError: If the system cannot make videos of that length. Here those with a latent of free length make any,
-                others the one they were trained at.
+            ValueError: If the system cannot generate videos of that length. By default, systems with a latent of variable
+                length support any length, others only the trained one.
         """
         if num_frames is None:
             return self.num_frames
-        free = any(None in spec.shape for spec in self.latent_spec.values())
+        free = any(None in spec.shape for spec in self.latent_spec.values())  # e.g. motion codes of a recurrence
         if num_frames < 1 or not (free or num_frames == self.num_frames):
             own = f"the {self.num_frames} frames it was" if self.num_frames > 1 else "the one frame it was"
             known = "1 frame or more" if free else f"{own} built for"
@@ -315,8 +319,9 @@ class VideoGenerator(keras.Model):
         return num_frames
 
     def lengths(self, most: int) -> list[int]:
-        """Every number of frames up to `most` that a video of this system can have, ascending."""
+        """All supported video lengths up to `most` frames, ascending."""
         possible = []
+        # asks `latent_length` for each, so that subclasses need to override one method only
         for num_frames in range(1, most + 1):
             try:
                 self.latent_length(num_frames)
@@ -328,41 +333,41 @@ class VideoGenerator(keras.Model):
     def sample_latents(
         self, num_videos, num_frames: int | None = None, seed=0, labels=None, training: bool = False
     ) -> dict[str, Any]:
-        """Draws latents of new videos; the same seed gives the same latents.
+        """Samples latents of new videos; the same seed gives the same latents.
 
         Args:
             num_videos: Int, or a scalar tensor.
-            num_frames: One of the lengths the system can make, see `latent_length`; None for the trained one.
+            num_frames: A supported length, see `latent_length`; None for the trained one.
             seed: Int, or a scalar tensor.
-            labels: Of a conditional system: an int for all videos or int (num_videos,), in 0..num_labels - 1; None draws
+            labels: For a conditional system: an int for all videos or int (num_videos,), in 0..num_labels - 1; None samples
                 them.
-            training: Whether networks that make latents use, and move, the statistics of this batch.
+            training: Whether networks that produce latents normalise by batch statistics and update the moving ones.
 
         Raises:
-            ValueError: For a length that the system cannot make, a label that does not exist, or labels for an
-                unconditional system.
+            ValueError: For an unsupported length, a label out of range, or labels for an unconditional system.
         """
         raise NotImplementedError
 
     def relabel(self, latents: dict[str, Any], labels) -> dict[str, Any]:
-        """The same latents under other labels, with all that depends on them.
+        """The same latents with other labels; entries that depend on the label are recomputed.
 
         Args:
-            latents: Of B videos.
+            latents: Latents of B videos.
             labels: An int for all videos or int (B,), in 0..num_labels - 1.
 
         Raises:
-            ValueError: As `sample_latents`.
+            ValueError: As for `sample_latents`.
         """
+        # B is the length of any entry
         return {**latents, LABEL: self._checked_labels(labels, ops.shape(next(iter(latents.values())))[0])}
 
     def _checked_labels(self, labels, num_videos):
-        """int32 (num_videos,) of what `labels=` may be. Values of a graph's tensors are not looked at."""
+        """`labels` as int32 (num_videos,). Values of symbolic tensors are not checked."""
         if not self.num_labels:
             raise ValueError(
                 f"This {type(self).__name__} is unconditional: leave `labels` out, or train a conditional one."
             )
-        if not tf.is_tensor(labels) or hasattr(labels, "numpy"):
+        if not tf.is_tensor(labels) or hasattr(labels, "numpy"):  # values are known, not symbolic
             given = np.asarray(labels)
             if given.dtype.kind not in "iu" or given.ndim > 1:
                 raise ValueError(f"`labels` must be an int or int (num_videos,). Received {given.dtype} {given.shape}.")
@@ -370,7 +375,7 @@ class VideoGenerator(keras.Model):
                 raise ValueError(f"`labels` must be one per video, {num_videos} in all. Received {len(given)}.")
             if given.size and not 0 <= given.min() <= given.max() < self.num_labels:
                 raise ValueError(f"`labels` must lie in 0..{self.num_labels - 1}. Received {given.tolist()}.")
-        return tf.broadcast_to(tf.cast(labels, tf.int32), (num_videos,))
+        return tf.broadcast_to(tf.cast(labels, tf.int32), (num_videos,))  # () or (B,) -> (B,)
 
     def decode(self, latents: dict[str, Any], training: bool = False):
         """Latents of B videos -> float32 (B, T, H, W, 3) in [-1, 1]."""
@@ -378,23 +383,24 @@ class VideoGenerator(keras.Model):
 
     @functools.cached_property
     def decode_function(self):
-        """`decode` as a graph function, traced once for a model that is asked again and again."""
+        """`decode` as a cached graph function, so that repeated calls do not retrace."""
+        # retracing is reduced by relaxing shapes, so that other batch sizes share one trace
         return tf.function(lambda latents: self.decode(latents), reduce_retracing=True)
 
     def lookup(self, video_id) -> dict[str, Any]:
-        """The latents learned for videos of the training set, int (B,)."""
+        """The latents learned for training videos, given their ids, int (B,)."""
         raise NotImplementedError(
             f"{type(self).__name__} does not learn a code per video: use `sample_latents` or `encode`."
         )
 
     def encode(self, video, seed=None, training=False) -> dict[str, Any]:
-        """The latents of given videos.
+        """Encodes videos to latents.
 
         Args:
             video: float32 (B, T, H, W, 3) in [-1, 1].
-            seed: Draws from the posterior of an encoder that has one: the same seed gives the same latents. None takes the
-                posterior's mean; an encoder without a posterior does not look at it.
-            training: Whether the encoder uses, and moves, the statistics of this batch.
+            seed: Samples from the encoder's posterior; the same seed gives the same latents. None takes the posterior mean.
+                Ignored by deterministic encoders.
+            training: Whether the encoder normalises by batch statistics and updates the moving ones.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no encoder: use `lookup`, or search with `tfvidgen.editing`."
@@ -402,31 +408,31 @@ class VideoGenerator(keras.Model):
 
     @property
     def has_encoder(self) -> bool:
-        """Whether `encode` gives the latents of any video."""
+        """Whether `encode` is implemented, for any video."""
         return type(self).encode is not VideoGenerator.encode
 
     @property
     def has_lookup(self) -> bool:
-        """Whether `lookup` gives a code of every video of the training set."""
+        """Whether `lookup` is implemented, for every training video."""
         return type(self).lookup is not VideoGenerator.lookup
 
     @property
     def reconstructs(self) -> bool:
-        """Whether `reconstruct` works: the system encodes videos, or learns a code for each of the training set."""
+        """Whether `reconstruct` works: the system has an encoder or learns a code per training video."""
         return self.has_encoder or self.has_lookup
 
     def infer(self, batch: dict[str, Any], seed=None) -> dict[str, Any]:
-        """The latents of a batch's videos: by the encoder where there is one, else by `lookup` of their `video_id`.
+        """Latents of the videos of a batch: from the encoder if there is one, else by `lookup` of `video_id`.
 
         Args:
-            batch: `video`, uint8 (B, T, H, W, 3), for an encoder; `video_id`, int (B,) of the training set, for `lookup`.
+            batch: `video`, uint8 (B, T, H, W, 3), for an encoder; `video_id`, int (B,), of training videos, for `lookup`.
             seed: As for `encode`.
 
         Raises:
-            ValueError: If the system neither encodes videos nor learns a code for each.
+            ValueError: If the system has neither an encoder nor a code per video.
         """
         if self.has_encoder:
-            return self.encode(ops.cast(batch["video"], "float32") / 127.5 - 1.0, seed)
+            return self.encode(ops.cast(batch["video"], "float32") / 127.5 - 1.0, seed)  # 0..255 -> [-1, 1]
         if self.has_lookup:
             return self.lookup(batch["video_id"])
         raise ValueError(
@@ -435,42 +441,42 @@ class VideoGenerator(keras.Model):
         )
 
     def reconstruct(self, batch: dict[str, Any], seed=None):
-        """The system's own version of a batch's videos, float32 (B, T, H, W, 3) in [-1, 1]; see `infer`."""
+        """Reconstructions of a batch's videos, float32 (B, T, H, W, 3) in [-1, 1]; see `infer`."""
         return self.decode(self.infer(batch, seed))
 
     @property
     def exchange_spec(self) -> dict[str, Choice]:
-        """What the arguments `identity` and `action` of `exchange` choose from; empty for a system that cannot exchange."""
+        """Valid values of `exchange`'s arguments `identity` and `action`; empty if exchange is not supported."""
         return {}
 
     @property
     def num_identities(self) -> int:
-        """How many identities `exchange` chooses from; 0 for a system that cannot."""
+        """Number of identities that `exchange` accepts; 0 if exchange is not supported."""
         return self.exchange_spec["identity"].num_values if self.exchange_spec else 0
 
     @property
     def num_actions(self) -> int:
-        """How many actions `exchange` chooses from; 0 for a system that cannot."""
+        """Number of actions that `exchange` accepts; 0 if exchange is not supported."""
         return self.exchange_spec["action"].num_values if self.exchange_spec else 0
 
     @property
     def row_owners(self) -> dict[str, str]:
-        """Variables with a row for each identity, action or video, by their names in a checkpoint -> whose the rows are.
+        """Variables with one row per identity, action or video: checkpoint name -> owner, one of `EXCHANGEABLE`.
 
-        Of `EXCHANGEABLE`. Another run's rows are taken over where the names of their owners match.
+        When initialising from another run, rows are copied where the names of their owners match.
         """
         return {}
 
     def exchange(self, identity, action) -> dict[str, Any]:
-        """The latents of videos that show an identity in an action, int (B,) each; `exchange_spec` says what they number."""
+        """Latents of videos that combine an identity with an action, int (B,) each; see `exchange_spec` for their values."""
         raise NotImplementedError(
             f"{type(self).__name__} learns no codes of identities and actions: exchange latents of videos with "
             "`tfvidgen.editing.exchange`."
         )
 
     def generate(self, num_videos, num_frames: int | None = None, seed=0, labels=None):
-        """New videos, float32 (num_videos, T, H, W, 3) in [-1, 1]. Arguments and errors as for `sample_latents`."""
-        given = {} if labels is None else {"labels": labels}
+        """Generates videos, float32 (num_videos, T, H, W, 3) in [-1, 1]. Arguments and errors as for `sample_latents`."""
+        given = {} if labels is None else {"labels": labels}  # systems without labels need not take the argument
         return self.decode(self.sample_latents(num_videos, num_frames, seed, **given))
 
     def call(self, latents, training: bool = False):
@@ -479,27 +485,28 @@ class VideoGenerator(keras.Model):
     # ---------------------------------------------------------------- training
     @property
     def num_decoded_frames(self) -> int:
-        """How many frames of each clip a training step decodes."""
+        """Number of frames of each clip that a training step decodes."""
         return self.num_frames
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of the paper's algorithm on a batch; returns scalars by name. Runs in replica context."""
+        """One training step of the paper's algorithm; returns scalar logs by name. Runs in replica context."""
         raise NotImplementedError
 
     def validation_losses(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """How well the system explains the videos of a batch: (B,) by name. Changes nothing, draws nothing.
+        """Per-video losses of a batch, (B,) by name. Deterministic and without side effects.
 
-        Here `reconstruction_loss`, the mean square between a video and `reconstruct`, in [-1, 1]. A system may have another
-        measure, and more of them, such as the KL terms of a posterior; `validation_names` lists them.
+        By default `reconstruction_loss`, the mean squared error between a video and `reconstruct`, for pixels in [-1, 1].
+        Systems may override this with other losses, e.g. the KL terms of a posterior; `validation_names` lists them.
 
         Raises:
-            ValueError: If the system neither encodes videos nor learns a code for each.
+            ValueError: If the system has neither an encoder nor a code per video.
         """
-        video = ops.cast(batch["video"], "float32") / 127.5 - 1.0
+        video = ops.cast(batch["video"], "float32") / 127.5 - 1.0  # 0..255 -> [-1, 1], (B, T, H, W, 3)
+        # mean over frames, pixels and channels: (B,)
         return {"reconstruction_loss": ops.mean(ops.square(self.reconstruct(batch) - video), axis=(1, 2, 3, 4))}
 
     def test_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The means of `validation_losses` over the batches so far, for `evaluate` and `validation_data`."""
+        """Running means of `validation_losses` over batches, for `evaluate` and `validation_data`."""
         for name, losses in self.validation_losses(batch).items():
-            self._validation_means[name].update_state(losses)
+            self._validation_means[name].update_state(losses)  # (B,): every video has the same weight
         return {name: mean.result() for name, mean in self._validation_means.items()}

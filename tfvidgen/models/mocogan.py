@@ -2,18 +2,20 @@
 
 Paper: Tulyakov et al., CVPR 2018, https://arxiv.org/abs/1707.04993. Official code: sergeytulyakov/mocogan@937a99d.
 
-A video is a content code shared by its frames, a path of motion codes that a GRU makes of noise, and in the categorical
-variant an action label. A DCGAN generator turns each [content; category; motion_t] into a frame. One discriminator judges
-single frames, another judges clips; the categorical one also names the action.
+The latents of a video are a content code shared by all frames, a sequence of motion codes that a GRU produces from noise,
+and in the categorical variant an action label. A DCGAN generator maps each [content; category; motion_t] to a frame. The
+image discriminator D_I sees single frames, the video discriminator D_V clips; the categorical D_V also predicts the action.
 
-What we do otherwise than the official code:
-* clips have the length and stride that they are asked for; there the script ignores both flags;
-* every frame of a clip can be judged by D_I; there an offset of one never shows the last.
-Deviation: real frames for D_I come from the clips of the batch, `frames_per_clip` of each, not from draws of their own
-(official code: 10 frames beside 3 clips), because a batch is a function of (seed, step) alone. One frame's distribution is
-the same. Pinned by test_image_discriminator_sees_frames_of_the_batch.
-Deviation: D_I and D_V judge the same generated clips, made once, because neither update changes the generator; the
-official code makes new ones for each. The generator's own step draws afresh, as there. Pinned by
+Shapes in comments are those of the published size: 64x64 pixels, d_C = 50, d_M = 10, width 64, K categories.
+
+Differences from the official code:
+* clips have the requested length and stride; the official script ignores both flags;
+* D_I can see every frame of a clip; an off-by-one error there excludes the last.
+Deviation: real frames for D_I are taken from the clips of the batch, `frames_per_clip` of each, rather than sampled
+separately (official code: 10 frames beside 3 clips), because a batch is a function of (seed, step) alone. The distribution
+of a single frame is the same. Pinned by test_image_discriminator_sees_frames_of_the_batch.
+Deviation: D_I and D_V share one set of generated clips, because neither update changes the generator; the official code
+generates new ones for each. The generator's own step samples afresh, as there. Pinned by
 test_fakes_are_made_twice_a_step.
 """
 
@@ -41,7 +43,7 @@ from tfvidgen.optimizers import Adam, StepGuard, check_counts
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 3.1)
 class MotionGRU(keras.layers.Layer):
-    """Turns noise into a path of motion codes: z_M^(t) = h_t = GRU(epsilon_t, h_(t-1)).
+    """Maps noise to a sequence of motion codes: z_M^(t) = h_t = GRU(epsilon_t, h_(t-1)).
 
     Args:
         dim: Width d_M of a motion code, of the noise and of the hidden state.
@@ -50,7 +52,7 @@ class MotionGRU(keras.layers.Layer):
         initial: float32 (B, dim), h_0.
         noise: float32 (B, T, dim), epsilon_1..epsilon_T; any T.
 
-    Output shape: (B, T, dim), in (-1, 1) but for what is left of h_0.
+    Output shape: (B, T, dim), in (-1, 1) except for the decaying contribution of h_0.
 
     Source: Sec. 3.1; sizes, h_0 ~ N(0, 1) and PyTorch's uniform initialisation from the official code.
     """
@@ -59,7 +61,7 @@ class MotionGRU(keras.layers.Layer):
         super().__init__(**kwargs)
         self.dim = dim
 
-        def uniform(offset):
+        def uniform(offset):  # PyTorch's default for recurrent layers
             return keras.initializers.RandomUniform(-(dim**-0.5), dim**-0.5, None if seed is None else seed + offset)
 
         self.gru = keras.layers.GRU(
@@ -77,30 +79,30 @@ class MotionGRU(keras.layers.Layer):
         self.built = True
 
     def call(self, initial, noise):
-        return self.gru(noise, initial_state=initial)
+        return self.gru(noise, initial_state=initial)  # h_1..h_T: (B, T, 10)
 
 
-# ---------------------------------------------------------------- the system
+# ---------------------------------------------------------------- the system; G_I, D_I and D_V are in `layers.dcgan`
 class MoCoGAN(VideoGenerator):
-    """Content code, motion codes and an optional category; a discriminator of frames and one of clips.
+    """Content code, motion codes and an optional category; an image and a video discriminator.
 
     Args:
         num_frames: Frames of a training clip; new videos may have any length.
         size: Height and width of a frame: 64 as published, or 8, 16, 32, 128, ...
         content_dim: d_C.
         motion_dim: d_M.
-        num_categories: Actions of the categorical variant; 0 for none. Batches then need `action`, in 0..K-1.
+        num_categories: Actions K of the categorical variant, whose batches need `action`, in 0..K-1; 0 for none.
         width: Generator width, see `FrameGenerator`.
         discriminator_width: See `ImageDiscriminator`.
-        image_head: `plain` (one logit a frame) or `patch`, the official script's default.
+        image_head: `plain` (one logit per frame) or `patch`, the official script's default.
         video_head: `plain` or `patch`.
-        temporal_taps: Taps in time of D_V's convolutions; it sees 16 frames at 64x64 with the published 4.
-        noise_stddev: Of noise before the discriminators' convolutions.
-        spectral_norm: Normalises the discriminators' kernels.
-        seed: Decides initial weights and every draw of a step.
+        temporal_taps: Temporal kernel size of D_V; the published 4 gives a receptive field of 16 frames at 64x64 pixels.
+        noise_stddev: Standard deviation of noise added before the discriminators' convolutions.
+        spectral_norm: Applies spectral normalisation to the discriminators.
+        seed: Seeds the initial weights and every random draw of a step.
 
     Raises:
-        ValueError: For a size that the networks cannot make, or clips shorter than what D_V sees.
+        ValueError: For an unsupported size, or clips shorter than the receptive field of D_V.
     """
 
     def __init__(
@@ -128,8 +130,9 @@ class MoCoGAN(VideoGenerator):
             raise ValueError("`num_categories` must be 0, for none, or at least 2. Received 1.")
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.content_dim, self.motion_dim, self.num_categories = content_dim, motion_dim, num_categories
-        # a recurrence stays in float32 under every precision policy
-        self.motion_gru = MotionGRU(motion_dim, seed=seed + 10, dtype="float32", name="motion_gru")
+        # recurrences stay in float32 under every precision policy
+        self.motion_gru = MotionGRU(motion_dim, seed=seed + 10, dtype="float32", name="motion_gru")  # R_M
+        # G_I: frames from [z_C; label; z_M^(t)]
         self.generator = FrameGenerator(
             content_dim + num_categories + motion_dim, size, width, seed + 20, dtype=self.dtype_policy, name="generator"
         )
@@ -140,9 +143,11 @@ class MoCoGAN(VideoGenerator):
             "spectral_norm": spectral_norm,
             "dtype": self.dtype_policy,
         }
+        # D_I: logits of frames
         self.image_discriminator = ImageDiscriminator(
             head=image_head, seed=seed + 40, name="image_discriminator", **options
         )
+        # D_V: logits of clips and, if categorical, of their actions
         self.video_discriminator = VideoDiscriminator(
             head=video_head,
             num_categories=num_categories,
@@ -164,7 +169,7 @@ class MoCoGAN(VideoGenerator):
         self.built = True
 
     def _generator_networks(self):
-        """What the generator's optimizer trains."""
+        """The networks that the generator's optimizer trains: G_I and R_M."""
         return [self.generator, self.motion_gru]
 
     def compile(
@@ -182,23 +187,23 @@ class MoCoGAN(VideoGenerator):
         accumulate: int = 1,
         discriminator_steps: int = 1,
     ):
-        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+        """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (official code).
+            generator_optimizer: Trains G_I and R_M. All three default to Adam at 2e-4 with beta_1 = 0.5 (official code).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
-            adversarial_loss: A name of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
-            category_weight: Of the cross-entropy of categories, for D_V and generator (lambda of Sec. 3.4).
-            frames_per_clip: Frames of each clip that D_I sees.
-            l2_weight: Half the weight of the sum of squares (official code: 1e-5).
-            r1_weight: Gamma of the R1 penalty on both discriminators; 0 for none.
+            adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
+            category_weight: Weight of the category cross-entropy for D_V and generator (lambda of Sec. 3.4).
+            frames_per_clip: Frames per clip that D_I sees.
+            l2_weight: Weight decay added to the gradients, as in PyTorch's Adam (official code: 1e-5).
+            r1_weight: gamma of the R1 penalty on both discriminators; 0 disables it.
             augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`.
-            gradient_clip_norm: Most that a network's gradient may measure; 0 for any.
-            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of both discriminators for one of the generator. The batch of a step then holds
-                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
-                update makes as many as one part has.
+            gradient_clip_norm: Maximum global gradient norm per network; 0 disables clipping.
+            accumulate: Micro-batches per update, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of both discriminators per generator update. A step's batch is then that many times
+                larger and split evenly among them; each update generates as many clips as its part has, and so does the
+                generator's.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -221,9 +226,10 @@ class MoCoGAN(VideoGenerator):
         self.augmentation = check_augmentation(augmentation)
 
     def _generator_variables(self):
+        # G_I and R_M share one optimizer (official code)
         return [variable for network in self._generator_networks() for variable in network.trainable_variables]
 
-    # ------------------------------------------------------------ latents
+    # ------------------------------------------------------------ latents (motion codes: Sec. 3.1)
     @property
     def latent_spec(self):
         spec = {
@@ -235,71 +241,74 @@ class MoCoGAN(VideoGenerator):
         return spec
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
-        """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
+        """Samples latents of videos of any length; arguments and errors as for `VideoGenerator.sample_latents`.
 
-        The motion of a longer video begins as that of a shorter one.
+        With the same seed, a longer video starts with the motion of a shorter one.
         """
         if num_frames is None or isinstance(num_frames, int):
             num_frames = self.latent_length(num_frames)
         content, initial, noise, label = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
-        # time first, so that more frames add draws at the end
+        # time first, so that extra frames append draws and leave the others unchanged: epsilon (T, B, 10)
         noise = tf.random.stateless_normal((num_frames, num_videos, self.motion_dim), noise)
         latents = {
-            "content": tf.random.stateless_normal((num_videos, self.content_dim), content),
-            "motion": self.motion_gru(
+            "content": tf.random.stateless_normal((num_videos, self.content_dim), content),  # z_C (B, 50)
+            "motion": self.motion_gru(  # z_M (B, T, 10), of h_0 (B, 10) and epsilon (B, T, 10)
                 tf.random.stateless_normal((num_videos, self.motion_dim), initial), tf.transpose(noise, (1, 0, 2))
             ),
         }
         if labels is not None:
-            latents["label"] = self._checked_labels(labels, num_videos)
+            latents["label"] = self._checked_labels(labels, num_videos)  # (B,)
         elif self.num_categories:
             latents["label"] = tf.random.stateless_uniform((num_videos,), label, 0, self.num_categories, tf.int32)
         return latents
 
     def _training_latents(self, num_videos, key):
-        """As `sample_latents`, for this replica's part of the global batch."""
+        """Like `sample_latents`, for this replica's part of the global batch."""
         content, initial, noise, label = split_key(key, 4)
         latents = {
-            "content": replica_normal(content, (num_videos, self.content_dim)),
-            "motion": self.motion_gru(
+            "content": replica_normal(content, (num_videos, self.content_dim)),  # z_C (B, 50)
+            "motion": self.motion_gru(  # z_M (B, T, 10)
                 replica_normal(initial, (num_videos, self.motion_dim)),
                 replica_normal(noise, (num_videos, self.num_frames, self.motion_dim)),
             ),
         }
         if self.num_categories:
-            latents["label"] = replica_integers(label, (num_videos,), self.num_categories)
+            latents["label"] = replica_integers(label, (num_videos,), self.num_categories)  # (B,)
         return latents
 
     # ------------------------------------------------------------ forward
     def frame_codes(self, latents):
-        """[z_C; label; z_M^(t)] of every frame: (B, T, code_dim)."""
-        motion = latents["motion"]
+        """[z_C; label; z_M^(t)] of every frame: (B, T, code_dim). Order of the official code."""
+        motion = latents["motion"]  # (B, T, 10)
         num_frames = ops.shape(motion)[1]
-        parts = [ops.repeat(latents["content"][:, None], num_frames, axis=1)]
+        # content and label are the same for all frames
+        parts = [ops.repeat(latents["content"][:, None], num_frames, axis=1)]  # (B, 50) -> (B, T, 50)
         if self.num_categories:
-            label = ops.one_hot(latents["label"], self.num_categories, dtype="float32")
-            parts.append(ops.repeat(label[:, None], num_frames, axis=1))
-        return ops.concatenate([*parts, motion], axis=-1)
+            label = ops.one_hot(latents["label"], self.num_categories, dtype="float32")  # (B, K)
+            parts.append(ops.repeat(label[:, None], num_frames, axis=1))  # (B, T, K)
+        return ops.concatenate([*parts, motion], axis=-1)  # (B, T, 50 + K + 10)
 
     def decode(self, latents, training=False):
         missing = [name for name in self.latent_spec if name not in latents]
         if missing:
             raise ValueError(f"`latents` needs {', '.join(self.latent_spec)}. Missing: {', '.join(missing)}.")
         codes = self.frame_codes(latents)
+        # G_I, frame by frame: (B T, 50 + K + 10) -> (B T, 64, 64, 3)
         frames = self.generator(ops.reshape(codes, (-1, codes.shape[-1])), training=training)
-        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))
+        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))  # (B, T, 64, 64, 3)
 
-    # ------------------------------------------------------------ training
+    # ------------------------------------------------------------ training (official code: D_I, D_V, then G_I and R_M)
     def train_step(self, batch):
-        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3) in [-1, 1]
         real_category = self._real_category(batch)
         key = step_key(self.seed, self.step_of(batch))
         guard = StepGuard(self)
 
         logs = {}
+        # each discriminator update has real clips of its own
         for i, (share, category) in enumerate(guard.shares(self.discriminator_steps, real, real_category)):
             logs |= self._improve_discriminators(guard, share, category, split_key(update_key(key, i), 12)[:5])
-        # G_I and R_M: both discriminators on fresh samples
+        # G_I and R_M against both discriminators, on fresh samples
         logs |= self._improve_generator(guard, num_rows(share) // guard.accumulate, iter(split_key(key, 12)[5:]))
         return guard.finish(logs)
 
@@ -318,10 +327,11 @@ class MoCoGAN(VideoGenerator):
 
     def _improve_discriminators(self, guard, real, real_category, keys):
         """One update of D_I and of D_V, on the same generated clips; returns their losses by name."""
-        num_videos = num_rows(real) // guard.accumulate
+        num_videos = num_rows(real) // guard.accumulate  # per micro-batch
         latent_key, real_frames_key, frames_key, image_key, video_key = keys
+        # (B, T, H, W, 3), outside any tape: no gradient reaches the generator
         generated = guard.in_parts(lambda: self.decode(self._training_latents(num_videos, latent_key), training=True))
-        # D_I: real and generated frames
+        # D_I: real and generated frames, (B n, H, W, 3) with n = `frames_per_clip`
         image_logs = self._improve_discriminator(
             guard,
             self.image_discriminator,
@@ -330,7 +340,7 @@ class MoCoGAN(VideoGenerator):
             random_frames(frames_key, generated, self.frames_per_clip),
             image_key,
         )
-        # D_V: real and generated clips, and the categories of real ones
+        # D_V: real and generated clips, and the categories of the real ones
         video_logs = self._improve_discriminator(
             guard,
             self.video_discriminator,
@@ -357,14 +367,16 @@ class MoCoGAN(VideoGenerator):
         def objective(real, generated, real_category):
             real = augment(real, self.augmentation, real_change)
             generated = augment(generated, self.augmentation, generated_change)
+            # logits (N, ..., 1) and category logits (N, K)
             if self.r1_weight:
                 (real_logits, category_logits), r1 = r1_penalty(judge_real, real)
             else:
                 (real_logits, category_logits), r1 = judge_real(real), 0.0
             generated_logits, _ = self._judge(discriminator, generated, generated_noise)
+            # cross-entropy, real -> 1 and generated -> 0 (official code)
             logs = {"loss": discriminator_loss(real_logits, generated_logits, self.adversarial_loss)}
             total = logs["loss"] + self.r1_weight * r1
-            if real_category is not None:
+            if real_category is not None:  # D_V only: cross-entropy of the real category (Sec. 3.4)
                 logs["real_category_loss"] = category_loss(category_logits, real_category)
                 total += self.category_weight * logs["real_category_loss"]
             return total, logs
@@ -379,23 +391,25 @@ class MoCoGAN(VideoGenerator):
         )
 
     def _improve_generator(self, guard, num_videos, keys):
-        """One update of G_I and R_M, `num_videos` in a micro-batch; returns its losses by name."""
+        """One update of G_I and R_M, with `num_videos` per micro-batch; returns its losses by name."""
         latent_key, frames_key, frames_change, clips_change, image_noise, video_noise = (next(keys) for _ in range(6))
 
+        # fresh z_C, z_M and labels; both discriminators are fixed
         def objective():
             latents = self._training_latents(num_videos, latent_key)
-            clips = self.decode(latents, training=True)
-            frames = random_frames(frames_key, clips, self.frames_per_clip)
+            clips = self.decode(latents, training=True)  # (B, T, H, W, 3)
+            frames = random_frames(frames_key, clips, self.frames_per_clip)  # (B n, H, W, 3)
             frames = augment(frames, self.augmentation, frames_change)
             clips = augment(clips, self.augmentation, clips_change)
             image_logits, _ = self._judge(self.image_discriminator, frames, image_noise)
             video_logits, category_logits = self._judge(self.video_discriminator, clips, video_noise)
+            # both discriminators should call the samples real (official code: -log D, unweighted sum)
             logs = {
                 "image_generator_loss": generator_loss(image_logits, self.adversarial_loss),
                 "video_generator_loss": generator_loss(video_logits, self.adversarial_loss),
             }
             total = logs["image_generator_loss"] + logs["video_generator_loss"]
-            if self.num_categories:
+            if self.num_categories:  # D_V should recover the label that was generated from (Sec. 3.4)
                 logs["generated_category_loss"] = category_loss(category_logits, latents["label"])
                 total += self.category_weight * logs["generated_category_loss"]
             logs["generator_loss"] = total
@@ -411,6 +425,6 @@ class MoCoGAN(VideoGenerator):
 
     @staticmethod
     def _judge(discriminator, x, noise_key):
-        """-> logits of being real, and of categories (B, K), averaged over positions."""
-        outputs = discriminator(x, noise_key, training=True)
+        """Real/fake logits (B, ..., 1), and category logits averaged over positions, (B, K)."""
+        outputs = discriminator(x, noise_key, training=True)  # (N, 1, 1, 1) or (N, T', 1, 1, 1 + K); 4x4 for patches
         return outputs[..., :1], tf.reduce_mean(outputs[..., 1:], axis=list(range(1, len(outputs.shape) - 1)))

@@ -3,23 +3,25 @@
 Paper: Aich et al., CVPR 2020, https://arxiv.org/abs/2003.09565. Official code: abhishekaich27/Navsynth@a652f7a
 (Chair-CAD only).
 
-A video is a static code shared by its frames and a transient code per frame. A GRU turns the transient codes into
-correlated motion codes r_1..r_L; a DCGAN generator turns each [static; r_i] into a frame. Codes and networks are
-trained together by a reconstruction loss; there is no discriminator.
+The latents of a video are a static code shared by all frames and a transient code per frame. A GRU maps the transient codes
+to correlated motion codes r_1..r_L; a DCGAN generator maps each [static; r_i] to a frame. Codes and networks are trained
+jointly with a reconstruction loss; there is no discriminator.
 
-What we do otherwise than the official code, which contradicts the paper (each is pinned by a test):
-* the GRU runs over time, and codes are indexed by frame; there it loops once over frames as a batch, and a view instead
-  of a transpose mixes time with code dimensions;
+Shapes in comments are those of the official sizes: L = 16 frames of 64x64 pixels, D_s = 56, D_t = 200, r_i of width 200.
+
+Differences from the official code, which contradicts the paper (each pinned by a test):
+* the GRU runs over time, and codes are indexed by frame; there it runs a single step with the frames as its batch, and a
+  view instead of a transpose mixes time with code dimensions;
 * the static code is trained; there a detached copy keeps it at its initial value;
-* every code is projected onto the unit ball after every update (Sec. 3.3); there one global maximum divides all;
-* the blur of the Laplacian pyramid is a product of its two axes; there it is their sum.
-Deviation: the generator has batch norm by default, as the DCGAN that the paper cites; `norm="none"` is the official
-code's. Pinned by test_generator_parameter_count_is_published.
+* every code is projected onto the unit ball after every update (Sec. 3.3); there all are divided by one global maximum;
+* the blur kernel of the Laplacian pyramid is the product of its 1-D kernels; there it is their sum.
+Deviation: the generator has batch norm by default, as in the DCGAN that the paper cites; `norm="none"` matches the official
+code. Pinned by test_generator_parameter_count_is_published.
 Deviation: the motion codes are not batch-normalised (official code: `BatchNorm1d(affine=False)` over frames), because
-the paper has no such layer and its statistics would tie the codes of a batch. Pinned by
+the paper has no such layer and batch statistics would couple the codes of a batch. Pinned by
 test_motion_codes_do_not_depend_on_batch.
-Deviation, off by default: `decoded_frames` decodes only some frames of each clip in a step, so that a step of the same
-work sees more clips. Measured in docs/results.md; pinned by test_a_step_may_decode_some_frames_of_each_clip.
+Deviation, off by default: `decoded_frames` decodes only some frames of each clip per step, so that a step of the same cost
+covers more clips. Measured in docs/results.md; pinned by test_a_step_may_decode_some_frames_of_each_clip.
 """
 
 from __future__ import annotations
@@ -41,16 +43,16 @@ from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
 from tfvidgen.optimizers import Adam, StepGuard
 
-STATIC_BY = ("video", "identity", "shared")  # whose static code a video has
-TRANSIENT_BY = ("video", "action")
+STATIC_BY = ("video", "identity", "shared")  # what a static code belongs to (Sec. 2 and 4.1)
+TRANSIENT_BY = ("video", "action")  # what transient codes belong to (Sec. 4.1)
 CONDITIONING = ("none", "concat", "norm")
-UPDATES = ("alternating", "joint")
+UPDATES = ("alternating", "joint")  # Eq. 3.1 and 3.2 in turn, or at once
 LOSSES = ("laplacian", "l1", "l2", "laplacian_l2", "perceptual")
 
 
 # ---------------------------------------------------------------- RNN R with weights theta (Sec. 3)
 class MotionRNN(keras.layers.Layer):
-    """Turns transient codes into correlated motion codes: r_i is a function of z_1..z_i.
+    """Maps transient codes to correlated motion codes: r_i is a function of z_1..z_i.
 
     Args:
         units: Hidden units of the GRU (paper: 500).
@@ -58,14 +60,14 @@ class MotionRNN(keras.layers.Layer):
 
     Input shape: (B, T, transient_dim). Output shape: (B, T, motion_dim), float32.
 
-    Source: Sec. 3 and 4.2; the linear output layer and the initialisation (Xavier-uniform, zero biases) are the official
-        code's.
+    Source: Sec. 3 and 4.2; linear output layer and initialisation (Xavier-uniform, zero biases) from the official code.
     """
 
     def __init__(self, units: int = 500, motion_dim: int = 200, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         xavier = keras.initializers.GlorotUniform
         seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
+        # one layer of 500 hidden units (Sec. 4.2); zero initial state
         self.gru = keras.layers.GRU(
             units,
             return_sequences=True,
@@ -84,12 +86,12 @@ class MotionRNN(keras.layers.Layer):
         self.built = True
 
     def call(self, transient):
-        return self.output_layer(self.gru(transient))
+        return self.output_layer(self.gru(transient))  # z (B, T, 200) -> (B, T, 500) -> r (B, T, 200)
 
 
 # ---------------------------------------------------------------- generator G with weights gamma (Sec. 4.2)
 class _ConditionalNorm(keras.layers.Layer):
-    """Batch norm whose gain and bias are linear in a label embedding, or plain batch norm without one."""
+    """Batch norm whose gain and bias are linear functions of a label embedding; plain batch norm if not `conditional`."""
 
     def __init__(self, conditional: bool, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -119,6 +121,7 @@ class _ConditionalNorm(keras.layers.Layer):
     def call(self, x, condition=None, training=False):
         x = self.norm(x, training=training)
         if self.conditional:
+            # gain and bias (N, C) -> (N, 1, 1, C)
             x = x * self.gain(condition)[:, None, None] + self.bias(condition)[:, None, None]
         return x
 
@@ -133,12 +136,14 @@ class FrameGenerator(keras.layers.Layer):
         norm: `batch` (DCGAN) or `none` (official code).
         num_labels: Labels of the conditional generator, 0 for none.
         label_dim: Width of the label embedding.
-        conditioning: How a label enters: `concat` to the code (cGAN), or as conditional batch `norm`.
+        conditioning: How the label is used: `concat` appends its embedding to the code (cGAN), `norm` is conditional batch
+            norm.
 
     Input shape: (N, code_dim), and labels int (N,) where `num_labels` > 0. Output shape: (N, size, size, 3), float32.
 
-    Source: Radford et al. 2016; channels 512, 256, 128, 64 and no bias from the official code; N(0, 0.02) initialisation
-        from DCGAN. The first transposed convolution acts on a 1x1 input, which makes it a matrix product.
+    Source: Sec. 4.2: DCGAN (Radford et al. 2016), and a conditional generator for Weizmann; channels 512, 256, 128, 64 and no
+        bias from the official code; N(0, 0.02) initialisation from DCGAN. The first transposed convolution has a 1x1 input,
+        so it is a matrix product.
     """
 
     def __init__(
@@ -187,6 +192,7 @@ class FrameGenerator(keras.layers.Layer):
             Doubling(c, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(channels[1:], 1)
         ]
+        # DCGAN: after every transposed convolution but the last
         self.norms = [
             _ConditionalNorm(
                 conditioning == "norm", None if seed is None else seed + 200 + i, dtype=policy, name=f"norm_{i}"
@@ -195,12 +201,12 @@ class FrameGenerator(keras.layers.Layer):
             else None
             for i in range(stages)
         ]
-        # three output channels gain nothing from low precision, and the loss wants exact pixels
+        # low precision saves nothing with three output channels, and the loss needs exact pixels
         self.to_rgb = Doubling(3, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb")
         self.channels = channels
 
     def build(self, input_shape=None):
-        width = self.code_dim
+        width = self.code_dim  # D = D_s + width of r_i
         if self.embedding is not None:
             self.embedding.build((None,))
             if self.conditioning == "concat":
@@ -218,16 +224,17 @@ class FrameGenerator(keras.layers.Layer):
     def call(self, code, labels=None, training=False):
         condition = None
         if self.embedding is not None:
-            condition = self.embedding(labels)
+            condition = self.embedding(labels)  # (N,) -> (N, 16)
             if self.conditioning == "concat":
-                code = ops.concatenate([code, condition], axis=-1)
-        x = ops.reshape(self.project(code), (-1, 4, 4, self.channels[0]))  # (N, 4, 4, 512)
+                code = ops.concatenate([code, condition], axis=-1)  # (N, 256 + 16)
+        x = ops.reshape(self.project(code), (-1, 4, 4, self.channels[0]))  # (N, 256) -> (N, 4, 4, 512)
         for i in range(len(self.channels)):
             if self.norms[i] is not None:
                 x = self.norms[i](x, condition, training=training)
             x = ops.relu(x)
-            x = self.ups[i](x) if i < len(self.ups) else self.to_rgb(x)  # twice the size
-        return ops.tanh(x)
+            # (N, 8, 8, 256), (N, 16, 16, 128), (N, 32, 32, 64), (N, 64, 64, 3)
+            x = self.ups[i](x) if i < len(self.ups) else self.to_rgb(x)
+        return ops.tanh(x)  # frames in [-1, 1]
 
 
 # ---------------------------------------------------------------- the system
@@ -238,10 +245,10 @@ class NAVSynth(VideoGenerator):
         num_videos: Videos of the training set.
         num_frames: Frames L of a clip; the length of a transient code.
         size: Height and width of a frame.
-        static_by: Whose static code a video has: its own (`video`), its `identity`'s, or one `shared` by all.
-        transient_by: Whose transient codes: the `video`'s own, or its `action`'s.
-        identity_of_video: int per video, 0..K-1. Needed for `static_by="identity"`.
-        action_of_video: int per video, 0..K-1. Needed for `transient_by="action"` and for a conditional generator.
+        static_by: One static code per `video`, per `identity`, or `shared` by all videos.
+        transient_by: Transient codes per `video` or per `action`.
+        identity_of_video: int per video, 0..K-1. Required for `static_by="identity"`.
+        action_of_video: int per video, 0..K-1. Required for `transient_by="action"` and for a conditional generator.
         static_dim: D_s (official code: 56).
         transient_dim: D_t (official code: 200).
         motion_dim: Width of a motion code r_i (official code: 200).
@@ -253,11 +260,11 @@ class NAVSynth(VideoGenerator):
         use_static: False drops the static code (ablation).
         latent_rule: `adam`, `momentum`, `sgd`, or `none`, which freezes the codes (ablation -Z).
         projection: `unit_ball` (paper), `unit_sphere` or `none`.
-        rank: rho of Eq. 7 for interpolation, or None.
-        static_stddev, transient_stddev: The "two different Gaussians" codes start from. None for 1/sqrt(dim), whose
-            draws have a norm of about one.
-        host_memory: Keeps the codes in the memory of the host, for tables beyond one device's; see `LatentTable`.
-        seed: Decides initial weights and codes, and every draw of a step.
+        rank: rho of Eq. 7, for interpolation; None for full rank.
+        static_stddev, transient_stddev: Standard deviations of the "two different Gaussian distributions" that the codes are
+            initialised from (Sec. 3.3). None for 1/sqrt(dim), i.e. a norm of about one.
+        host_memory: Keeps the codes in host memory, for tables larger than device memory; see `LatentTable`.
+        seed: Seeds initial weights and codes, and every random draw of a step.
     """
 
     def __init__(
@@ -308,6 +315,7 @@ class NAVSynth(VideoGenerator):
         self.label_of_video = action if self.conditional else None
         self._label_of_transient = list(range(max(action) + 1)) if transient_by == "action" else action
         rows = {"update_rule": latent_rule, "projection": projection, "host_memory": host_memory}
+        # z^(s): Z_V is initialised from two different Gaussians and projected (Sec. 3.3)
         self.static = LatentTable(
             max(self.static_of_video) + 1,
             (static_dim,),
@@ -316,6 +324,7 @@ class NAVSynth(VideoGenerator):
             name="static",
             **rows,
         )
+        # z^(t), optionally of rank rho (Eq. 7)
         self.transient = LatentTable(
             max(self.transient_of_video) + 1,
             (num_frames, transient_dim),
@@ -325,7 +334,7 @@ class NAVSynth(VideoGenerator):
             name="transient",
             **rows,
         )
-        # recurrences and codes stay in float32 under every precision policy
+        # R with theta, then G with gamma; recurrences and codes stay in float32 under every precision policy
         self.rnn = MotionRNN(rnn_units, motion_dim, seed=seed + 10, dtype="float32", name="rnn")
         self.generator = FrameGenerator(
             motion_dim + (static_dim if use_static else 0),
@@ -380,24 +389,24 @@ class NAVSynth(VideoGenerator):
         decoded_frames: int | None = None,
         accumulate: int = 1,
     ):
-        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+        """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
             generator_optimizer: Trains the generator. Defaults to Adam at 6.25e-5 (official code).
             rnn_optimizer: Trains the GRU. Defaults to Adam at 6.25e-5.
-            latent_learning_rate: Float or schedule of the codes' own update rule; None keeps the tables' rate.
-            update: `alternating` (the paper's two stages) or `joint` (one pass; 3/5 of the work).
-            loss: `laplacian` (paper), `l1`, `l2`, `laplacian_l2` (Laplacian + `l2_weight` times mean square), or
+            latent_learning_rate: Learning rate of the codes, a float or a schedule; None keeps that of the tables.
+            update: `alternating` (the paper's two stages, Eq. 3.1 and 3.2) or `joint` (a single pass; 3/5 of the cost).
+            loss: `laplacian` (paper), `l1`, `l2`, `laplacian_l2` (Laplacian + `l2_weight` times mean squared error), or
                 `perceptual`, which needs `perceptual_loss`.
-            l2_weight: Weight of the mean square in `laplacian_l2`.
-            static_weight: lambda_s of Eq. 6; 0 drops the static loss.
-            triplet_weight: lambda_t of Eq. 6; 0 drops the triplet loss.
+            l2_weight: Weight of the mean squared error in `laplacian_l2`.
+            static_weight: lambda_s of Eq. 6; 0 disables the static loss.
+            triplet_weight: lambda_t of Eq. 6; 0 disables the triplet loss.
             positive_radius, negative_radius, triplet_margin: The triplet condition, see `temporal_triplet_loss`. The
-                paper calls window and margin both alpha.
+                paper uses alpha for both window and margin.
             perceptual_loss: Callable (generated, real) -> (B, T), e.g. `tfvidgen.losses.perceptual.PerceptualLoss`.
-            decoded_frames: Frames of each clip that a step decodes, other ones in every step and clip; None for all. The
+            decoded_frames: Frames per clip that a step decodes, chosen at random for each step and clip; None for all. The
                 RNN and the triplet loss always see whole clips.
-            accumulate: Micro-batches in which each stage takes its batch, see `tfvidgen.optimizers.StepGuard`.
+            accumulate: Micro-batches per stage, see `tfvidgen.optimizers.StepGuard`.
         """
         if update not in UPDATES:
             raise ValueError(f"`update` must be one of {UPDATES}. Received {update!r}.")
@@ -450,7 +459,7 @@ class NAVSynth(VideoGenerator):
         return spec
 
     def latent_length(self, num_frames=None):
-        """As many transient codes as frames, at most the trained length."""
+        """One transient code per frame, at most the trained length."""
         if num_frames is not None and not 1 <= num_frames <= self.num_frames:
             raise ValueError(
                 f"Learned transient codes have {self.num_frames} frames. Received num_frames={num_frames}: ask for 1 to "
@@ -459,7 +468,8 @@ class NAVSynth(VideoGenerator):
         return num_frames or self.num_frames
 
     def lookup(self, video_id):
-        """The codes of training videos, int (B,)."""
+        """The codes of training videos, given their ids, int (B,)."""
+        # z^(t) (B, 16, 200), z^(s) (B, 56), labels (B,)
         latents = {"transient": self.transient(ops.take(ops.array(self.transient_of_video, "int32"), video_id, axis=0))}
         if self.use_static:
             latents["static"] = self.static(ops.take(ops.array(self.static_of_video, "int32"), video_id, axis=0))
@@ -469,7 +479,7 @@ class NAVSynth(VideoGenerator):
 
     @property
     def exchange_spec(self):
-        """Whose codes the rows of both tables are; names where they are an identity's or an action's."""
+        """Owners of the rows of both tables, with names for identities and actions."""
         names = {"identity": self.identity_names, "action": self.action_names}
         return {
             "identity": Choice(self.static_by, self.static.num_rows, names.get(self.static_by, ())),
@@ -478,36 +488,37 @@ class NAVSynth(VideoGenerator):
 
     @property
     def row_owners(self):
-        """Of both tables, and of the label embedding."""
-        owners = {"static.rows": self.static_by, "transient.rows": self.transient_by}
+        """Owners of the rows of both tables and of the label embedding."""
+        owners = {"static.rows": self.static_by, "transient.rows": self.transient_by}  # names in a checkpoint
         return {**owners, "generator.label_embedding.embeddings": "action"} if self.conditional else owners
 
     def exchange(self, identity, action):
-        """The codes of videos that join the static code of `identity` with the transient codes of `action`, int (B,) each.
+        """Combines the static code of `identity` with the transient codes of `action`, int (B,) each (Table 3, Fig. 6).
 
-        They number the rows of the tables, see `exchange_spec`: with `static_by="video"` an identity is a video id.
+        Both are row numbers of the tables, see `exchange_spec`: with `static_by="video"` an identity is a video id.
         """
-        latents = {"transient": self.transient(action)}
+        latents = {"transient": self.transient(action)}  # (B, 16, 200)
         if self.use_static:
-            latents["static"] = self.static(identity)
+            latents["static"] = self.static(identity)  # (B, 56)
         if self.conditional:
-            latents["label"] = ops.take(ops.array(self._label_of_transient, "int32"), action, axis=0)
+            latents["label"] = ops.take(ops.array(self._label_of_transient, "int32"), action, axis=0)  # (B,)
         return latents
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False, prior="learned"):
-        """Draws latents of new videos; the same seed gives the same latents.
+        """Samples latents of new videos; the same seed gives the same latents.
 
         Args:
             num_videos: Int, or a scalar tensor.
-            num_frames: At most the trained length; None for that length. With `prior="gaussian"` any length.
+            num_frames: At most the trained length; None for that length. Any length with `prior="gaussian"`.
             seed: Int, or a scalar tensor.
-            labels: Of a conditional generator: an int, or int (num_videos,). Transient codes are then drawn among those of
-                videos with that label. None draws transient codes among all.
-            prior: `learned` joins a random static row with a random transient row (Sec. 1: "randomly choose a static
-                vector from the dictionary"); `gaussian` draws codes from the distribution they started from, the
-                ablation -Z of Table 4.
+            labels: For a conditional generator: an int, or int (num_videos,). Transient codes are then chosen among those of
+                videos with that label. None chooses among all.
+            prior: `learned` combines a random static row with a random transient row (Sec. 1: "randomly choose a static
+                vector from the dictionary"); `gaussian` samples codes from their initial distribution, the ablation -Z of
+                Table 4.
         """
         length = self.num_frames if num_frames is None else num_frames
+        # keys of static and transient codes; the third is unused
         seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 3)
         if prior not in ("learned", "gaussian"):
             raise ValueError(f"`prior` must be 'learned' or 'gaussian'. Received {prior!r}.")
@@ -521,7 +532,7 @@ class NAVSynth(VideoGenerator):
             labels = self._checked_labels(labels, num_videos)
             action = self._rows_with_label(labels, seeds[1])
         latents = self.exchange(rows(self.static, seeds[0]), action)
-        if prior == "gaussian":
+        if prior == "gaussian":  # replaces the learned codes; the label stays
             shape = (num_videos, length, self.transient.row_shape[-1])
             latents["transient"] = tf.random.stateless_normal(shape, seeds[1], stddev=self.transient.initial_stddev)
             if self.use_static:
@@ -530,40 +541,40 @@ class NAVSynth(VideoGenerator):
         else:
             if isinstance(length, int):
                 self.latent_length(length)
-            latents["transient"] = latents["transient"][:, :length]
+            latents["transient"] = latents["transient"][:, :length]  # (B, T, 200)
         return latents
 
     def _rows_with_label(self, labels, seed):
-        """A random row of the transient table for each label, int32 (B,), among the rows of videos with that label."""
+        """Samples a row of the transient table for each label, int32 (B,), among those of videos with that label."""
         of_label = np.asarray(self._label_of_transient)
-        rows = np.argsort(of_label, kind="stable").astype(np.int32)  # those of label 0 first
+        rows = np.argsort(of_label, kind="stable").astype(np.int32)  # grouped by label, 0 first
         counts = np.bincount(of_label, minlength=self.num_labels)
         if not counts.all():
             raise ValueError(
                 f"No trained video has label {int(np.argmin(counts))}, so there is no code to draw for it."
             )
-        first = np.cumsum(counts) - counts
-        draws = tf.random.stateless_uniform(tf.shape(labels), seed)
+        first = np.cumsum(counts) - counts  # where each label's group begins in `rows`
+        draws = tf.random.stateless_uniform(tf.shape(labels), seed)  # (B,), scaled to each label's count
         count = tf.gather(tf.constant(counts, tf.int32), labels)
         nth = tf.minimum(tf.cast(draws * tf.cast(count, tf.float32), tf.int32), count - 1)
         return tf.gather(tf.constant(rows), tf.gather(tf.constant(first, tf.int32), labels) + nth)
 
     # ------------------------------------------------------------ forward
     def motion_codes(self, latents):
-        """r_1..r_L of transient codes z_1..z_L: (B, T, motion_dim)."""
-        return self.rnn(latents["transient"])
+        """r_1..r_L from the transient codes z_1..z_L (Sec. 3): (B, T, motion_dim)."""
+        return self.rnn(latents["transient"])  # (B, T, 200)
 
     def decode_motion(self, latents, motion, training=False):
-        """Frames of given motion codes (B, T, motion_dim); `latents` gives static code and label."""
+        """Decodes motion codes (B, T, motion_dim) to frames, with the static code and label of `latents`."""
         num_frames = ops.shape(motion)[1]
-        code = motion
+        code = motion  # (B, T, 200)
         if self.use_static:
-            static = ops.repeat(latents["static"][:, None], num_frames, axis=1)
-            code = ops.concatenate([static, motion], axis=-1)  # z_i = [z_s; r_i], Eq. 2
-        code = ops.reshape(code, (-1, self.generator.code_dim))
-        labels = ops.repeat(latents["label"], num_frames, axis=0) if self.conditional else None
-        frames = self.generator(code, labels, training=training)
-        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))
+            static = ops.repeat(latents["static"][:, None], num_frames, axis=1)  # (B, 56) -> (B, T, 56)
+            code = ops.concatenate([static, motion], axis=-1)  # z_i = [z_s; r_i], Eq. 2: (B, T, 256)
+        code = ops.reshape(code, (-1, self.generator.code_dim))  # (B T, 256)
+        labels = ops.repeat(latents["label"], num_frames, axis=0) if self.conditional else None  # (B T,)
+        frames = self.generator(code, labels, training=training)  # (B T, 64, 64, 3)
+        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))  # (B, T, 64, 64, 3)
 
     def decode(self, latents, training=False):
         return self.decode_motion(latents, self.motion_codes(latents), training=training)
@@ -572,11 +583,11 @@ class NAVSynth(VideoGenerator):
         """Unseen frames between two frames of a video (Sec. 4.3.3).
 
         Args:
-            latents: Of B videos.
-            first, last: Positions from 0; the paper's "second and fifth frame" are 1 and 4.
-            num_steps: k; frame n is at first + n/k (last - first) for n = 1..k, so the last one is frame `last` itself.
-            space: `motion` blends the RNN's outputs, `transient` blends its inputs, which then go through the RNN after
-                the frames before them. The paper does not say which.
+            latents: Latents of B videos.
+            first, last: 0-based positions; the paper's "second and fifth frames" are 1 and 4.
+            num_steps: k; frame n is at first + n/k (last - first) for n = 1..k, so the last one equals frame `last`.
+            space: `motion` interpolates the RNN's outputs, `transient` its inputs, which the RNN then processes after those
+                of the frames up to `first`. The paper does not say which.
 
         Returns:
             (B, k, H, W, 3) in [-1, 1].
@@ -588,17 +599,18 @@ class NAVSynth(VideoGenerator):
             )
         if space not in ("motion", "transient"):
             raise ValueError(f"`space` must be 'motion' or 'transient'. Received {space!r}.")
-        weight = ops.reshape(ops.arange(1, num_steps + 1, dtype="float32") / num_steps, (1, -1, 1))
+        weight = ops.reshape(ops.arange(1, num_steps + 1, dtype="float32") / num_steps, (1, -1, 1))  # n/k, (1, k, 1)
 
         def blend(codes):
-            start, end = codes[:, first : first + 1], codes[:, last : last + 1]
-            return start + weight * (end - start)
+            start, end = codes[:, first : first + 1], codes[:, last : last + 1]  # (B, 1, D)
+            return start + weight * (end - start)  # z_2 + n/k (z_5 - z_2), (B, k, D)
 
         if space == "motion":
-            return self.decode_motion(latents, blend(self.motion_codes(latents)))
+            return self.decode_motion(latents, blend(self.motion_codes(latents)))  # (B, k, H, W, 3)
         transient = latents["transient"]
-        path = ops.concatenate([transient[:, : first + 1], blend(transient)], axis=1)
-        return self.decode_motion(latents, self.rnn(path)[:, first + 1 :])
+        # a prefix of frames gives the RNN its state at frame `first`
+        path = ops.concatenate([transient[:, : first + 1], blend(transient)], axis=1)  # (B, first + 1 + k, 200)
+        return self.decode_motion(latents, self.rnn(path)[:, first + 1 :])  # (B, k, H, W, 3)
 
     # ------------------------------------------------------------ training
     @property
@@ -607,68 +619,72 @@ class NAVSynth(VideoGenerator):
         return self.decoded_frames
 
     def _frame_losses(self, generated, real):
-        """(B, T): the loss l of every frame."""
+        """The loss l of every frame (Sec. 4.2), (B, T)."""
         if self.frame_loss_kind == "perceptual":
             return self.perceptual_loss(generated, real)
         if self.frame_loss_kind == "laplacian_l2":
-            square = per_frame_loss("l2", generated, real)
+            square = per_frame_loss("l2", generated, real)  # (B, T)
             return per_frame_loss("laplacian", generated, real) + self.l2_weight * square
         return per_frame_loss(self.frame_loss_kind, generated, real)
 
     def validation_losses(self, batch):
-        """`reconstruction_loss`: the mean over frames of the trained loss l for every video of a batch, (B,).
+        """`reconstruction_loss`: the training loss l of each video of a batch, averaged over frames, (B,).
 
-        Codes are those of the training set: by `video_id`, or, where static codes belong to identities and transient ones
-        to actions, by the batch's `identity` and `action`. So cells that were held out of training can be measured too.
+        Codes are looked up by `video_id`, or, if static codes belong to identities and transient ones to actions, by the
+        batch's `identity` and `action`, so that cells held out of training can be evaluated as well.
         """
-        real = ops.cast(batch["video"], "float32") / 127.5 - 1.0
+        real = ops.cast(batch["video"], "float32") / 127.5 - 1.0  # (B, T, H, W, 3)
+        # by cell of the identity x action grid (Table 3)
         by_cell = self.static_by == "identity" and self.transient_by == "action"
         if by_cell and "identity" in batch and "action" in batch:
             latents = self.exchange(batch["identity"], batch["action"])
         else:
             latents = self.lookup(batch["video_id"])
-        return {"reconstruction_loss": ops.mean(self._frame_losses(self.decode(latents), real), axis=1)}
+        return {"reconstruction_loss": ops.mean(self._frame_losses(self.decode(latents), real), axis=1)}  # (B,)
 
     def _objective(self, latents, real, frame, with_triplet, positions=None):
         """Eq. 6 and its terms, over the frames `real` (B, K, H, W, 3).
 
         Args:
-            latents: Of B videos.
+            latents: Latents of B videos.
             real: Frames in [-1, 1].
-            frame: (B,), which of the K is the random frame k of the static loss.
-            with_triplet: Whether the triplet loss is part of it.
-            positions: (B, K), where those frames stand in their clips; None for all frames in order.
+            frame: (B,), index among the K of the random frame k of the static loss.
+            with_triplet: Whether to include the triplet loss.
+            positions: (B, K), positions of those frames in their clips; None for all frames in order.
         """
-        motion = decoded = self.motion_codes(latents)
+        motion = decoded = self.motion_codes(latents)  # (B, T, 200)
         if positions is not None:
-            decoded = ops.take_along_axis(motion, positions[..., None], axis=1)
+            decoded = ops.take_along_axis(motion, positions[..., None], axis=1)  # (B, K, 200)
+        # decoded frames (B, K, H, W, 3); losses (B, K)
         frame_losses = self._frame_losses(self.decode_motion(latents, decoded, training=True), real)
-        losses = {"reconstruction_loss": ops.mean(frame_losses)}
+        losses = {"reconstruction_loss": ops.mean(frame_losses)}  # l_rec, Sec. 3.1
         total = losses["reconstruction_loss"]
         if self.static_weight:
-            chosen = ops.one_hot(frame, frame_losses.shape[1], dtype=frame_losses.dtype)
-            losses["static_loss"] = ops.mean(ops.sum(frame_losses * chosen, axis=1))  # Eq. 4
+            chosen = ops.one_hot(frame, frame_losses.shape[1], dtype=frame_losses.dtype)  # (B, K)
+            losses["static_loss"] = ops.mean(ops.sum(frame_losses * chosen, axis=1))  # l_static, Eq. 4
             total += self.static_weight * losses["static_loss"]
         if self.triplet_weight and with_triplet:
-            # On the RNN's outputs: Sec. 3.3 has it move both the RNN and the transient codes.
+            # l_triplet of Eq. 6, on the RNN's outputs: Sec. 3.3 has it train both the RNN and the transient codes.
             losses["triplet_loss"] = ops.mean(temporal_triplet_loss(motion, **self.triplet))
             total += self.triplet_weight * losses["triplet_loss"]
         return total, losses
 
     def train_step(self, batch):
-        real, step = batch["video"], self.step_of(batch)
+        real, step = batch["video"], self.step_of(batch)  # uint8 (B, T, H, W, 3)
         num_local = num_rows(real)
         key, num_decoded, positions = step_key(self.seed, step), self.decoded_frames, None
-        frame = replica_integers(key, (num_local,), num_decoded)
+        frame = replica_integers(key, (num_local,), num_decoded)  # k of Eq. 4, (B,)
         if num_decoded < self.num_frames:
+            # K random frames of each clip, in random order
             shuffled = tf.argsort(replica_uniform(split_key(key, 1)[0], (num_local, self.num_frames)), axis=1)
-            positions = shuffled[:, :num_decoded]
-            real = tf.gather(real, positions, batch_dims=1)
-        real = tf.cast(real, tf.float32) / 127.5 - 1.0
+            positions = shuffled[:, :num_decoded]  # (B, K)
+            real = tf.gather(real, positions, batch_dims=1)  # (B, K, H, W, 3)
+        real = tf.cast(real, tf.float32) / 127.5 - 1.0  # [-1, 1]
+        # the rows of z^(t) and z^(s) of these videos, (B,) each
         rows = {"transient": tf.gather(tf.constant(self.transient_of_video), batch["video_id"])}
         if self.use_static:
             rows["static"] = tf.gather(tf.constant(self.static_of_video), batch["video_id"])
-        # gradients are taken at the gathered codes, not at the tables
+        # gradients are taken with respect to the gathered codes, not the tables
         codes = {name: getattr(self, name)(ids) for name, ids in rows.items()}
         labels = {}
         if self.conditional:
@@ -682,7 +698,7 @@ class NAVSynth(VideoGenerator):
             return of_part
 
         if self.update == "alternating":
-            # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta)
+            # Stage 1 (Eq. 3.1): min over gamma, given (Z, theta); the triplet loss does not depend on gamma
             guard.minimise(
                 objective(with_triplet=False),
                 self.generator.trainable_variables,
@@ -690,7 +706,8 @@ class NAVSynth(VideoGenerator):
                 inputs=(codes, *inputs),
             )
 
-        # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; jointly with gamma where asked
+        # Stage 2 (Eq. 3.2): min over (Z, theta), given gamma; over gamma as well for `joint`
+        # theta here, and Z by the tables' own rule below
         moved = [(self.rnn.trainable_variables, self.rnn_optimizer)]
         if self.update == "joint":
             moved.insert(0, (self.generator.trainable_variables, self.generator_optimizer))
@@ -699,6 +716,7 @@ class NAVSynth(VideoGenerator):
         )
         for group, (variables, optimizer) in zip(gradients, moved, strict=True):
             optimizer.apply(group, variables)
+        # z^(s) gets no gradient from the triplet loss, which depends on the RNN's outputs alone (Sec. 3.3)
         for name, ids in rows.items():
-            guard.update(getattr(self, name), ids, code_gradients[name], step)  # projects too (Sec. 3.3)
+            guard.update(getattr(self, name), ids, code_gradients[name], step)  # also projects (Sec. 3.3)
         return guard.finish(losses)

@@ -1,18 +1,20 @@
 """RJGAN: jointly trained image and video generation using residual vectors.
 
-Paper: Dandi et al., WACV 2020, Sec. 4.1, https://arxiv.org/abs/1912.07991. No public code; the appendix with dimensions is not
-public either.
+Paper: Dandi et al., WACV 2020, Sec. 4.1, https://arxiv.org/abs/1912.07991. Neither code nor the appendix with the dimensions
+is public.
 
-A video is a summary vector mu, drawn from a fixed Gaussian, and a residual per frame that a GRU makes of noise and mu:
-z_t = mu + delta_t. A DCGAN generator turns each z_t into a frame. The image discriminator judges frames of videos and also
-the image of mu alone, so the generator is an image generator with a known prior at the same time. Networks are MoCoGAN's.
+The latents of a video are a summary vector mu, drawn from a fixed Gaussian, and a residual per frame that a GRU produces
+from noise and mu: z_t = mu + delta_t. A DCGAN generator maps each z_t to a frame. The image discriminator sees frames of
+videos and the summary frame G_I(mu), so G_I doubles as an image generator with a known prior. Networks are MoCoGAN's.
 
-Where the paper is silent: mu has 60 numbers (MoCoGAN's 50 + 10), noise 10, h_0 = 0 and the GRU's state is the residual
-itself; the generator's loss is the non-saturating one; summary images are judged at every step.
-Deviation: the real frames of the third term of Eq. 1 are those of the first, so their logits are counted twice instead of
-computed twice; both are drawn alike. Pinned by test_summary_term_counts_real_frames_twice.
-Deviation: summary images pass the generator in one batch with the frames at every step, and count only at every n-th, so
-that the graph has no branch; the batch norm of the generator sees them always. Pinned by
+Shapes in comments are those of the defaults: 64x64 pixels, mu of width 60, noise of width 10.
+
+Choices where the paper gives no details: mu has 60 dimensions (MoCoGAN's 50 + 10) and the noise 10, h_0 = 0, the GRU's
+state is the residual, the generator's loss is non-saturating, and summary frames are judged at every step.
+Deviation: the third pair of terms in Eq. 1 reuses the real frames of the first, so their logits count twice rather than
+being computed twice; both come from the same distribution. Pinned by test_summary_term_counts_real_frames_twice.
+Deviation: summary frames pass through the generator in one batch with the others at every step, but count only in every
+n-th, which keeps branches out of the graph; the generator's batch norm always sees them. Pinned by
 test_summary_counts_every_n_steps.
 """
 
@@ -44,13 +46,15 @@ class ResidualGRU(keras.layers.Layer):
     Args:
         summary_dim: Width of mu and of a residual.
         noise_dim: Width of epsilon_t.
-        linear_output: Puts a linear layer behind the GRU, whose state alone stays within (-1, 1).
+        linear_output: Adds a linear layer after the GRU, whose state is bounded to (-1, 1).
 
     Call arguments:
         summary: float32 (B, summary_dim).
         noise: float32 (B, T, noise_dim); any T.
 
     Output shape: (B, T, summary_dim).
+
+    Source: Sec. 4.1, p(delta^(t) | delta^(<t), mu) by a GRU cell that receives noise and mu.
     """
 
     def __init__(
@@ -90,16 +94,16 @@ class ResidualGRU(keras.layers.Layer):
         self.built = True
 
     def call(self, summary, noise):
-        summary = ops.repeat(summary[:, None], ops.shape(noise)[1], axis=1)
-        residual = self.gru(ops.concatenate([noise, summary], axis=-1))
+        summary = ops.repeat(summary[:, None], ops.shape(noise)[1], axis=1)  # mu (B, 60) -> (B, T, 60)
+        residual = self.gru(ops.concatenate([noise, summary], axis=-1))  # (B, T, 70) -> (B, T, 60)
         return residual if self.output_layer is None else self.output_layer(residual)
 
 
-# ---------------------------------------------------------------- the system
+# ---------------------------------------------------------------- the system; G_I, D_I and D_V are in `layers.dcgan`
 class RJGAN(VideoGenerator):
-    """Summary vector and residuals; a discriminator of frames and summary images, and one of clips.
+    """Summary vector and residuals; an image discriminator of frames and summary frames, and a video discriminator.
 
-    With `num_frames=1` it is the paper's image-only baseline: G_I and D_I on single frames.
+    With `num_frames=1` it is the paper's image-only baseline (Sec. 5.2): G_I and D_I on single frames.
 
     Args:
         num_frames: Frames of a training clip; new videos may have any length. 1 for the image-only baseline.
@@ -112,7 +116,7 @@ class RJGAN(VideoGenerator):
             `MoCoGAN`.
 
     Raises:
-        ValueError: For a size that the networks cannot make, or clips shorter than what D_V sees.
+        ValueError: For an unsupported size, or clips shorter than the receptive field of D_V.
     """
 
     def __init__(
@@ -139,7 +143,8 @@ class RJGAN(VideoGenerator):
         }
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.summary_dim, self.noise_dim, self.summary_stddev = summary_dim, noise_dim, summary_stddev
-        self.images_only = num_frames == 1
+        self.images_only = num_frames == 1  # baseline of Sec. 5.2
+        # G_I takes mu + delta^(t), and mu itself, both of width 60
         self.generator = FrameGenerator(summary_dim, size, width, seed + 20, dtype=self.dtype_policy, name="generator")
         options = {
             "size": size,
@@ -151,9 +156,9 @@ class RJGAN(VideoGenerator):
         self.image_discriminator = ImageDiscriminator(
             head=image_head, seed=seed + 40, name="image_discriminator", **options
         )
-        self.residual_gru = self.video_discriminator = None
+        self.residual_gru = self.video_discriminator = None  # the baseline has neither R_M nor D_V
         if not self.images_only:
-            # a recurrence stays in float32 under every precision policy
+            # recurrences stay in float32 under every precision policy
             self.residual_gru = ResidualGRU(
                 summary_dim, noise_dim, linear_residual, seed=seed + 10, dtype="float32", name="residual_gru"
             )
@@ -186,20 +191,20 @@ class RJGAN(VideoGenerator):
         accumulate: int = 1,
         discriminator_steps: int = 1,
     ):
-        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+        """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains G_I and R_M. Defaults, as the others, to Adam at 2e-4, beta_1 0.5 (MoCoGAN's).
+            generator_optimizer: Trains G_I and R_M. All three default to Adam at 2e-4 with beta_1 = 0.5 (MoCoGAN's).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
-            adversarial_loss: A name of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
-            summary_every_steps: The third term of Eq. 1 counts in steps that this divides; 0 for never.
-            frames_per_clip: Frames of each clip that D_I sees.
+            adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
+            summary_every_steps: The last two terms of Eq. 1 count in steps divisible by this; 0 disables them.
+            frames_per_clip: Frames per clip that D_I sees.
             l2_weight, r1_weight, augmentation, gradient_clip_norm: As for `MoCoGAN`.
-            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminators for one of the generator. The batch of a step then holds
-                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
-                update makes as many as one part has.
+            accumulate: Micro-batches per update, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Updates of the discriminators per generator update. A step's batch is then that many times
+                larger and split evenly among them; each update generates as many clips as its part has, and so does the
+                generator's.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -226,10 +231,11 @@ class RJGAN(VideoGenerator):
         self.augmentation = check_augmentation(augmentation)
 
     def _generator_variables(self):
+        # G_I and R_M are updated together, as "the combined generator" (Sec. 4.1)
         networks = [self.generator] if self.images_only else [self.generator, self.residual_gru]
         return [variable for network in networks for variable in network.trainable_variables]
 
-    # ------------------------------------------------------------ latents
+    # ------------------------------------------------------------ latents (Sec. 4.1)
     @property
     def latent_spec(self):
         spec = {"summary": LatentSpec((self.summary_dim,), "float32", f"N(0, {self.summary_stddev:g}^2)", "content")}
@@ -239,72 +245,76 @@ class RJGAN(VideoGenerator):
         return spec
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
-        """Draws latents of new videos of any length; arguments and errors as of `VideoGenerator.sample_latents`.
+        """Samples latents of videos of any length; arguments and errors as for `VideoGenerator.sample_latents`.
 
-        A longer video begins as a shorter one.
+        With the same seed, a longer video starts like a shorter one.
         """
         if labels is not None:
             self._checked_labels(labels, num_videos)
         if num_frames is None or isinstance(num_frames, int):
             num_frames = self.latent_length(num_frames)
         summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
+        # mu ~ N(0, sigma^2 I), (B, 60)
         latents = {
             "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)
         }
         if not self.images_only:
-            # time first, so that more frames add draws at the end
+            # time first, so that extra frames append draws and leave the others unchanged: epsilon (T, B, 10)
             noise = tf.random.stateless_normal((num_frames, num_videos, self.noise_dim), noise)
-            latents["residual"] = self.residual_gru(latents["summary"], tf.transpose(noise, (1, 0, 2)))
+            latents["residual"] = self.residual_gru(latents["summary"], tf.transpose(noise, (1, 0, 2)))  # (B, T, 60)
         return latents
 
     def _training_latents(self, num_videos, key):
-        """As `sample_latents`, for this replica's part of the global batch."""
+        """Like `sample_latents`, for this replica's part of the global batch."""
         summary, noise = split_key(key, 2)
+        # mu ~ N(0, sigma^2 I), (B, 60)
         latents = {"summary": replica_normal(summary, (num_videos, self.summary_dim), self.summary_stddev)}
         if not self.images_only:
-            noise = replica_normal(noise, (num_videos, self.num_frames, self.noise_dim))
-            latents["residual"] = self.residual_gru(latents["summary"], noise)
+            noise = replica_normal(noise, (num_videos, self.num_frames, self.noise_dim))  # (B, T, 10)
+            latents["residual"] = self.residual_gru(latents["summary"], noise)  # delta (B, T, 60)
         return latents
 
     # ------------------------------------------------------------ forward
     def _frames(self, codes, training=False):
-        """(B, T, summary_dim) -> (B, T, H, W, 3)."""
-        frames = self.generator(ops.reshape(codes, (-1, self.summary_dim)), training=training)
-        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))
+        """G_I, frame by frame: (B, T, summary_dim) -> (B, T, H, W, 3)."""
+        frames = self.generator(ops.reshape(codes, (-1, self.summary_dim)), training=training)  # (B T, 64, 64, 3)
+        return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))  # (B, T, 64, 64, 3)
 
     def decode(self, latents, training=False):
         missing = [name for name in self.latent_spec if name not in latents]
         if missing:
             raise ValueError(f"`latents` needs {', '.join(self.latent_spec)}. Missing: {', '.join(missing)}.")
-        codes = latents["summary"][:, None]
+        codes = latents["summary"][:, None]  # mu (B, 1, 60)
+        # z^(t) = mu + delta^(t) (Sec. 4.1): (B, T, 60) -> (B, T, 64, 64, 3)
         return self._frames(codes if self.images_only else codes + latents["residual"], training)
 
     def decode_summary(self, latents):
-        """The summary frame G_I(mu) of every video: (B, H, W, 3) in [-1, 1]."""
+        """The summary frame G_I(mu) of each video (Sec. 4.1): (B, H, W, 3) in [-1, 1]."""
         return self.generator(latents["summary"])
 
     def generate_images(self, num_images, seed=0):
-        """New images from the prior of mu alone, without the recurrent network: (num_images, H, W, 3) in [-1, 1]."""
+        """Generates images from mu alone, without R_M (Sec. 5.2): (num_images, H, W, 3) in [-1, 1]."""
         return self.decode_summary(self.sample_latents(num_images, 1, seed))
 
-    # ------------------------------------------------------------ training
+    # ------------------------------------------------------------ training (Eq. 1; discriminators, then generator)
     def _clips_and_summaries(self, num_videos, key):
-        """Generated clips (B, T, H, W, 3) and their summary frames (B, H, W, 3), in one pass of the generator."""
+        """Generated clips (B, T, H, W, 3) and their summary frames (B, H, W, 3), in one pass through the generator."""
         latents = self._training_latents(num_videos, key)
-        codes = latents["summary"][:, None]
+        codes = latents["summary"][:, None]  # mu (B, 1, 60)
         if self.images_only:
-            return None, self._frames(codes, training=True)[:, 0]
+            return None, self._frames(codes, training=True)[:, 0]  # (B, H, W, 3)
         if not self.summary_every_steps:
-            return self._frames(codes + latents["residual"], training=True), None
+            return self._frames(codes + latents["residual"], training=True), None  # (B, T, H, W, 3)
+        # [z^(1), ..., z^(T), mu] (B, T + 1, 60) -> (B, T + 1, H, W, 3)
         frames = self._frames(tf.concat([codes + latents["residual"], codes], axis=1), training=True)
-        return frames[:, :-1], frames[:, -1]
+        return frames[:, :-1], frames[:, -1]  # (B, T, H, W, 3), (B, H, W, 3)
 
     def train_step(self, batch):
-        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3)
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3) in [-1, 1]
         step = self.step_of(batch)
         key = step_key(self.seed, step)
-        # the third term's share in this step
-        share = 1.0
+        # weight of the summary terms of Eq. 1 in this step: "periodically", 0 or 1
+        share = 1.0  # every step
         if not self.images_only and self.summary_every_steps > 1:
             share = tf.cast(tf.equal(step % self.summary_every_steps, 0), tf.float32)
         guard = StepGuard(self)
@@ -313,26 +323,27 @@ class RJGAN(VideoGenerator):
         for i, (clips, images) in enumerate(guard.shares(self.discriminator_steps, real, batch.get("image"))):
             keys = split_key(update_key(key, i), 12)[:4]
             logs |= self._improve_discriminators(guard, clips, images, share, keys)
-        # the image-only baseline has no update of D_V, which takes a key
+        # the image-only baseline has no D_V, whose update uses a key
         keys = split_key(key, 12)[3 if self.images_only else 4 :]
         logs |= self._improve_generator(guard, num_rows(clips) // guard.accumulate, share, keys)
         return guard.finish(logs)
 
     def _improve_discriminators(self, guard, real, images, share, keys):
         """One update of D_I and of D_V, on the same generated clips; returns their losses by name."""
-        num_videos = num_rows(real) // guard.accumulate
+        num_videos = num_rows(real) // guard.accumulate  # per micro-batch
+        # outside any tape: no gradient reaches the generator
         clips, summaries = guard.in_parts(lambda: self._clips_and_summaries(num_videos, keys[0]))
-        real_frames = random_frames(keys[1], real, self.frames_per_clip)
-        if images is not None:  # (B, n, H, W, 3): loose images, which D_I alone sees
+        real_frames = random_frames(keys[1], real, self.frames_per_clip)  # S_1 of Eq. 1: (B n, H, W, 3)
+        if images is not None:  # (B, m, H, W, 3): loose images, seen by D_I only (Sec. 5.1, mixed datasets)
             images = tf.cast(images, tf.float32) / 127.5 - 1.0
-            images = tf.reshape(images, (-1, *images.shape[2:]))
+            images = tf.reshape(images, (-1, *images.shape[2:]))  # (B m, H, W, 3)
         logs = self._improve_image_discriminator(guard, real_frames, images, clips, summaries, share, keys[2])
         if not self.images_only:
             logs |= self._improve_video_discriminator(guard, real, clips, keys[3])
         return logs
 
     def _improve_image_discriminator(self, guard, real, images, clips, summaries, share, key):
-        """Terms 1, 2, 5 and 6 of Eq. 1."""
+        """One update of D_I, by terms 1, 2, 5 and 6 of Eq. 1."""
         keys = iter(split_key(key, 7))
         discriminator = self.image_discriminator
         real_change = next(keys)
@@ -348,14 +359,15 @@ class RJGAN(VideoGenerator):
             if images is not None:
                 real = tf.concat([real, images], axis=0)
             real = augment(real, self.augmentation, real_change)
+            # (N, 1, 1, 1), or (N, 4, 4, 1) with a patch head
             real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
-            if clips is not None:
-                frames = random_frames(frames_key, clips, self.frames_per_clip)
+            if clips is not None:  # terms 1 and 2: real and generated frames
+                frames = random_frames(frames_key, clips, self.frames_per_clip)  # (B n, H, W, 3)
                 frames = augment(frames, self.augmentation, frames_change)
                 generated_logits = discriminator(frames, noise[1], training=True)
                 logs["image_discriminator_loss"] = discriminator_loss(real_logits, generated_logits, kind)
                 loss += logs["image_discriminator_loss"]
-            if summaries is not None:
+            if summaries is not None:  # terms 5 and 6: the same real frames and G_I(mu)
                 summaries = augment(summaries, self.augmentation, summaries_change)
                 summary_logits = discriminator(summaries, noise[2], training=True)
                 logs["summary_discriminator_loss"] = discriminator_loss(real_logits, summary_logits, kind)
@@ -372,7 +384,7 @@ class RJGAN(VideoGenerator):
         )
 
     def _improve_video_discriminator(self, guard, real, clips, key):
-        """Terms 3 and 4 of Eq. 1."""
+        """One update of D_V, by terms 3 and 4 of Eq. 1."""
         real_change, change, real_noise, noise = split_key(key, 4)
         discriminator = self.video_discriminator
 
@@ -383,7 +395,7 @@ class RJGAN(VideoGenerator):
             real = augment(real, self.augmentation, real_change)
             clips = augment(clips, self.augmentation, change)
             real_logits, r1 = r1_penalty(judge_real, real) if self.r1_weight else (judge_real(real), 0.0)
-            logits = discriminator(clips, noise, training=True)
+            logits = discriminator(clips, noise, training=True)  # (B, T', 1, 1, 1), or 4x4 with a patch head
             loss = discriminator_loss(real_logits, logits, self.adversarial_loss)
             return loss + self.r1_weight * r1, {"video_discriminator_loss": loss}
 
@@ -397,22 +409,23 @@ class RJGAN(VideoGenerator):
         )
 
     def _improve_generator(self, guard, num_videos, share, keys):
-        """One update of G_I and R_M on fresh samples, `num_videos` in a micro-batch; returns its losses by name."""
+        """One update of G_I and R_M on fresh samples, `num_videos` per micro-batch; returns its losses by name."""
 
         def objective():
+            # D_I and D_V are fixed here
             kind, names, logs, total = self.adversarial_loss, self.augmentation, {}, 0.0
             of_part = iter(keys)
             clips, summaries = self._clips_and_summaries(num_videos, next(of_part))
-            if clips is not None:
-                frames = random_frames(next(of_part), clips, self.frames_per_clip)
+            if clips is not None:  # terms 2 and 4 of Eq. 1: frames under D_I, clips under D_V
+                frames = random_frames(next(of_part), clips, self.frames_per_clip)  # (B n, H, W, 3)
                 frames = augment(frames, names, next(of_part))
                 logits = self.image_discriminator(frames, next(of_part), training=True)
                 logs["image_generator_loss"] = generator_loss(logits, kind)
-                clips = augment(clips, names, next(of_part))
+                clips = augment(clips, names, next(of_part))  # (B, T, H, W, 3)
                 logits = self.video_discriminator(clips, next(of_part), training=True)
                 logs["video_generator_loss"] = generator_loss(logits, kind)
                 total += logs["image_generator_loss"] + logs["video_generator_loss"]
-            if summaries is not None:
+            if summaries is not None:  # term 6: G_I(mu) under D_I
                 summaries = augment(summaries, names, next(of_part))
                 logits = self.image_discriminator(summaries, next(of_part), training=True)
                 logs["summary_generator_loss"] = generator_loss(logits, kind)

@@ -3,23 +3,25 @@
 Paper: Saito, Matsumoto and Saito, ICCV 2017, https://arxiv.org/abs/1611.06624. Official code: pfnet-research/tgan@09aa105
 (Chainer).
 
-A temporal generator turns one slow code into a fast code per frame; an image generator turns [slow, fast_t] into frame t.
-The discriminator is a 3-D convolutional critic of a Wasserstein game. It is kept Lipschitz by singular value clipping:
-every few steps the singular values of each of its kernels are cut off at 1, and so are the gains of its batch norms, in
-units of the standard deviation that they divide by.
+A temporal generator maps one slow code to a fast code per frame; an image generator maps [slow, fast_t] to frame t. The
+discriminator is a 3-D convolutional critic trained with the Wasserstein loss. It is kept Lipschitz by singular value
+clipping: every few steps the singular values of its kernels are clipped to at most 1, and so are the gains of its batch
+norms, relative to the standard deviation that they divide by.
 
-Variants of the official code: `constraint="weights"` clips weights at 0.01 after every step instead; the vanilla game is
-`adversarial_loss="non_saturating"`, `constraint="none"` and noise on what the discriminator sees.
+Variants of the official code: `constraint="weights"` clips weights to +-0.01 after every step instead; the vanilla GAN is
+`adversarial_loss="non_saturating"`, `constraint="none"` and noise on the discriminator's input.
 
-What we do otherwise than the official code (each is pinned by a test):
-Deviation: no bias before a batch norm, which takes any bias away again, nor in the critic's last layer, where it cancels
-between real and generated clips. Pinned by test_parameter_counts_are_those_of_the_layer_table.
-Deviation: weight clipping leaves the gains of batch norms alone; the official code clips them, too, to 0.01, after which
-three layers shrink their signal a million times. Pinned by test_weight_clipping_spares_the_gains.
-Deviation: the vanilla game has real examples labelled 1, which differs from the official code's inverted labels in the sign
-of the logit only. Pinned by test_inverted_labels_only_turn_the_logit_round.
-The conditional variant is described in the paper and not in the code: a category is one more input of both generators, and
-a bias per category of the discriminator's first layer.
+Shapes in comments are those of the published size: 16 frames of 64x64 pixels, published widths, no categories.
+
+Differences from the official code (each pinned by a test):
+Deviation: no bias before batch norm, which cancels it, nor in the critic's last layer, where it cancels between real and
+generated clips. Pinned by test_parameter_counts_are_those_of_the_layer_table.
+Deviation: weight clipping leaves the batch norm gains alone; the official code clips them to 0.01 as well, after which
+three layers attenuate the signal by a factor of a million. Pinned by test_weight_clipping_spares_the_gains.
+Deviation: the vanilla GAN labels real examples 1; the official code's inverted labels differ only in the sign of the logit.
+Pinned by test_inverted_labels_only_turn_the_logit_round.
+The conditional variant is described in the paper but not in the code: the category is an additional input of both
+generators, and a per-category bias in the discriminator's first layer.
 """
 
 from __future__ import annotations
@@ -45,12 +47,12 @@ from tfvidgen.optimizers import StepGuard, check_counts
 
 LATENT_DIM = 100  # of slow and fast codes alike
 CONSTRAINTS = ("singular_values", "weights", "none")
-CLIP_EVERY_STEPS = 5
-LEARNING_RATE = 5e-5  # of RMSprop
+CLIP_EVERY_STEPS = 5  # paper
+LEARNING_RATE = 5e-5  # of RMSprop (paper)
 MAX_WEIGHT = 0.01  # of weight clipping (official code, after Arjovsky et al. 2017)
-_SMALLEST_GAIN = 0.01  # of a batch norm in the discriminator, in standard deviations
-_ZERO_SUM = ("wgan", "minimax")  # the generator's loss is minus the discriminator's, as far as both depend on it
-_LEAK = 0.2
+_SMALLEST_GAIN = 0.01  # of the discriminator's batch norms, in standard deviations (official code)
+_ZERO_SUM = ("wgan", "minimax")  # the generator's loss is the negative of the discriminator's, up to constants
+_LEAK = 0.2  # negative slope of leaky ReLU
 
 
 def _seed(seed: int | None, offset: int) -> int | None:
@@ -66,21 +68,21 @@ def _norm(**kwargs) -> BatchNorm:
 
 
 def _halvings(size: int) -> int:
-    """Doublings from 4x4 to `size`, or ValueError for a size that the networks cannot make."""
+    """Number of doublings from 4x4 to `size`; ValueError for an unsupported size."""
     stages = max(size, 1).bit_length() - 3
     if stages < 1 or size != 4 << stages:
         raise ValueError(f"`size` must be 8, 16, 32, 64, 128, ...: the networks double 4x4 pixels. Received {size}.")
     return stages
 
 
-# ---------------------------------------------------------------- generators
+# ---------------------------------------------------------------- generators G_0 and G_1 (layer table of the paper)
 class TemporalGenerator(keras.layers.Layer):
     """G_0: slow codes -> one fast code per frame, (B, D) -> (B, num_frames, fast_dim) in [-1, 1].
 
     Args:
-        slow_dim: Width of a slow code, its category included where there is one.
+        slow_dim: Width of a slow code, including the one-hot category if there is one.
         fast_dim: Width of a fast code.
-        num_frames: A power of two, at least 2: transposed convolutions double one step of time again and again.
+        num_frames: A power of two, at least 2: transposed convolutions repeatedly double the length, from 1.
         width: Channels at length 1; 512, 256, 128, 128 at lengths 1, 2, 4, 8.
 
     Source: layer table of the paper; no beta in the batch norms (official code).
@@ -102,12 +104,13 @@ class TemporalGenerator(keras.layers.Layer):
                 f"`num_frames` must be 2, 4, 8, 16, 32, ...: the temporal generator doubles. Received {num_frames}."
             )
         self.slow_dim = slow_dim
-        channels = [max(width >> min(i, 2), 1) for i in range(stages)]
+        channels = [max(width >> min(i, 2), 1) for i in range(stages)]  # 512, 256, 128, 128
         policy = self.dtype_policy
-        # a transposed convolution of a single step is a matrix product
+        # a transposed convolution of a single time step is a matrix product
         self.project = keras.layers.Dense(
             channels[0], use_bias=False, kernel_initializer=_kernel(seed, 0), dtype=policy, name="project"
         )
+        # kernel 4, stride 2; a bias in the last layer only, which no batch norm follows
         self.ups = [
             keras.layers.Conv1DTranspose(
                 c,
@@ -133,10 +136,11 @@ class TemporalGenerator(keras.layers.Layer):
         self.built = True
 
     def call(self, slow, training=False):
-        x = self.project(slow)[:, None]
+        x = self.project(slow)[:, None]  # z_0 (B, 100) -> (B, 1, 512)
         for norm, up in zip(self.norms, self.ups, strict=True):
-            x = up(ops.relu(norm(x, training=training)))  # twice the length
-        return ops.tanh(x)
+            # each doubles the length: (B, 2, 256), (B, 4, 128), (B, 8, 128), (B, 16, 100)
+            x = up(ops.relu(norm(x, training=training)))
+        return ops.tanh(x)  # z_1 (B, 16, 100)
 
 
 class ImageGenerator(keras.layers.Layer):
@@ -145,7 +149,7 @@ class ImageGenerator(keras.layers.Layer):
     Args:
         slow_dim, fast_dim: Widths of the codes.
         size: Height and width; 4 times a power of two, at least 8.
-        width: Channels before the last layer: 512, 256, 128, 64, 32 from 4x4 to 64x64 pixels. Half of the first come from
+        width: Channels before the last layer: 512, 256, 128, 64, 32 from 4x4 to 64x64 pixels. Of the first, half come from
             the slow code and half from the fast one.
 
     Source: layer table of the paper and the official code.
@@ -164,7 +168,7 @@ class ImageGenerator(keras.layers.Layer):
         stages = _halvings(size)
         self.slow_dim, self.fast_dim, self.size = slow_dim, fast_dim, size
         self.channels = [width * 2 ** min(i, 4) for i in reversed(range(stages + 1))]
-        self.half = self.channels[0] // 2
+        self.half = self.channels[0] // 2  # 256
         policy = self.dtype_policy
 
         def dense(offset, name):
@@ -172,6 +176,7 @@ class ImageGenerator(keras.layers.Layer):
                 16 * self.half, use_bias=False, kernel_initializer=_kernel(seed, offset), dtype=policy, name=name
             )
 
+        # one projection each to 256 channels of 4x4
         self.from_slow, self.from_fast = dense(0, "from_slow"), dense(1, "from_fast")
         self.slow_norm, self.fast_norm = (_norm(dtype=policy, name=f"{name}_norm") for name in ("slow", "fast"))
         self.ups = [
@@ -179,7 +184,7 @@ class ImageGenerator(keras.layers.Layer):
             for i, c in enumerate(self.channels[1:], 1)
         ]
         self.norms = [_norm(dtype=policy, name=f"norm_{i}") for i in range(1, stages + 1)]
-        # three output channels gain nothing from low precision
+        # low precision saves nothing with three output channels
         self.to_rgb = keras.layers.Conv2D(
             3, 3, padding="same", kernel_initializer=_kernel(seed, 20), dtype="float32", name="to_rgb"
         )
@@ -198,21 +203,23 @@ class ImageGenerator(keras.layers.Layer):
         self.built = True
 
     def call(self, slow, fast, training=False):
-        num_frames = ops.shape(fast)[1]
+        num_frames = ops.shape(fast)[1]  # T
 
-        def start(code, dense, norm):
+        def start(code, dense, norm):  # (N, D) -> (N, 4, 4, 256)
             return ops.relu(norm(ops.reshape(dense(code), (-1, 4, 4, self.half)), training=training))
 
-        still = ops.repeat(start(slow, self.from_slow, self.slow_norm), num_frames, axis=0)
-        moving = start(ops.reshape(fast, (-1, self.fast_dim)), self.from_fast, self.fast_norm)
+        # the slow code is projected once per video, then repeated for its frames
+        still = ops.repeat(start(slow, self.from_slow, self.slow_norm), num_frames, axis=0)  # (B T, 4, 4, 256)
+        moving = start(ops.reshape(fast, (-1, self.fast_dim)), self.from_fast, self.fast_norm)  # (B T, 4, 4, 256)
         x = ops.concatenate([still, moving], axis=-1)  # (B T, 4, 4, 512)
         for up, norm in zip(self.ups, self.norms, strict=True):
+            # (B T, 8, 8, 256), (B T, 16, 16, 128), (B T, 32, 32, 64), (B T, 64, 64, 32)
             x = ops.relu(norm(up(x), training=training))
-        frames = ops.tanh(self.to_rgb(x))
-        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))
+        frames = ops.tanh(self.to_rgb(x))  # (B T, 64, 64, 3)
+        return ops.reshape(frames, (-1, num_frames, self.size, self.size, 3))  # (B, T, 64, 64, 3)
 
 
-# ---------------------------------------------------------------- discriminator
+# ---------------------------------------------------------------- discriminator (layer table of the paper)
 class VideoDiscriminator(keras.layers.Layer):
     """The critic: clips (B, T, size, size, 3) -> logits (B,), float32.
 
@@ -220,7 +227,7 @@ class VideoDiscriminator(keras.layers.Layer):
         size: As for `ImageGenerator`.
         num_frames: Frames of a clip; a multiple of size / 4.
         width: Channels of the first layer: 64, 128, 256, 512.
-        num_categories: Categories of the conditional variant, 0 for none.
+        num_categories: Categories K of the conditional variant, 0 for none.
         spectral_norm: Divides every kernel by its largest singular value.
 
     Source: layer table of the paper; no beta in the batch norms (official code).
@@ -245,8 +252,8 @@ class VideoDiscriminator(keras.layers.Layer):
             )
         self.clip_shape = (None, num_frames, size, size, 3)
         self.num_categories = num_categories
-        channels = [width * 2 ** min(i, 3) for i in range(stages)]
-        self.feature_dim = (num_frames >> stages) * 16 * channels[-1]
+        channels = [width * 2 ** min(i, 3) for i in range(stages)]  # 64, 128, 256, 512
+        self.feature_dim = (num_frames >> stages) * 16 * channels[-1]  # 1 * 4 * 4 * 512 = 8192
         policy = self.dtype_policy
         self.downs = [
             VolumeHalving(
@@ -260,7 +267,7 @@ class VideoDiscriminator(keras.layers.Layer):
             for i, c in enumerate(channels)
         ]
         self.norms = [_norm(center=False, dtype=policy, name=f"norm_{i}") for i in range(1, stages)]
-        # what the constant channels of a category would add to the first layer, at no cost in memory
+        # what constant one-hot channels of the category would add to the first layer, without their memory
         self.of_category = None
         if num_categories:
             self.of_category = keras.layers.Dense(
@@ -277,7 +284,7 @@ class VideoDiscriminator(keras.layers.Layer):
 
     @property
     def kernels(self):
-        """Every kernel, for the constraints; its last axis counts outputs."""
+        """All kernels that the constraints apply to; the last axis counts outputs."""
         layers = [*self.downs, self.head] + ([self.of_category] if self.num_categories else [])
         return [layer.kernel for layer in layers]
 
@@ -296,26 +303,29 @@ class VideoDiscriminator(keras.layers.Layer):
         self.built = True
 
     def call(self, video, category=None, training=False):
-        x = self.downs[0](video, training=training)
+        x = self.downs[0](video, training=training)  # (B, 16, 64, 64, 3) -> (B, 8, 32, 32, 64)
         if self.num_categories:
+            # (B,) -> (B, K) -> (B, 1, 1, 1, 64)
             x = x + self.of_category(ops.one_hot(category, self.num_categories, dtype=x.dtype))[:, None, None, None]
         x = ops.leaky_relu(x, _LEAK)
         for down, norm in zip(self.downs[1:], self.norms, strict=True):
+            # (B, 4, 16, 16, 128), (B, 2, 8, 8, 256), (B, 1, 4, 4, 512)
             x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
-        # a convolution over all that is left of the clip is a matrix product
-        features = ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")
+        # the last convolution covers the whole map, so it is a matrix product
+        features = ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")  # (B, 8192)
         if self.head_norm is None:
-            return self.head(features)[:, 0]
-        kernel = self.head_norm(self.head.kernel, training=training)
-        return ops.matmul(features, kernel)[:, 0]
+            return self.head(features)[:, 0]  # (B, 1) -> (B,)
+        kernel = self.head_norm(self.head.kernel, training=training)  # (8192, 1)
+        return ops.matmul(features, kernel)[:, 0]  # (B,)
 
 
+# ---------------------------------------------------------------- singular value clipping (paper)
 def clip_singular_values(kernel, largest: float = 1.0):
-    """A kernel, as a matrix with a column per output, with its larger singular values set to `largest`.
+    """Clips the singular values of a kernel, as a matrix with one column per output, to at most `largest`.
 
-    Through the eigenvectors of the small matrix of inner products of its columns, W - W V max(0, 1 - largest / s) V':
-    that takes a hundredth of the time of a singular value decomposition of so tall a matrix. Smaller singular values are
-    not touched, and a kernel without larger ones comes back as it is.
+    Computed from the eigendecomposition of the small Gram matrix W'W as W - W V max(0, 1 - largest / s) V', a hundred
+    times faster than the SVD of such a tall matrix. Smaller singular values are unchanged, and a kernel without larger
+    ones is returned as it is.
 
     Args:
         kernel: float32 (..., outputs).
@@ -325,19 +335,22 @@ def clip_singular_values(kernel, largest: float = 1.0):
     """
 
     def clip(matrix):
-        squares, vectors = ops.eigh(ops.matmul(ops.transpose(matrix), matrix))
+        squares, vectors = ops.eigh(ops.matmul(ops.transpose(matrix), matrix))  # s^2 (O,) and V (O, O)
         excess = ops.relu(1.0 - largest * ops.rsqrt(ops.maximum(squares, 1e-12)))  # 1 - largest / s where s is larger
-        surplus = ops.matmul(matrix, ops.matmul(vectors * excess, ops.transpose(vectors)))
+        surplus = ops.matmul(matrix, ops.matmul(vectors * excess, ops.transpose(vectors)))  # (M, O)
         return matrix - surplus, ops.max(squares)
 
-    clipped, square = clip(ops.reshape(kernel, (-1, kernel.shape[-1])))
-    # squares are known to 1e-7 of the greatest, so that beside a much greater one those near `largest` need a second look
+    clipped, square = clip(ops.reshape(kernel, (-1, kernel.shape[-1])))  # W (M, O), O outputs
+    # eigenvalues are accurate to 1e-7 of the largest; if that one is huge, those near `largest` need a second pass
     clipped = ops.cond(square > 100.0 * largest**2, lambda: clip(clipped)[0], lambda: clipped)
     return ops.reshape(clipped, kernel.shape)
 
 
 def clip_gain(gain, moving_variance, epsilon: float):
-    """A batch norm's gain, kept in [0.01, 1] times the standard deviation it divides by: so the layer does not expand."""
+    """Clips a batch norm's gain to [0.01, 1] times the standard deviation it divides by, so the layer is 1-Lipschitz.
+
+    Source: singular value clipping of the paper; bounds of the official code.
+    """
     deviation = ops.sqrt(moving_variance + epsilon)
     return ops.clip(gain, _SMALLEST_GAIN * deviation, deviation)
 
@@ -346,8 +359,9 @@ def clip_gain(gain, moving_variance, epsilon: float):
 class TGAN(VideoGenerator):
     """Temporal generator, image generator and a 3-D critic with clipped singular values.
 
-    Latents: `slow` (B, slow_dim), uniform in [-1, 1], and `fast` (B, num_frames, fast_dim), what the temporal generator
-    makes of it; exchange may join one's slow with another's fast code. With categories also `category` (B,).
+    Latents: `slow` (B, slow_dim), uniform in [-1, 1], and `fast` (B, num_frames, fast_dim), the output of the temporal
+    generator; exchange can combine the slow code of one video with the fast codes of another. With categories also
+    `label` (B,).
 
     Args:
         num_frames: Frames of a clip; a power of two and a multiple of size / 4 (paper: 16).
@@ -355,10 +369,10 @@ class TGAN(VideoGenerator):
         num_categories: Categories of the conditional variant, taken from the batch's `action`; 0 for none.
         slow_dim, fast_dim: Widths of the codes (paper: 100).
         temporal_width: Channels of the temporal generator at length 1 (paper: 512).
-        width: Channels of the image generator next to the pixels (paper: 32).
+        width: Channels of the image generator before its last layer (paper: 32).
         discriminator_width: Channels of the discriminator's first layer (paper: 64).
-        spectral_norm: Normalises the discriminator's kernels in every step, instead of clipping them every few.
-        seed: Decides initial weights and every draw of a step.
+        spectral_norm: Applies spectral normalisation to the discriminator, an alternative to clipping every few steps.
+        seed: Seeds the initial weights and every random draw of a step.
     """
 
     def __init__(
@@ -383,7 +397,7 @@ class TGAN(VideoGenerator):
             raise ValueError(f"`num_categories` must be 0 for none, or at least 2. Received {num_categories}.")
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.num_categories, self.slow_dim, self.fast_dim = num_categories, slow_dim, fast_dim
-        # the temporal generator is small, and codes stay in float32 under every precision policy
+        # the temporal generator is small; codes stay in float32 under every precision policy
         self.temporal_generator = TemporalGenerator(
             slow_dim + num_categories,
             fast_dim,
@@ -437,23 +451,24 @@ class TGAN(VideoGenerator):
         accumulate: int = 1,
         discriminator_steps: int = 1,
     ):
-        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+        """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer, discriminator_optimizer: Default to RMSprop at 5e-5 (paper). The first moves both
+            generator_optimizer, discriminator_optimizer: Default to RMSprop at 5e-5 (paper). The first trains both
                 generators.
-            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; `wgan` in the paper.
-            constraint: `singular_values` (paper), `weights` clips them at 0.01 after every step, or `none`.
+            adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; `wgan` in the
+                paper.
+            constraint: `singular_values` (paper), `weights` clips them to +-0.01 after every step, or `none`.
             clip_every_steps: Period of singular value clipping (paper: 5).
-            noise_stddev: Of Gaussian noise on the clips that the discriminator sees (official vanilla variant: 0.3).
-            l2_weight: Adds that times a weight to its gradient.
-            r1_weight: gamma of the R1 penalty; 0 for none.
-            augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
-            gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
-            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminator for one of the generator. The batch of a step then holds
-                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
-                update makes as many as one part has.
+            noise_stddev: Standard deviation of Gaussian noise on the discriminator's input (official vanilla variant: 0.3).
+            l2_weight: Weight decay added to the gradients, as in PyTorch's Adam.
+            r1_weight: gamma of the R1 penalty; 0 disables it.
+            augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`, applied to all clips the discriminator sees.
+            gradient_clip_norm: Maximum global gradient norm per network; 0 disables clipping.
+            accumulate: Micro-batches per update, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Discriminator updates per generator update. A step's batch is then that many times larger
+                and split evenly among them; each update generates as many clips as its part has. The generators are updated
+                together with the last one.
         """
         if constraint not in CONSTRAINTS:
             raise ValueError(f"`constraint` must be one of {CONSTRAINTS}. Received {constraint!r}.")
@@ -484,7 +499,7 @@ class TGAN(VideoGenerator):
     def _generator_variables(self):
         return self.temporal_generator.trainable_variables + self.image_generator.trainable_variables
 
-    # ------------------------------------------------------------ latents
+    # ------------------------------------------------------------ latents (z_0 uniform: official code)
     @property
     def latent_spec(self):
         spec = {
@@ -498,48 +513,50 @@ class TGAN(VideoGenerator):
         return spec
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
-        """Draws latents of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
+        """Samples latents of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self.latent_length(num_frames)
         slow_key, label_key = split_key(step_key(0, seed), 2)
-        latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}
+        latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}  # (B, 100)
         if labels is not None:
             latents["label"] = self._checked_labels(labels, num_videos)
         elif self.num_categories:
             latents["label"] = tf.random.stateless_uniform((num_videos,), label_key, 0, self.num_categories, tf.int32)
-        latents["fast"] = self.fast_codes(latents, training)
+        latents["fast"] = self.fast_codes(latents, training)  # (B, 16, 100)
         return latents
 
     def relabel(self, latents, labels):
-        """The same slow codes under other labels; the fast codes are made of both, so they are made anew."""
+        """The same slow codes with other labels; the fast codes depend on both and are recomputed."""
         latents = super().relabel(latents, labels)
         return {**latents, "fast": self.fast_codes(latents)}
 
     @property
     def row_owners(self):
-        """Of the discriminator's kernel of categories."""
+        """Owners of the rows of the discriminator's category kernel."""
         return {"discriminator.of_category.kernel": "action"} if self.num_categories else {}
 
     # ------------------------------------------------------------ forward
     def _slow(self, latents):
-        """The slow code, followed by the one-hot label of the conditional variant."""
+        """The slow code, with the one-hot label appended in the conditional variant."""
         if not self.num_categories:
             return latents["slow"]
+        # (B, slow_dim + K), the input of both generators
         return ops.concatenate([latents["slow"], ops.one_hot(latents["label"], self.num_categories)], axis=-1)
 
     def fast_codes(self, latents, training: bool = False):
         """z_1 = G_0(z_0): the fast codes (B, num_frames, fast_dim) of latents with `slow` and `label`."""
-        return self.temporal_generator(self._slow(latents), training=training)
+        return self.temporal_generator(self._slow(latents), training=training)  # (B, 100) -> (B, 16, 100)
 
     def decode(self, latents, training=False):
-        return self.image_generator(self._slow(latents), latents["fast"], training=training)
+        return self.image_generator(self._slow(latents), latents["fast"], training=training)  # (B, T, H, W, 3)
 
-    # ------------------------------------------------------------ training
+    # ------------------------------------------------------------ training (Wasserstein loss and clipping: paper)
     def train_step(self, batch):
-        real = real_clips(batch["video"], self.num_frames, self.size)
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3) in [-1, 1]
         step, category = self.step_of(batch), self._category_of(batch)
         key = step_key(self.seed, step)
         guard = StepGuard(self)
 
+        # all but the last update train the discriminator alone; the last one is shared with the generators
         *earlier, (last, last_category) = guard.shares(self.discriminator_steps, real, category)
         for i, (share, share_category) in enumerate(earlier, 1):
             self._improve_discriminator(guard, share, share_category, update_key(key, i))
@@ -547,23 +564,24 @@ class TGAN(VideoGenerator):
                 tf.distribute.get_replica_context().merge_call(self._constrain, args=(tf.constant(True),))
         losses = self._improve_both(guard, last, last_category, key)
         if self.constraint != "none":
+            # singular values every few steps (paper), weights after every update (official code)
             period = self.clip_every_steps if self.constraint == "singular_values" else 1
             due = tf.equal(tf.math.floormod(step + 1, period), 0)
             tf.distribute.get_replica_context().merge_call(self._constrain, args=(due,))
         return guard.finish(losses)
 
     def _play(self, real, category, key):
-        """Losses by name, and what the discriminator lowers, on real clips and on as many new ones."""
+        """Losses by name, and the discriminator's objective, on real clips and as many generated ones."""
         slow_key, *keys = split_key(key, 5)
         latents = {"slow": replica_uniform(slow_key, (num_rows(real), self.slow_dim), -1.0, 1.0)}
-        if self.num_categories:
+        if self.num_categories:  # generated clips get the labels of the real ones
             latents["label"] = category
         latents["fast"] = self.fast_codes(latents, training=True)
-        generated = self.decode(latents, training=True)
+        generated = self.decode(latents, training=True)  # (B, T, H, W, 3)
 
         def judge(video, augmentation_key, noise_key):
             video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
-            return self.discriminator(video, category, training=True)
+            return self.discriminator(video, category, training=True)  # (B,)
 
         losses = {}
         if self.r1_weight:
@@ -571,14 +589,15 @@ class TGAN(VideoGenerator):
         else:
             real_logits = judge(real, keys[0], keys[1])
         generated_logits = judge(generated, keys[2], keys[3])
+        # wgan: mean(D(generated)) - mean(D(real)) for the critic, -mean(D(generated)) for the generators
         losses["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
         losses["generator_loss"] = generator_loss(generated_logits, self.adversarial_loss)
         return losses, losses["discriminator_loss"] + self.r1_weight * losses.get("r1_penalty", 0.0)
 
     def _improve_discriminator(self, guard, real, category, key):
-        """An update of the discriminator alone, before the one that it shares with the generators."""
+        """One update of the discriminator alone."""
 
-        def objective(real, category):
+        def objective(real, category):  # (b, T, H, W, 3) and (b,), of one micro-batch
             losses, total = self._play(real, category, key)
             return total, losses
 
@@ -592,7 +611,8 @@ class TGAN(VideoGenerator):
         )
 
     def _improve_both(self, guard, real, category, key):
-        """One forward pass serves both updates: neither network sees the other's new weights (official code)."""
+        """Updates generators and discriminator from one shared forward pass, both with the old weights (official code)."""
+        # (variables, optimizer) of both sides
         players = (
             (self._generator_variables, self.generator_optimizer),
             (self.discriminator.trainable_variables, self.discriminator_optimizer),
@@ -607,14 +627,14 @@ class TGAN(VideoGenerator):
                 of_discriminator += self.l2_weight * l2_penalty(discriminator_weights)
                 penalty = self.l2_weight * l2_penalty(generator_weights)
                 of_generator += penalty
-            # what one lowers the other raises, so that one pass back is enough
+            # in a zero-sum game the two gradients differ only in sign, so one backward pass suffices
             return of_discriminator - penalty if one_game else [of_generator, of_discriminator], losses
 
         gradients, _, losses = guard.gradients(
             objective, *(variables for variables, _ in players), inputs=(real, category)
         )
         if one_game:
-            gradients[0] = [-gradient for gradient in gradients[0]]
+            gradients[0] = [-gradient for gradient in gradients[0]]  # the generators minimise what the critic maximises
         for gradient, (variables, optimizer) in zip(gradients, players, strict=True):
             optimizer.apply(clip_to_norm(gradient, self.gradient_clip_norm), variables)
         return losses
@@ -622,7 +642,7 @@ class TGAN(VideoGenerator):
     def _category_of(self, batch):
         if not self.num_categories:
             return None
-        if "action" not in batch:
+        if "action" not in batch:  # the data's action is the category
             raise ValueError(
                 "A conditional TGAN needs an `action` for every video, and the batch has none: use a set with action "
                 "labels, or num_categories=0."
@@ -633,7 +653,7 @@ class TGAN(VideoGenerator):
             return tf.identity(batch["action"])
 
     def _constrain(self, strategy, due):
-        """Applies the constraint where `due`, once and in the same way on every replica."""
+        """Applies the constraint if `due`, identically on every replica."""
         update = strategy.extended.update
 
         def clip():
@@ -641,6 +661,7 @@ class TGAN(VideoGenerator):
                 for kernel in self.discriminator.kernels:
                     update(kernel.value, lambda v: v.assign(tf.clip_by_value(v, -MAX_WEIGHT, MAX_WEIGHT)))
                 return
+            # singular value clipping of all kernels, and of the batch norm gains that would undo it
             for kernel in self.discriminator.kernels:
                 update(kernel.value, lambda v: v.assign(clip_singular_values(tf.convert_to_tensor(v))))
             for norm in self.discriminator.norms:
@@ -656,6 +677,6 @@ class TGAN(VideoGenerator):
 def rmsprop(learning_rate: float = LEARNING_RATE) -> keras.optimizers.Optimizer:
     """The official code's optimizer: Chainer's RMSprop, which divides by sqrt(v) + 1e-8.
 
-    Keras divides by sqrt(v + epsilon): 1e-8 there would shorten the steps of all gradients below 1e-4.
+    Keras divides by sqrt(v + epsilon), where an epsilon of 1e-8 would shrink the steps of all gradients below 1e-4.
     """
     return keras.optimizers.RMSprop(learning_rate, rho=0.99, epsilon=1e-16)

@@ -3,19 +3,21 @@
 Paper: Vondrick, Pirsiavash and Torralba, NIPS 2016, https://arxiv.org/abs/1609.02612. Official code:
 cvondrick/videogan@88c0c4d (Torch 7).
 
-One code becomes a video in two streams: a foreground clip f with a mask m, and one background picture b that stands still,
-G(z) = m * f + (1 - m) * b. A spatio-temporal discriminator judges whole clips; a penalty on the mask makes the generator
-use the background where it can. Given a first frame instead of a code, the same networks predict what happens next. The
-trained discriminator, with another last layer, classifies actions.
+Two streams decode a latent code: a foreground clip f with a mask m, and a static background image b, combined as
+G(z) = m * f + (1 - m) * b. A spatio-temporal discriminator judges whole clips; a sparsity penalty on the mask encourages
+the use of the background stream. Conditioned on a first frame instead of a code, the same networks predict the future. The
+trained discriminator, with a new last layer, classifies actions.
 
-What we do otherwise than the official code (each is pinned by a test):
-Deviation: no bias before a batch norm, which takes any bias away again: the 1,920 biases of the official generator only
-drift there. Counted with them, the generators are equal in size. Pinned by test_generator_parameter_count_is_published.
-Deviation: one logit of a sigmoid instead of two of a softmax, which depends on their difference only; so the losses of
-other games fit as well. Pinned by test_one_logit_is_the_difference_of_two.
-Deviation: the generator's step asks the discriminator again after its update; the official code reuses the answers from
+Shapes in comments are those of the published size: 32 frames of 64x64 pixels, width 64.
+
+Differences from the official code (each pinned by a test):
+Deviation: no bias before batch norm, which cancels it: the 1,920 biases of the official generator only drift. Counting
+them, the generators are equal in size. Pinned by test_generator_parameter_count_is_published.
+Deviation: a single sigmoid logit instead of two softmax logits, whose softmax depends on their difference only; so other
+adversarial losses apply as well. Pinned by test_one_logit_is_the_difference_of_two.
+Deviation: the generator's step evaluates the discriminator after its update; the official code reuses the outputs from
 before it. Pinned by test_the_generator_learns_from_the_updated_discriminator.
-Deviation: clips may have any multiple of 16 frames (for 64 pixels), not 32 only; at 32 the networks are the paper's.
+Deviation: clips may have any multiple of 16 frames (at 64x64 pixels), not just 32; at 32 the networks are the paper's.
 """
 
 from __future__ import annotations
@@ -46,14 +48,14 @@ from tfvidgen.losses.adversarial import (
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.optimizers import Adam, StepGuard, check_counts
 
-LATENT_DIM = 100
-MASK_WEIGHT = 0.1  # lambda of the mask's L1 norm
-FIRST_FRAME_WEIGHT = 10.0  # of the conditional generator's L1 to the frame it was given
-_LEAK = 0.2
+LATENT_DIM = 100  # paper
+MASK_WEIGHT = 0.1  # lambda of the mask's L1 norm (paper)
+FIRST_FRAME_WEIGHT = 10.0  # of the conditional generator's L1 loss on its first frame (official code)
+_LEAK = 0.2  # negative slope of leaky ReLU (official code)
 
 
 def _stages(size: int, num_frames: int) -> int:
-    """How often 4x4 is doubled to reach `size`, or ValueError where no such network exists."""
+    """Number of doublings from 4x4 to `size`; ValueError for unsupported sizes and lengths."""
     stages = max(size, 1).bit_length() - 3
     if stages < 1 or size != 4 << stages:
         raise ValueError(f"`size` must be 8, 16, 32, 64, 128, ...: the networks double 4x4 pixels. Received {size}.")
@@ -66,22 +68,24 @@ def _stages(size: int, num_frames: int) -> int:
 
 
 def _channels(width: int, stages: int) -> list[int]:
-    """Channels at 4x4, 8x8, ...: 512, 256, 128, 64 for width 64."""
+    """Channels at 4x4, 8x8, ...: 512, 256, 128, 64 for width 64 and four stages."""
     return [width * 2 ** min(i, 3) for i in reversed(range(stages))]
 
 
 def _kernel(seed: int | None, offset: int) -> keras.initializers.Initializer:
+    # official code: N(0, 0.01), biases 0
     return keras.initializers.RandomNormal(0.0, 0.01, seed=None if seed is None else seed + offset)
 
 
 def _norm(seed: int | None, offset: int, epsilon: float = 1e-5, **kwargs) -> BatchNorm:
+    # official code: gain N(1, 0.02)
     gain = keras.initializers.RandomNormal(1.0, 0.02, seed=None if seed is None else seed + offset)
     return BatchNorm(momentum=0.9, epsilon=epsilon, gamma_initializer=gain, **kwargs)
 
 
-# ---------------------------------------------------------------- generator
+# ---------------------------------------------------------------- two-stream generator (paper; layers: official code)
 class _Stream(keras.layers.Layer):
-    """Doubles a 4x4 map up to a picture or a clip: transposed convolutions with batch norm and ReLU between."""
+    """Upsamples a 4x4 map to an image or a clip: transposed convolutions with batch norm and ReLU in between."""
 
     def __init__(self, up, channels: Sequence[int], num_outputs: int, seed: int | None, **kwargs):
         super().__init__(**kwargs)
@@ -97,20 +101,25 @@ class _Stream(keras.layers.Layer):
         shape = input_shape
         for up, norm in zip(self.ups, self.norms, strict=True):
             up.build(shape)
-            shape = (None, *(2 * length for length in shape[1:-1]), up.filters)
+            shape = (None, *(2 * length for length in shape[1:-1]), up.filters)  # time too, for clips
             norm.build(shape)
         self.head.build(shape)
         self.bias = self.add_weight(name="bias", shape=(self.head.filters,), initializer="zeros")
         self.built = True
 
     def call(self, x, training=False):
+        # images: (B, 4, 4, 512) -> 8x8x256 -> 16x16x128 -> (B, 32, 32, 64)
+        # clips: (B, 2, 4, 4, 512) -> 4x8x8x256 -> 8x16x16x128 -> (B, 16, 32, 32, 64)
         for up, norm in zip(self.ups, self.norms, strict=True):
             x = ops.relu(norm(up(x), training=training))
-        return ops.cast(self.head(x), "float32") + ops.cast(self.bias, "float32")
+        return ops.cast(self.head(x), "float32") + ops.cast(self.bias, "float32")  # (B, 64, 64, 3), (B, 32, 64, 64, 4)
 
 
 class FrameEncoder(keras.layers.Layer):
-    """First frames (B, size, size, 3) -> what the conditional generator starts from, (B, 4, 4, width * 8)."""
+    """Encoder of the conditional generator: first frames (B, size, size, 3) -> (B, 4, 4, C), C = `width * 8` from 64 pixels.
+
+    Source: the paper's future generation; layers of the official code.
+    """
 
     def __init__(self, size: int = 64, width: int = 128, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -143,14 +152,14 @@ class FrameEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, frame, training=False):
-        x = ops.relu(self.downs[0](frame))
+        x = ops.relu(self.downs[0](frame))  # (B, 32, 32, 128), no batch norm
         for down, norm in zip(self.downs[1:], self.norms, strict=True):
-            x = ops.relu(norm(down(x), training=training))
+            x = ops.relu(norm(down(x), training=training))  # (B, 16, 16, 256), (B, 8, 8, 512), (B, 4, 4, 1024)
         return x
 
 
 class TwoStreamGenerator(keras.layers.Layer):
-    """Code or first frame -> foreground clip, its mask, and a background picture.
+    """Code or first frame -> foreground clip, mask, and background image.
 
     Args:
         size: Height and width; 4 times a power of two, at least 8.
@@ -158,7 +167,7 @@ class TwoStreamGenerator(keras.layers.Layer):
         width: Channels before the last layer; each earlier stage has twice as many, up to `width * 8`. The official
             conditional generator has twice the width.
         latent_dim: Width of a code.
-        conditional: Starts from a first frame, through a `FrameEncoder`, instead of a code.
+        conditional: Takes a first frame, encoded by a `FrameEncoder`, instead of a code.
 
     Call arguments:
         start: Codes (B, latent_dim), or frames (B, size, size, 3) in [-1, 1].
@@ -167,8 +176,8 @@ class TwoStreamGenerator(keras.layers.Layer):
         `foreground` (B, T, H, W, 3) in [-1, 1], `mask` (B, T, H, W, 1) in [0, 1], `background` (B, 1, H, W, 3) in
         [-1, 1], float32.
 
-    Source: the two-stream architecture of the paper; layers, biases and initialisation of the official code. Foreground
-        and mask are one layer of four outputs: as two they would have the same weights.
+    Source: the two-stream architecture of the paper; layers, biases and initialisation of the official code. The heads of
+        foreground and mask are fused into one layer with four output channels, which is equivalent.
     """
 
     def __init__(
@@ -184,7 +193,7 @@ class TwoStreamGenerator(keras.layers.Layer):
         super().__init__(**kwargs)
         stages = _stages(size, num_frames)
         self.size, self.num_frames, self.latent_dim, self.conditional = size, num_frames, latent_dim, conditional
-        self.first_frames = num_frames >> stages  # length of the 4x4 clip: 2 for 32 frames of 64 pixels
+        self.first_frames = num_frames >> stages  # length F of the 4x4 clip: 2 for 32 frames of 64x64 pixels
         channels = self.channels = _channels(width, stages)
         policy = self.dtype_policy
 
@@ -201,16 +210,17 @@ class TwoStreamGenerator(keras.layers.Layer):
             self.encoder = FrameEncoder(size, width, sub_seed(300), dtype=policy, name="encoder")
             self.foreground_start = dense(self.first_frames * channels[0], 1, "foreground_start")
         else:
-            # a transposed convolution of a single pixel is a matrix product
+            # a transposed convolution of a 1x1 input is a matrix product
             self.background_start = dense(16 * channels[0], 0, "background_start")
             self.background_norm = _norm(seed, 10, dtype=policy, name="background_norm")
             self.foreground_start = dense(self.first_frames * 16 * channels[0], 1, "foreground_start")
         self.foreground_norm = _norm(seed, 11, dtype=policy, name="foreground_norm")
+        # b has 3 channels; f and m have 3 + 1
         self.background = _Stream(Doubling, channels, 3, sub_seed(100), dtype=policy, name="background")
         self.foreground = _Stream(VolumeDoubling, channels, 4, sub_seed(200), dtype=policy, name="foreground")
 
     def build(self, input_shape=None):
-        picture = (None, 4, 4, self.channels[0])
+        picture = (None, 4, 4, self.channels[0])  # where both streams start
         if self.conditional:
             self.encoder.build()
             self.foreground_start.build(picture)
@@ -225,39 +235,41 @@ class TwoStreamGenerator(keras.layers.Layer):
         self.built = True
 
     def call(self, start, training=False):
-        channels = self.channels[0]
+        channels = self.channels[0]  # C: 512, or 1024 in the conditional generator; F is `first_frames`
         if self.conditional:
-            still = self.encoder(start, training=training)  # (B, 4, 4, C)
+            still = self.encoder(start, training=training)  # (B, 64, 64, 3) -> (B, 4, 4, C)
+            # each position of the 4x4 map becomes F time steps: (B, 4, 4, F, C)
             moving = ops.reshape(self.foreground_start(still), (-1, 4, 4, self.first_frames, channels))
-            moving = ops.transpose(moving, (0, 3, 1, 2, 4))
+            moving = ops.transpose(moving, (0, 3, 1, 2, 4))  # (B, F, 4, 4, C)
         else:
-            still = ops.reshape(self.background_start(start), (-1, 4, 4, channels))
+            still = ops.reshape(self.background_start(start), (-1, 4, 4, channels))  # (B, 100) -> (B, 4, 4, C)
             still = ops.relu(self.background_norm(still, training=training))
+            # (B, 100) -> (B, F, 4, 4, C)
             moving = ops.reshape(self.foreground_start(start), (-1, self.first_frames, 4, 4, channels))
-        moving = ops.relu(self.foreground_norm(moving, training=training))  # (B, T / 16, 4, 4, C)
-        outputs = self.foreground(moving, training=training)
+        moving = ops.relu(self.foreground_norm(moving, training=training))
+        outputs = self.foreground(moving, training=training)  # (B, 32, 64, 64, 4)
         return {
-            "foreground": ops.tanh(outputs[..., :3]),
-            "mask": ops.sigmoid(outputs[..., 3:]),
-            "background": ops.tanh(self.background(still, training=training))[:, None],
+            "foreground": ops.tanh(outputs[..., :3]),  # f (B, 32, 64, 64, 3)
+            "mask": ops.sigmoid(outputs[..., 3:]),  # m (B, 32, 64, 64, 1)
+            "background": ops.tanh(self.background(still, training=training))[:, None],  # b (B, 1, 64, 64, 3)
         }
 
 
 def compose(foreground, mask, background):
-    """m * f + (1 - m) * b: the foreground where the mask is 1, the background where it is 0."""
-    return background + mask * (foreground - background)
+    """m * f + (1 - m) * b, the paper's two-stream combination: foreground where the mask is 1, background where it is 0."""
+    return background + mask * (foreground - background)  # b is broadcast over time: (B, T, H, W, 3)
 
 
-# ---------------------------------------------------------------- discriminator
+# ---------------------------------------------------------------- spatio-temporal discriminator (layers: official code)
 class VideoDiscriminator(keras.layers.Layer):
-    """Judges a clip by 3-D convolutions: (B, T, size, size, 3) -> logits (B,), float32.
+    """3-D convolutional discriminator: clips (B, T, size, size, 3) -> logits (B,), float32.
 
     Args:
         size, num_frames: As for `TwoStreamGenerator`.
         width: Channels of the first layer; each later one has twice as many, up to `width * 8`.
         spectral_norm: Divides every kernel by its largest singular value.
 
-    Source: the official code: 64, 128, 256, 512 channels, leaky ReLU of 0.2, batch norm but in the first layer.
+    Source: the official code: 64, 128, 256, 512 channels, leaky ReLU with slope 0.2, batch norm except in the first layer.
     """
 
     def __init__(
@@ -272,8 +284,9 @@ class VideoDiscriminator(keras.layers.Layer):
         super().__init__(**kwargs)
         stages = _stages(size, num_frames)
         self.clip_shape = (None, num_frames, size, size, 3)
-        self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)
+        self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)  # 2 * 4 * 4 * 512 = 16384
         policy = self.dtype_policy
+        # kernel 4, stride 2; a bias in the first layer only, which no batch norm follows
         self.downs = [
             VolumeHalving(
                 c,
@@ -306,38 +319,39 @@ class VideoDiscriminator(keras.layers.Layer):
         self.built = True
 
     def features(self, video, training: bool = False):
-        """(B, T, size, size, 3) -> (B, feature_dim): what the last layer sees."""
-        x = ops.leaky_relu(self.downs[0](video, training=training), _LEAK)
+        """(B, T, size, size, 3) -> (B, feature_dim), the input of the last layer."""
+        x = ops.leaky_relu(self.downs[0](video, training=training), _LEAK)  # (B, 16, 32, 32, 64)
         for down, norm in zip(self.downs[1:], self.norms, strict=True):
+            # (B, 8, 16, 16, 128), (B, 4, 8, 8, 256), (B, 2, 4, 4, 512)
             x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
-        return ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")
+        return ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")  # (B, 16384)
 
     def call(self, video, training=False):
-        # a convolution over all that is left of the clip is a matrix product
+        # the last 2x4x4 convolution covers the whole map, so it is a matrix product
         features = self.features(video, training=training)
         if self.head_norm is None:
-            return self.head(features)[:, 0]
-        kernel = self.head_norm(self.head.kernel, training=training)
-        return (ops.matmul(features, kernel) + self.head.bias)[:, 0]
+            return self.head(features)[:, 0]  # (B, 16384) -> (B, 1) -> (B,)
+        kernel = self.head_norm(self.head.kernel, training=training)  # (16384, 1)
+        return (ops.matmul(features, kernel) + self.head.bias)[:, 0]  # (B,)
 
 
 # ---------------------------------------------------------------- the system
 class VGAN(VideoGenerator):
     """Two-stream generator and spatio-temporal discriminator.
 
-    Latents: `content` (B, latent_dim), the paper's z, from N(0, 1). Videos have the trained length only.
+    Latents: `content` (B, latent_dim), the paper's z ~ N(0, 1). Videos always have the trained length.
 
     Args:
         num_frames: Frames of a clip; a multiple of size / 4 (paper: 32).
         size: Height and width of a frame; 8, 16, 32, 64, ... (paper: 64).
         latent_dim: Width of z (paper: 100).
-        width: Channels next to the pixels in generator and discriminator (official code: 64).
-        spectral_norm: Normalises the discriminator's kernels.
-        seed: Decides initial weights and every draw of a step.
+        width: Channels of the generator's last and the discriminator's first hidden layer (official code: 64).
+        spectral_norm: Applies spectral normalisation to the discriminator.
+        seed: Seeds the initial weights and every random draw of a step.
     """
 
     conditional = False
-    _generator_widths = 1
+    _generator_widths = 1  # generator width, in units of `width`
 
     def __init__(
         self,
@@ -395,23 +409,23 @@ class VGAN(VideoGenerator):
         accumulate: int = 1,
         discriminator_steps: int = 1,
     ):
-        """Takes optimizers and loss weights, and builds every optimizer's slots. Call it in the strategy's scope.
+        """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
             generator_optimizer, discriminator_optimizer: Default to Adam at 2e-4 with beta_1 = 0.5 (official code).
-            adversarial_loss: Of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; the official code's
-                is `non_saturating`.
+            adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; the official
+                code uses `non_saturating`.
             mask_weight: lambda of the mask's mean (paper: 0.1).
-            first_frame_weight: Weight of the L1 between the first frame that is made and the one that was given (official
-                code: 10); of the conditional system only.
-            l2_weight: Adds that times a weight to its gradient.
-            r1_weight: gamma of the R1 penalty; 0 for none.
-            augmentation: Of `tfvidgen.layers.augmentation.AUGMENTATIONS`: how clips change before they are judged.
-            gradient_clip_norm: Most that the joint norm of a network's gradient may be; 0 for any.
-            accumulate: Micro-batches in which each update takes its clips, see `tfvidgen.optimizers.StepGuard`.
-            discriminator_steps: Updates of the discriminator for one of the generator. The batch of a step then holds
-                that many times as many clips, an equal part for each update, which makes as many of its own; the generator\'s
-                update makes as many as one part has.
+            first_frame_weight: Weight of the L1 loss between the generated and the given first frame (official code: 10);
+                conditional system only.
+            l2_weight: Weight decay added to the gradients, as in PyTorch's Adam.
+            r1_weight: gamma of the R1 penalty; 0 disables it.
+            augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`, applied to all clips the discriminator sees.
+            gradient_clip_norm: Maximum global gradient norm per network; 0 disables clipping.
+            accumulate: Micro-batches per update, see `tfvidgen.optimizers.StepGuard`.
+            discriminator_steps: Discriminator updates per generator update. A step's batch is then that many times larger
+                and split evenly among them; each update generates as many clips as its part has, and so does the
+                generator's.
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
@@ -436,10 +450,10 @@ class VGAN(VideoGenerator):
         return {"content": LatentSpec((self.latent_dim,), "float32", "N(0, 1)", "content")}
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
-        """Draws codes of new videos of the trained length; arguments and errors as of `VideoGenerator.sample_latents`."""
+        """Samples codes of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self._check_arguments(num_videos, num_frames, labels)
         key = step_key(0, seed)
-        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}
+        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}  # z ~ N(0, I), (B, 100)
 
     def _check_arguments(self, num_videos, num_frames, labels):
         self.latent_length(num_frames)
@@ -448,21 +462,22 @@ class VGAN(VideoGenerator):
 
     # ------------------------------------------------------------ forward
     def streams(self, latents: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """What a video is composed of: `foreground`, `mask` and `background`, see `TwoStreamGenerator`."""
+        """The `foreground`, `mask` and `background` of each video, see `TwoStreamGenerator`."""
         return self.generator(latents["content"], training=training)
 
     def decode(self, latents, training=False):
-        return compose(**self.streams(latents, training=training))
+        return compose(**self.streams(latents, training=training))  # (B, T, H, W, 3)
 
-    # ------------------------------------------------------------ training
+    # ------------------------------------------------------------ training (official code: D, then G, each iteration)
     def train_step(self, batch):
-        real = real_clips(batch["video"], self.num_frames, self.size)
+        real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3) in [-1, 1]
         step = self.step_of(batch)
         key = step_key(self.seed, step)
         latent_key, *changes = split_key(key, 4)
         guard, losses = StepGuard(self), {}
-        # Where each network has one update in one piece, clips are made once: both learn from the same ones. Else they are
-        # made again for the generator's update, so that no tape is held meanwhile; its batch norms take in both passes.
+        # With one discriminator update and no accumulation, clips are generated once and shared by both updates. Otherwise
+        # they are generated again for the generator's update, so that no tape is kept meanwhile; the generator's moving
+        # batch norm statistics are then updated by both passes.
         made_once = self.discriminator_steps == guard.accumulate == 1
         if not made_once:
             for i, (part,) in enumerate(guard.shares(self.discriminator_steps, real)):
@@ -472,20 +487,22 @@ class VGAN(VideoGenerator):
                     part,
                 )
                 losses |= self._improve_discriminator(guard, part, generated, keys[1:3])
-            real = part  # the generator's update has as many clips as the last one of the discriminator
+            real = part  # the generator's update has as many clips as the discriminator's last one
 
         def objective(real):
-            latents = self._latents_of_step(real, latent_key)
+            latents = self._latents_of_step(real, latent_key)  # z, or first frames of `real`
             streams = self.streams(latents, training=True)
-            generated = compose(**streams)
+            generated = compose(**streams)  # (B, T, H, W, 3)
             if made_once:
                 losses.update(self._improve_discriminator(guard, real, tf.stop_gradient(generated), changes[:2]))
-            # the generator, by what the updated discriminator says
-            logits = self._judge(generated, changes[2])
+            # generator: adversarial loss under the updated discriminator
+            logits = self._judge(generated, changes[2])  # (B,)
             logs = {"generator_loss": generator_loss(logits, self.adversarial_loss)}
-            logs["mask_loss"] = tf.reduce_mean(streams["mask"])  # its L1 norm: a mask is not negative
+            # the paper's sparsity penalty: mean L1 norm of the mask, which is not negative
+            logs["mask_loss"] = tf.reduce_mean(streams["mask"])
             total = logs["generator_loss"] + self.mask_weight * logs["mask_loss"]
             if self.conditional:
+                # future generation: the first frame must be the given one
                 logs["first_frame_loss"] = tf.reduce_mean(tf.abs(generated[:, 0] - latents["first_frame"]))
                 total += self.first_frame_weight * logs["first_frame_loss"]
             return total, logs
@@ -498,15 +515,15 @@ class VGAN(VideoGenerator):
             l2_weight=self.l2_weight,
             clip_norm=self.gradient_clip_norm,
         )
-        if self.conditional:
+        if self.conditional:  # first frames for `sample_latents`
             self._remember(self.encode(real)["first_frame"], step)
         return guard.finish({**losses, **logs})
 
     def _judge(self, video, key):
-        return self.discriminator(augment(video, self.augmentation, key), training=True)
+        return self.discriminator(augment(video, self.augmentation, key), training=True)  # (B,)
 
     def _improve_discriminator(self, guard, real, generated, changes):
-        """One update, on real and generated clips apart, so that no batch norm tells them from each other."""
+        """One update; real and generated clips pass separately, so batch norm uses the batch statistics of each alone."""
 
         def objective(real, generated):
             logs = {}
@@ -515,6 +532,7 @@ class VGAN(VideoGenerator):
             else:
                 real_logits = self._judge(real, changes[0])
             generated_logits = self._judge(generated, changes[1])
+            # cross-entropy of real against generated; losses are summed, not averaged, over the passes (official code)
             logs["discriminator_loss"] = discriminator_loss(real_logits, generated_logits, self.adversarial_loss)
             return logs["discriminator_loss"] + self.r1_weight * logs.get("r1_penalty", 0.0), logs
 
@@ -528,25 +546,25 @@ class VGAN(VideoGenerator):
         )
 
     def _latents_of_step(self, real, key):
-        return {"content": replica_normal(key, (tf.shape(real)[0], self.latent_dim))}
+        return {"content": replica_normal(key, (tf.shape(real)[0], self.latent_dim))}  # (B, 100)
 
 
 class ConditionalVGAN(VGAN):
-    """Predicts what follows a given first frame.
+    """Predicts the video that follows a given first frame.
 
-    Latents: `first_frame` (B, size, size, 3) in [-1, 1]. There is no noise: a frame has one future. `encode` takes the
-    first frame of a video. The last first frames of training are kept among the weights, so that `sample_latents` has
-    frames to begin with, in a served model, too.
+    Latents: `first_frame` (B, size, size, 3) in [-1, 1]. There is no noise, so the prediction is deterministic. `encode`
+    returns the first frame of a video. The most recent first frames of training are stored among the weights, so that
+    `sample_latents` has frames to start from, also in a served model.
 
     Args:
-        num_remembered: First frames that are kept.
+        num_remembered: Number of first frames that are stored.
         num_frames, size, width, spectral_norm, seed: As for `VGAN`; the generator has twice the width (official code).
 
-    Source: the paper's future generation; layers and weight of the L1 of the official code.
+    Source: the paper's future generation; layers and L1 weight of the official code.
     """
 
     conditional = True
-    _generator_widths = 2
+    _generator_widths = 2  # official code
 
     def __init__(
         self,
@@ -562,7 +580,7 @@ class ConditionalVGAN(VGAN):
         if num_remembered < 1:
             raise ValueError(f"`num_remembered` must be at least 1. Received {num_remembered}.")
         self.num_remembered = num_remembered
-        del self._config["latent_dim"]
+        del self._config["latent_dim"]  # no code, so no width of one
         self._config["num_remembered"] = num_remembered
 
     def build(self, input_shape=None):
@@ -585,29 +603,30 @@ class ConditionalVGAN(VGAN):
         }
 
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
-        """Draws first frames out of those that are remembered. Arguments and errors as for `VGAN`."""
+        """Samples from the stored first frames. Arguments and errors as for `VGAN`."""
         self._check_arguments(num_videos, num_frames, labels)
         rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
+        # uint8 (N, H, W, 3) -> float32 (B, H, W, 3) in [-1, 1]
         return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
 
     def encode(self, video, seed=None, training=False):
         """The first frame of videos (B, T, size, size, 3) in [-1, 1]."""
-        return {"first_frame": video[:, 0]}
+        return {"first_frame": video[:, 0]}  # (B, H, W, 3)
 
     def streams(self, latents, training=False):
-        """What a video is composed of: `foreground`, `mask` and `background`, see `TwoStreamGenerator`."""
+        """The `foreground`, `mask` and `background` of each video, see `TwoStreamGenerator`."""
         return self.generator(latents["first_frame"], training=training)
 
     def _latents_of_step(self, real, key):
         return self.encode(real)
 
     def _remember(self, frames, step):
-        """Puts the step's first frames, of all replicas, in the place of the oldest."""
+        """Overwrites the oldest stored frames with the step's first frames, of all replicas."""
         replica = tf.distribute.get_replica_context()
         if num_replicas() > 1:
-            frames = replica.all_gather(frames, axis=0)
+            frames = replica.all_gather(frames, axis=0)  # those of the global batch
         frames = tf.cast(tf.round((frames + 1.0) * 127.5), tf.uint8)[: self.num_remembered]
-        first = step * tf.cast(tf.shape(frames)[0], step.dtype)
+        first = step * tf.cast(tf.shape(frames)[0], step.dtype)  # a ring buffer, indexed by the step alone
         rows = tf.math.floormod(first + tf.range(tf.shape(frames)[0], dtype=step.dtype), self.num_remembered)
 
         def store(variable, rows, frames):
@@ -619,24 +638,24 @@ class ConditionalVGAN(VGAN):
         replica.merge_call(everywhere, args=(rows, frames))
 
 
-# ---------------------------------------------------------------- action classifier
+# ---------------------------------------------------------------- action classifier (paper: representation learning)
 class ActionClassifier(keras.Model):
-    """A trained discriminator with dropout and a new last layer, one output per action; all of it is fine-tuned.
+    """A trained discriminator with dropout and a new classification layer, fine-tuned end to end.
 
-    Trains and measures through Keras's `fit` and `evaluate` on batches of `tfvidgen.data`, which hold `video` and `action`.
+    Use Keras's `fit` and `evaluate` on batches of `tfvidgen.data` with `video` and `action`.
 
     Args:
-        discriminator: Of a `VGAN`; its weights are moved, and its own last layer is not used.
-        num_actions: Actions to tell from each other.
-        dropout: Share of the features that is left out in training (paper: 0.5).
-        seed: Decides the last layer's weights and what is left out.
+        discriminator: Of a `VGAN`; its weights are updated in place, and its own last layer is not used.
+        num_actions: Number of classes.
+        dropout: Dropout rate of the features (paper: 0.5).
+        seed: Seeds the initial weights of the last layer and the dropout.
 
     Call arguments:
         video: (B, T, size, size, 3) in [-1, 1].
 
     Output shape: (B, num_actions), logits, float32.
 
-    Source: the representation learning of the paper; dropout and what is cut off from the official code.
+    Source: the paper's representation learning; dropout and the layers cut off from the official code.
     """
 
     def __init__(
@@ -664,35 +683,37 @@ class ActionClassifier(keras.Model):
         self.built = True
 
     def compile(self, optimizer=None):
-        """Takes the optimizer; Adam at 2e-4 with beta_1 = 0.5 by default."""
+        """Sets the optimizer; Adam at 2e-4 with beta_1 = 0.5 by default."""
         super().compile(optimizer=optimizer or Adam(2e-4, beta_1=0.5), jit_compile=False, auto_scale_loss=False)
         self.optimizer.build(self._moved)
 
     @property
     def _moved(self):
+        # the discriminator's own head takes no part in the loss
         unused = {id(variable) for variable in self.discriminator.head.trainable_variables}
         return [variable for variable in self.trainable_variables if id(variable) not in unused]
 
     def call(self, video, training=False):
-        return self.head(self.discriminator.features(video, training=training))
+        return self.head(self.discriminator.features(video, training=training))  # (B, 16384) -> (B, num_actions)
 
-    def _loss_and_accuracy(self, batch, features):
+    def _loss_and_accuracy(self, batch, features):  # features (B, 16384)
         if "action" not in batch:
             raise ValueError("A classifier needs an `action` for every video: use a set with action labels.")
         action = batch["action"]
         with tf.control_dependencies(
             [tf.debugging.assert_less(action, self.num_actions, "an action lies beyond num_actions")]
         ):
-            logits = self.head(features)
+            logits = self.head(features)  # (B, num_actions)
         accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, action.dtype), action), tf.float32))
         return category_loss(logits, action), accuracy
 
     def train_step(self, batch):
-        """One step on a batch: the cross-entropy of its actions moves all but the discriminator's own last layer."""
+        """One step: the cross-entropy of the actions trains everything but the discriminator's own last layer."""
         video = real_clips(batch["video"], *self.discriminator.clip_shape[1:3])
 
         def objective():
-            features = self.discriminator.features(video, training=True)
+            features = self.discriminator.features(video, training=True)  # (B, 16384)
+            # dropout by a stateless draw, so that replicas draw slices of one mask
             drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(features)[0], features.shape[1]])
             kept = tf.cast(drawn >= self.dropout, features.dtype) / (1.0 - self.dropout)
             loss, accuracy = self._loss_and_accuracy(batch, features * kept)
@@ -702,7 +723,7 @@ class ActionClassifier(keras.Model):
         return guard.finish(guard.minimise(objective, self._moved, self.optimizer))
 
     def test_step(self, batch):
-        """Mean loss and accuracy over the batches so far."""
+        """Running means of loss and accuracy over batches."""
         video = real_clips(batch["video"], *self.discriminator.clip_shape[1:3])
         loss, accuracy = self._loss_and_accuracy(batch, self.discriminator.features(video))
         count = tf.shape(video)[0]
