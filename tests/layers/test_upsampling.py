@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tolerances import assert_same_sums, rounding
-from tfvidgen.layers.upsampling import Doubling
+from tfvidgen.layers.upsampling import UpConv2D
 
 POLICIES = ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.low_precision)]
 SIZES = [(3, 4, 4), (3, 5, 6), (16, 4, 4), (16, 12, 10)]
@@ -38,7 +38,7 @@ def plain(filters, policy):
 def test_doubling_and_its_gradients_equal_conv2d_transpose(policy, filters, height, width):
     x, upstream, kernel, terms = operands(filters, height, width)
     expected = output_and_gradients(plain(filters, policy), kernel, x, upstream)
-    ours = output_and_gradients(Doubling(filters, dtype=policy), kernel, x, upstream)
+    ours = output_and_gradients(UpConv2D(filters, dtype=policy), kernel, x, upstream)
     for value, of_library, count in zip(ours, expected, terms, strict=True):
         assert_same_sums(value, of_library, count, policy.removeprefix("mixed_"))
 
@@ -51,7 +51,7 @@ def test_a_wrong_tap_is_more_than_rounding(policy, filters, height, width, axis)
     x, upstream, kernel, terms = operands(filters, height, width)
     right = output_and_gradients(plain(filters, policy), kernel, x, upstream)
     kernel = np.take(kernel, [0, 1, 3, 2], axis=axis)
-    wrong = output_and_gradients(Doubling(filters, dtype=policy), kernel, x, upstream)
+    wrong = output_and_gradients(UpConv2D(filters, dtype=policy), kernel, x, upstream)
     wrong[2] = np.take(wrong[2], [0, 1, 3, 2], axis=axis)  # the gradient of the kernel does not read it
     differs = [
         np.abs(a - b).max() > rounding(policy.removeprefix("mixed_"), count, b)
@@ -61,7 +61,7 @@ def test_a_wrong_tap_is_more_than_rounding(policy, filters, height, width, axis)
 
 
 def test_doubling_takes_any_size_in_a_graph():
-    layer = Doubling(3)
+    layer = UpConv2D(3)
     layer.build((None, None, None, 2))
     double = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 2))])
     assert double(tf.ones((1, 3, 5, 2))).shape == (1, 6, 10, 3)

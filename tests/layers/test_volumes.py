@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tolerances import assert_same_sums
-from tfvidgen.layers.volumes import VolumeDoubling, VolumeHalving
+from tfvidgen.layers.volumes import DownConv3D, UpConv3D
 
 # few pixels go through matrix products, many through the library's kernel; one or two frames leave two taps without work
 CLIPS = [(2, 2, 8, 8), (2, 4, 8, 4), (3, 6, 4, 8), (1, 2, 16, 16)]
@@ -31,7 +31,7 @@ def derivatives(layer, x, upstream):
 
 @pytest.mark.parametrize("clip", CLIPS)
 def test_halving_is_the_convolution(clip):
-    ours = VolumeHalving(5, use_bias=True, bias_initializer="normal")
+    ours = DownConv3D(5, use_bias=True, bias_initializer="normal")
     reference = keras.layers.Conv3D(5, 4, 2, padding="same")
     x = noise(*clip, 3)
     for layer in (ours, reference):
@@ -46,7 +46,7 @@ def test_halving_is_the_convolution(clip):
 
 @pytest.mark.parametrize("clip", [(2, 1, 4, 4), (2, 2, 4, 2), (2, 3, 2, 4), (1, 2, 8, 8)])
 def test_doubling_is_the_transposed_convolution(clip):
-    ours = VolumeDoubling(4)
+    ours = UpConv3D(4)
     reference = keras.layers.Conv3DTranspose(4, 4, 2, padding="same", use_bias=False)
     x = noise(*clip, 3)
     for layer in (ours, reference):
@@ -60,7 +60,7 @@ def test_doubling_is_the_transposed_convolution(clip):
 
 
 def test_the_number_of_clips_may_be_unknown():
-    halving, doubling = VolumeHalving(3), VolumeDoubling(3)
+    halving, doubling = DownConv3D(3), UpConv3D(3)
     halving.build((None, 2, 4, 4, 3))
     doubling.build((None, 1, 2, 2, 3))
 
@@ -74,12 +74,12 @@ def test_the_number_of_clips_may_be_unknown():
 
 
 def test_spectral_norm_divides_the_kernel():
-    layer = VolumeHalving(4, spectral_norm=True, kernel_initializer=keras.initializers.RandomNormal(1.0, 1.0, seed=1))
+    layer = DownConv3D(4, spectral_norm=True, kernel_initializer=keras.initializers.RandomNormal(1.0, 1.0, seed=1))
     layer.build((None, 2, 4, 4, 3))
     x = noise(2, 2, 4, 4, 3)
     for _ in range(10):  # power iterations
         normed = layer(x, training=True)
-    plain = VolumeHalving(4)
+    plain = DownConv3D(4)
     plain.build((None, 2, 4, 4, 3))
     kernel = layer.kernel.numpy()
     plain.kernel.assign(kernel / np.linalg.svd(kernel.reshape(-1, 4), compute_uv=False)[0])
@@ -88,7 +88,7 @@ def test_spectral_norm_divides_the_kernel():
 
 
 @pytest.mark.low_precision
-@pytest.mark.parametrize("layer_class", [VolumeHalving, VolumeDoubling])
+@pytest.mark.parametrize("layer_class", [DownConv3D, UpConv3D])
 def test_low_precision_computes_in_low_precision(layer_class):
     layer = layer_class(3, dtype="mixed_bfloat16")
     exact = layer_class(3)

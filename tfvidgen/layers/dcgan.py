@@ -14,7 +14,7 @@ from keras import ops
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.convolution import Convolution, pytorch_uniform
 from tfvidgen.layers.draws import add_noise, split_key
-from tfvidgen.layers.upsampling import Doubling
+from tfvidgen.layers.upsampling import UpConv2D
 
 _LEAK = 0.2
 _TAPS = 4
@@ -77,12 +77,12 @@ class FrameGenerator(keras.layers.Layer):
             name="project",
         )
         self.ups = [
-            Doubling(c, kernel_initializer=pytorch_uniform(_seed(seed, i)), dtype=policy, name=f"up_{i}")
+            UpConv2D(c, kernel_initializer=pytorch_uniform(_seed(seed, i)), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(self.channels[1:], 1)
         ]
         self.norms = [_norm(policy, f"norm_{i}") for i in range(stages)]
         # low precision saves nothing with three output channels
-        self.to_rgb = Doubling(
+        self.to_rgb = UpConv2D(
             3, kernel_initializer=pytorch_uniform(_seed(seed, stages)), dtype="float32", name="to_rgb"
         )
 

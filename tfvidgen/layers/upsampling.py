@@ -45,7 +45,7 @@ def _kernel_gradient(x, kernel, upstream):
     )
 
 
-class Doubling(keras.layers.Conv2DTranspose):
+class UpConv2D(keras.layers.Conv2DTranspose):
     """Transposed convolution with a 4x4 kernel, stride 2 and no bias: (N, H, W, C) -> (N, 2H, 2W, filters).
 
     Numerically equal to `Conv2DTranspose`. On a CPU, the forward pass of a generator's last layer, with three output

@@ -13,7 +13,7 @@ from tfvidgen.layers.spectral_norm import SpectralNorm
 _FEW_PIXELS = 4
 
 
-class VolumeHalving(keras.layers.Conv3D):
+class DownConv3D(keras.layers.Conv3D):
     """Convolution with a 4x4x4 kernel and stride 2: (B, T, H, W, C) -> (B, T/2, H/2, W/2, filters).
 
     Numerically equal to `Conv3D`. T, H and W must be even and static.
@@ -48,7 +48,7 @@ class VolumeHalving(keras.layers.Conv3D):
         return outputs + ops.cast(self.bias, outputs.dtype) if self.use_bias else outputs
 
 
-class VolumeDoubling(keras.layers.Conv3DTranspose):
+class UpConv3D(keras.layers.Conv3DTranspose):
     """Transposed convolution with a 4x4x4 kernel, stride 2 and no bias: (B, T, H, W, C) -> (B, 2T, 2H, 2W, filters).
 
     Numerically equal to `Conv3DTranspose`. T, H and W must be static.

@@ -37,7 +37,7 @@ from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.draws import num_rows, replica_integers, replica_uniform, split_key
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import step_key
-from tfvidgen.layers.upsampling import Doubling
+from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
@@ -189,7 +189,7 @@ class FrameGenerator(keras.layers.Layer):
             16 * channels[0], use_bias=False, kernel_initializer=initializer(0), dtype=policy, name="project"
         )
         self.ups = [
-            Doubling(c, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}")
+            UpConv2D(c, kernel_initializer=initializer(i), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(channels[1:], 1)
         ]
         # DCGAN: after every transposed convolution but the last
@@ -202,7 +202,7 @@ class FrameGenerator(keras.layers.Layer):
             for i in range(stages)
         ]
         # low precision saves nothing with three output channels, and the loss needs exact pixels
-        self.to_rgb = Doubling(3, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb")
+        self.to_rgb = UpConv2D(3, kernel_initializer=initializer(stages), dtype="float32", name="to_rgb")
         self.channels = channels
 
     def build(self, input_shape=None):

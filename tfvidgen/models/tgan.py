@@ -39,8 +39,8 @@ from tfvidgen.layers.draws import add_noise, num_rows, replica_uniform, split_ke
 from tfvidgen.layers.gradients import clip_to_norm
 from tfvidgen.layers.replicas import step_key
 from tfvidgen.layers.spectral_norm import SpectralNorm
-from tfvidgen.layers.upsampling import Doubling
-from tfvidgen.layers.volumes import VolumeHalving
+from tfvidgen.layers.upsampling import UpConv2D
+from tfvidgen.layers.volumes import DownConv3D
 from tfvidgen.losses.adversarial import Kind, check_kind, discriminator_loss, generator_loss, l2_penalty, r1_penalty
 from tfvidgen.models.base import LatentSpec, VideoGenerator
 from tfvidgen.optimizers import StepGuard, check_counts
@@ -180,7 +180,7 @@ class ImageGenerator(keras.layers.Layer):
         self.from_slow, self.from_fast = dense(0, "from_slow"), dense(1, "from_fast")
         self.slow_norm, self.fast_norm = (_norm(dtype=policy, name=f"{name}_norm") for name in ("slow", "fast"))
         self.ups = [
-            Doubling(c, kernel_initializer=_kernel(seed, 1 + i), dtype=policy, name=f"up_{i}")
+            UpConv2D(c, kernel_initializer=_kernel(seed, 1 + i), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(self.channels[1:], 1)
         ]
         self.norms = [_norm(dtype=policy, name=f"norm_{i}") for i in range(1, stages + 1)]
@@ -256,7 +256,7 @@ class VideoDiscriminator(keras.layers.Layer):
         self.feature_dim = (num_frames >> stages) * 16 * channels[-1]  # 1 * 4 * 4 * 512 = 8192
         policy = self.dtype_policy
         self.downs = [
-            VolumeHalving(
+            DownConv3D(
                 c,
                 use_bias=i == 0,
                 spectral_norm=spectral_norm,

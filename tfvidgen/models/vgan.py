@@ -35,8 +35,8 @@ from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key, update_key
 from tfvidgen.layers.replicas import num_replicas, step_key
 from tfvidgen.layers.spectral_norm import SpectralNorm
-from tfvidgen.layers.upsampling import Doubling
-from tfvidgen.layers.volumes import VolumeDoubling, VolumeHalving
+from tfvidgen.layers.upsampling import UpConv2D
+from tfvidgen.layers.volumes import DownConv3D, UpConv3D
 from tfvidgen.losses.adversarial import (
     Kind,
     category_loss,
@@ -216,8 +216,8 @@ class TwoStreamGenerator(keras.layers.Layer):
             self.foreground_start = dense(self.first_frames * 16 * channels[0], 1, "foreground_start")
         self.foreground_norm = _norm(seed, 11, dtype=policy, name="foreground_norm")
         # b has 3 channels; f and m have 3 + 1
-        self.background = _Stream(Doubling, channels, 3, sub_seed(100), dtype=policy, name="background")
-        self.foreground = _Stream(VolumeDoubling, channels, 4, sub_seed(200), dtype=policy, name="foreground")
+        self.background = _Stream(UpConv2D, channels, 3, sub_seed(100), dtype=policy, name="background")
+        self.foreground = _Stream(UpConv3D, channels, 4, sub_seed(200), dtype=policy, name="foreground")
 
     def build(self, input_shape=None):
         picture = (None, 4, 4, self.channels[0])  # where both streams start
@@ -288,7 +288,7 @@ class VideoDiscriminator(keras.layers.Layer):
         policy = self.dtype_policy
         # kernel 4, stride 2; a bias in the first layer only, which no batch norm follows
         self.downs = [
-            VolumeHalving(
+            DownConv3D(
                 c,
                 use_bias=i == 0,
                 spectral_norm=spectral_norm,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfvidgen import storage
 from trainers.engine.checkpoints import NotSaved
 from trainers.engine.progress import read_text
-from trainers.engine.steps import Taken
+from trainers.engine.steps import StepResult
 
 
 class TrainingDiverged(ValueError):
@@ -74,7 +74,7 @@ class BadSteps:
         return min((skipped - step for skipped in self.skipped if skipped > step), default=None)
 
     def found(
-        self, first_step: int, end: int, taken: Taken, weights: Sequence[str], last_checkpoint: str | None
+        self, first_step: int, end: int, taken: StepResult, weights: Sequence[str], last_checkpoint: str | None
     ) -> None:
         """Records a bad step; the run then goes back to its last checkpoint.
 

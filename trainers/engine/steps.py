@@ -15,7 +15,7 @@ from trainers.engine.ema import WeightAverage
 _SKIPPED, _SCALE = "skipped", "loss_scale"
 
 
-class Taken(NamedTuple):
+class StepResult(NamedTuple):
     """The result of a call of `Steps`.
 
     Attributes:
@@ -55,7 +55,7 @@ class LossMeans:
         self._counts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
-    def add(self, taken: Taken, seconds: Mapping[str, float]) -> None:
+    def add(self, taken: StepResult, seconds: Mapping[str, float]) -> None:
         """Adds steps. Losses of a float16 step that was rolled back are meaningless and do not count."""
         undone = taken.losses.get(_SKIPPED, np.zeros(taken.num_steps)) > 0.0
         for name, values in taken.losses.items():
@@ -160,7 +160,7 @@ class Steps:
                 )
         self._take.get_concrete_function(iterator, tf.constant(1))
 
-    def __call__(self, iterator: Any, num_steps: int) -> Taken:
+    def __call__(self, iterator: Any, num_steps: int) -> StepResult:
         """Takes `num_steps` steps, or fewer if one is bad."""
         try:
             losses, is_good, waited = self._take(iterator, tf.constant(num_steps))
@@ -171,7 +171,7 @@ class Steps:
                 f"XLA cannot compile this system's step here: leave out --xla. ({error.message.strip().splitlines()[0]})"
             ) from error
         columns = losses.numpy().T
-        return Taken(dict(zip(self._names, columns, strict=True)), bool(is_good), float(waited))
+        return StepResult(dict(zip(self._names, columns, strict=True)), bool(is_good), float(waited))
 
 
 def _next(iterator: Any, has_clock: bool) -> tuple[Any, tf.Tensor]:

@@ -19,7 +19,7 @@ from tfvidgen import storage
 from trainers import cli, navsynth
 from trainers import train as course
 from trainers.engine import checkpoints, health, loop
-from trainers.engine.steps import Taken
+from trainers.engine.steps import StepResult
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -376,7 +376,7 @@ def test_a_lost_worker_is_explained_where_there_are_several():
 
 def test_the_videos_of_a_step_may_be_unknown(tmp_path):
     bad_steps = health.BadSteps(tmp_path)
-    taken = Taken({"a_loss": np.array([np.inf])}, False, 0.0)
+    taken = StepResult({"a_loss": np.array([np.inf])}, False, 0.0)
     with pytest.raises(health.TrainingDiverged, match=r"a_loss became inf in step 3\. The last good"):
         bad_steps.found(3, 4, taken, [], None)
     assert records(tmp_path)[0]["losses"] == {"a_loss": "inf"} and "video_ids" not in records(tmp_path)[0]
