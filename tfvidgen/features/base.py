@@ -185,7 +185,7 @@ class FeatureExtractor:
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Disables TensorFloat-32, which rounds float32 products to 10 mantissa bits on GPUs: features would vary by machine."""
+    """Disables TensorFloat-32, which leaves float32 products 10 mantissa bits on GPUs: features would vary by machine."""
     allowed = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
