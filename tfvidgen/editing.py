@@ -1,4 +1,4 @@
-"""Edits of videos through their latents; they work on every system, because they only know the latent dict."""
+"""Latent-space editing; works on every system, because it only uses the latent dict."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Latents = Mapping[str, Any]
 
 
 def exchange(latents: Latents, donor: Latents, keys: Iterable[str]) -> dict[str, Any]:
-    """Latents with the entries `keys` taken from `donor`: another's motion, or another's looks.
+    """Latents with the entries `keys` taken from `donor`: another video's motion or appearance.
 
     Args:
-        latents: Of B videos.
-        donor: Of B videos, with the same keys.
-        keys: Names to take, e.g. `("transient",)`; of `latent_spec`.
+        latents: Latents of B videos.
+        donor: Latents of B videos, with the same keys.
+        keys: Entries to take, e.g. `("transient",)`; names from `latent_spec`.
 
     Raises:
         ValueError: If a key is unknown or the numbers of videos differ.
@@ -35,12 +35,12 @@ def exchange(latents: Latents, donor: Latents, keys: Iterable[str]) -> dict[str,
 
 
 def interpolate(start: Latents, end: Latents, num_steps: int, keys: Iterable[str] | None = None) -> dict[str, Any]:
-    """Latents on the straight line between two videos.
+    """Linear interpolation between the latents of two videos.
 
     Args:
         start, end: Latents of one video each, every entry with a first axis of 1.
-        num_steps: Points on the line, both ends included; at least 2.
-        keys: Names to blend; the others stay those of `start`. None blends every float entry.
+        num_steps: Interpolation points, both ends included; at least 2.
+        keys: Entries to interpolate; the others are those of `start`. None interpolates every float entry.
 
     Returns:
         Latents of `num_steps` videos.

@@ -1,10 +1,10 @@
-"""A run folder, read: the model that it holds, with the weights of a checkpoint.
+"""Reads run folders: a run's model with the weights of a checkpoint.
 
     model = tfvidgen.load("runs/navsynth-actors")
 
-The programs of `trainers` write what is read here, `config.json`, checkpoints and the running average of weights in them, and
-use this module to go on. Nothing in a folder is changed. A description is read without TensorFlow, so that what is wrong with a
-folder is said at once.
+The programs in `trainers` write `config.json` and checkpoints, which include averaged weights, and use this module to resume.
+Nothing in a folder is modified. `config.json` is read without TensorFlow, so that problems with a folder are reported
+immediately.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from tfvidgen.layers.latent_table import LatentTable
     from tfvidgen.models.base import VideoGenerator
 
-# Forms of the settings in `config.json` that this version reads; new runs have the last. Here, as in
-# `batches.DATA_ORDER_FORMS`, `videos.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that an older run must not
-# meet adds a form, and the older one stays in the list for as long as it is still followed.
+# Supported versions ("forms") of the settings in `config.json`; new runs use the last. As with `batches.DATA_ORDER_FORMS`,
+# `videos.DIGEST_FORMS` and `VideoGenerator.network_forms`, a change that must not affect older runs adds a form, and the older
+# one stays listed as long as it is supported.
 SETTINGS_FORMS = (1,)
-AVERAGE = "average."  # how the names of averages begin in a checkpoint
+AVERAGE = "average."  # prefix of the names of averages in a checkpoint
 AVERAGE_MASS, AVERAGE_DECAY, AVERAGE_STEPS = (AVERAGE + name for name in ("mass", "decay", "steps"))
-LARGE = 2**26  # bytes of a variable that is worth a file of its own
-WRITING = ".writing"  # the folder in which a checkpoint is written, beside those that are whole
+LARGE = 2**26  # bytes from which a variable gets its own file
+WRITING = ".writing"  # the folder in which checkpoints are written, next to complete ones
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def load(run_dir: str | pathlib.Path, step: int | None = None, raw_weights: bool = False) -> VideoGenerator:
     """The model of a run, ready to generate, edit and export.
 
-    It needs neither the run's data nor a training program. Where the newest checkpoint is damaged, the one before it is taken,
-    and a line on standard error says so.
+    It needs neither the run's data nor its training program. If the newest checkpoint is damaged, the previous one is loaded
+    and a warning is printed to standard error.
 
     Args:
         run_dir: The run folder.
-        step: Takes the checkpoint of this step; None for the newest whole one.
-        raw_weights: Takes the weights of that step even where the run kept a running average of them.
+        step: Load the checkpoint of this step; None for the newest intact one.
+        raw_weights: Load the raw weights even if the run kept averaged (EMA) weights.
 
     Returns:
-        The model, built and not compiled, with its training step in the attribute `step`.
+        The model, built but not compiled, with its training step in the attribute `step`.
 
     Raises:
-        ValueError: If the folder is no run, its `config.json` is damaged or of a form that this version does not follow, its
-            system cannot be imported, or there is no such checkpoint, none that is whole, or one of another model.
+        ValueError: If the folder is not a run, its `config.json` is damaged or of an unsupported form, its system cannot be
+            imported, or the checkpoint is missing, damaged or of a different model.
     """
     description = read(run_dir)
     require_forms(description, run_dir, "network")
@@ -71,18 +71,18 @@ def load(run_dir: str | pathlib.Path, step: int | None = None, raw_weights: bool
 
 
 def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the run") -> VideoGenerator:
-    """The model of a description, built, with new weights.
+    """Builds the model of a description, with newly initialised weights.
 
     Args:
-        description: As `read` gives it.
-        place: Where it was read, for messages.
+        description: From `read`.
+        place: Where it was read from, for messages.
 
     Raises:
-        ValueError: If its class cannot be imported, or does not take the arguments that it was recorded with.
+        ValueError: If its class cannot be imported or does not accept the recorded arguments.
     """
     found = model_class(description, place)
     try:
-        names = description.get("labels", {})  # which the configs of version 0.1 do not hold
+        names = description.get("labels", {})  # missing in configs of version 0.1
         known = {key: names[key] for key in ("identity_names", "action_names") if key in names}
         model = found.from_config({**known, **description["model"]["config"]})
     except (TypeError, ValueError) as error:  # an argument that is missing, unknown or out of range
@@ -94,7 +94,7 @@ def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the
 
 
 def frozen_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """In which frozen networks a run differs from another one, by the digests of their files."""
+    """Frozen networks that differ between two runs, by the digests of their files."""
     return [
         f"the weights of {name} have the SHA-256 {before.get(name, 'of no file')[:16]} there and "
         f"{now.get(name, 'of no file')[:16]} now"
@@ -104,7 +104,7 @@ def frozen_differences(before: Mapping[str, str], now: Mapping[str, str]) -> lis
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of this library, of Python and of installed packages, by default of those that compute a run."""
+    """Versions of this library, Python and installed packages, by default those that a run computes with."""
     import tfvidgen
 
     found = {name: importlib.metadata.version(name) for name in packages or ("tensorflow", "keras", "numpy")}
@@ -115,7 +115,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
-    """The description in a run folder's `config.json`, as `read_file`. Raises ValueError if the folder is not a run's."""
+    """The description in a run folder's `config.json`, via `read_file`. Raises ValueError if it is not a run folder."""
     path = pathlib.Path(run_dir) / "config.json"
     if path.is_file():
         return read_file(path)
@@ -131,8 +131,7 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
     """The description in a `config.json`.
 
     Raises:
-        ValueError: With the file's name, if it is no whole description of a run or has a form that this version does not
-            read.
+        ValueError: With the file's name, if the description is incomplete or of an unsupported form.
     """
     path = pathlib.Path(path)
     try:
@@ -151,7 +150,7 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def damaged(path: pathlib.Path, reason: str) -> ValueError:
-    """The error for a `config.json` that is not what a run writes."""
+    """The error for a damaged `config.json`."""
     return ValueError(
         f"{path} does not describe a run ({reason}), so nothing says what it is a run of; nothing was changed. Restore the "
         f"file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
@@ -163,7 +162,7 @@ def _hint_of_a_copy(path: pathlib.Path) -> str:
     return f" ({copy} is one)" if copy.is_file() else ""
 
 
-# What every description holds, also those of version 0.1
+# Required content of every description, including those of version 0.1
 _CONTENT = {
     "system": str,
     "config": dict,
@@ -180,7 +179,7 @@ _OPTIONAL = {
 
 
 def _wrong_forms(description: Any) -> str:
-    """What keeps the versions of a description from being read, or an empty text."""
+    """What is wrong with the forms of a description, or an empty string."""
     if not isinstance(description, dict):
         return f"it holds {json.dumps(description)[:40]}"
     found = description.get("forms", {})
@@ -190,7 +189,7 @@ def _wrong_forms(description: Any) -> str:
 
 
 def _wrong(description: Mapping[str, Any]) -> str:
-    """What is missing in a description or of the wrong type, or an empty text. The settings are their trainer's business."""
+    """What is missing or of the wrong type, or an empty string. Settings are checked by their trainer."""
     optional = {name: expected for name, expected in _OPTIONAL.items() if name in description}
     if reason := _wrong_types(description, {**_CONTENT, **optional}):
         return reason
@@ -225,17 +224,17 @@ def _wrong_types(values: Mapping[str, Any], expected: Mapping[str, Any], prefix:
 
 
 def systems() -> list[str]:
-    """Names of the systems of this package."""
+    """Names of the systems in this package."""
     return sorted(module.name for module in pkgutil.iter_modules(models.__path__) if module.name != "base")
 
 
 def is_outside(system: str) -> bool:
-    """Whether a system's name is the import path of its training program, in a package other than this one."""
+    """Whether a system's name is the import path of a training program outside this package."""
     return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", system) is not None
 
 
 def import_outside(module: str, place: str | pathlib.Path) -> types.ModuleType:
-    """A module of a system from outside this package.
+    """Imports a module of a system outside this package.
 
     Raises:
         ValueError: With the reason, if it cannot be imported.
@@ -250,7 +249,7 @@ def import_outside(module: str, place: str | pathlib.Path) -> types.ModuleType:
 
 
 def class_path(model_class: type) -> str:
-    """The import path of a class, also of one in the program that runs (`python -m`)."""
+    """The import path of a class, even if defined in the running program (`python -m`)."""
     module = model_class.__module__
     if module == "__main__" and (spec := getattr(sys.modules[module], "__spec__", None)):
         module = spec.name
@@ -258,7 +257,7 @@ def class_path(model_class: type) -> str:
 
 
 def model_class(description: Mapping[str, Any], place: str | pathlib.Path) -> type[VideoGenerator]:
-    """The class of a run's model. Raises ValueError if there is none of that name, or it is no `VideoGenerator`."""
+    """The class of a run's model. Raises ValueError if it does not exist or is not a `VideoGenerator`."""
     from tfvidgen.models.base import VideoGenerator
 
     system, name = description["system"], description["model"]["class"]
@@ -277,7 +276,7 @@ def model_class(description: Mapping[str, Any], place: str | pathlib.Path) -> ty
 
 
 def known_forms() -> dict[str, tuple[int, ...]]:
-    """Forms that this version follows, whatever the system; new runs have the last."""
+    """Supported forms, independent of the system; new runs use the last."""
     return {
         "settings": SETTINGS_FORMS,
         "data_order": batches.DATA_ORDER_FORMS,
@@ -286,12 +285,12 @@ def known_forms() -> dict[str, tuple[int, ...]]:
 
 
 def forms(description: Mapping[str, Any]) -> dict[str, int]:
-    """The forms of a run's settings, data order, digest and network. Version 0.1 did not write them: all were 1."""
+    """The forms of a run's settings, data order, digest and network. Version 0.1 did not record them: all are 1."""
     return {**dict.fromkeys((*known_forms(), "network"), 1), **description.get("forms", {})}
 
 
 def require_forms(description: Mapping[str, Any], place: str | pathlib.Path, *names: str) -> None:
-    """Raises ValueError if this version does not follow one of the named forms of a run."""
+    """Raises ValueError if any of the named forms of a run is unsupported."""
     known = known_forms()
     if "network" in names:
         known["network"] = model_class(description, place).network_forms
@@ -318,23 +317,23 @@ _FORM_NAMES = {"settings": "settings", "data_order": "data order", "digest": "da
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
-# In TensorFlow's format and under the names of `tf.train.Checkpoint`, so that `tf.train.load_checkpoint` reads them.
+# In TensorFlow's format, with the names of `tf.train.Checkpoint`, so that `tf.train.load_checkpoint` reads them.
 
 
 class Damaged(ValueError):
-    """The files of a checkpoint are cut, changed or missing."""
+    """The files of a checkpoint are truncated, corrupted or missing."""
 
 
 def variable_name(variable: Any) -> str:
-    """The name of a model's variable in a checkpoint, which does not depend on how many models a process has built."""
+    """The name of a model's variable in a checkpoint, independent of how many models the process has built."""
     return variable.path.partition("/")[2].replace("/", ".")
 
 
 def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
-    """Every variable that a run must not lose, by name: weights, codes and their slots, optimizers, random states.
+    """All variables to checkpoint, by name: weights, codes and their slots, optimizers, random states.
 
-    `tf.train.Checkpoint(model=model)` would silently leave out the weights of layers that a model keeps in a list, and
-    the states of seed generators, and still pass its own assertions: so the variables are named one by one.
+    `tf.train.Checkpoint(model=model)` would silently omit the weights of layers that a model keeps in a list, and the
+    states of seed generators, yet pass its own assertions: so variables are listed explicitly.
     """
     import keras
 
@@ -360,12 +359,12 @@ def model_state(model: VideoGenerator) -> dict[str, tf.Variable]:
 
 
 def key_of(name: str) -> str:
-    """The key under which TensorFlow's format keeps a variable of that name."""
+    """The key of a variable in TensorFlow's checkpoint format."""
     return name.replace(".", "..") + _VALUE
 
 
 def copies_of(variable: tf.Variable) -> Sequence[tf.Variable]:
-    """The copies of a variable on the devices of this process, which hold the same."""
+    """The identical copies of a variable on the devices of this process."""
     return getattr(variable, "values", None) or [variable]
 
 
@@ -375,7 +374,7 @@ def num_bytes(variable: tf.Variable) -> int:
 
 
 def _read(state: Mapping[str, tf.Variable], prefix: str) -> None:
-    """Reads variables, large ones two at a time: what is read and not yet assigned is in memory twice."""
+    """Reads variables, large ones two at a time: values read but not yet assigned are in memory twice."""
     small = [name for name in state if num_bytes(state[name]) < LARGE]
     large = [[name] for name in state if num_bytes(state[name]) >= LARGE]
 
@@ -396,22 +395,22 @@ def _read(state: Mapping[str, tf.Variable], prefix: str) -> None:
 
 
 def checkpoint_names(run_dir: str | pathlib.Path) -> list[str]:
-    """Names of files in a run folder that belong to checkpoints, whole or not."""
+    """Names of checkpoint files in a run folder, complete or not."""
     folder = pathlib.Path(run_dir) / "checkpoints"
     return [path.name for path in folder.iterdir() if "ckpt-" in path.name] if folder.is_dir() else []
 
 
 def checkpoint_files(folder: pathlib.Path, half_written: bool = False) -> dict[int, dict[str, pathlib.Path]]:
-    """Files of checkpoints, by step and ending; also, or not, of those whose writer was killed before the index was there."""
+    """Checkpoint files by step and suffix; with `half_written`, also those whose writer was killed before the index."""
     found: dict[int, dict[str, pathlib.Path]] = {}
     unfinished = set()
     for path in folder.iterdir() if folder.is_dir() else ():
         if part := re.fullmatch(r"ckpt-(\d+)\.(index|data-\d+-of-\d+)", path.name):
             found.setdefault(int(part[1]), {})[part[2]] = path
-        elif part := re.fullmatch(r"ckpt-(\d+)_temp", path.name):  # TensorFlow's own, in which version 0.1 wrote
+        elif part := re.fullmatch(r"ckpt-(\d+)_temp", path.name):  # TensorFlow's own, used by version 0.1
             unfinished.add(int(part[1]))
         elif path.name == WRITING:
-            with contextlib.suppress(FileNotFoundError):  # a living writer has just finished
+            with contextlib.suppress(FileNotFoundError):  # a concurrent writer has just finished
                 parts = [re.match(r"ckpt-(\d+)", inner.name) for inner in path.iterdir()]
                 unfinished |= {int(part[1]) for part in parts if part}
     unfinished = {step for step in unfinished if "index" not in found.get(step, {"index": None})}
@@ -423,7 +422,7 @@ def _step(prefix: pathlib.Path) -> int:
 
 
 def _missing(parts: Mapping[str, Any]) -> list[str]:
-    """Endings of the files that a checkpoint lacks."""
+    """Suffixes of a checkpoint's missing files."""
     data = [ending for ending in parts if ending != "index"]
     total = int(data[0].rpartition("-")[2]) if data else 1
     expected = ["index", *(f"data-{i:05d}-of-{total:05d}" for i in range(total))]
@@ -431,28 +430,28 @@ def _missing(parts: Mapping[str, Any]) -> list[str]:
 
 
 def steps(folder: str | pathlib.Path) -> list[int]:
-    """Steps of the checkpoints in a folder whose files are all there, ascending."""
+    """Steps of the complete checkpoints in a folder, ascending."""
     return [step for step, parts in checkpoint_files(pathlib.Path(folder)).items() if not _missing(parts)]
 
 
 def latest(folder: str | pathlib.Path) -> str | None:
-    """The last checkpoint in a folder, as a prefix of its files, or None. The files decide, not the list beside them."""
+    """The file prefix of the last checkpoint in a folder, or None. Based on the files, not on TensorFlow's list."""
     found = steps(folder)
     return str(pathlib.Path(folder) / f"ckpt-{found[-1]}") if found else None
 
 
 class CheckpointReader:
-    """The checkpoints of a run, under `checkpoints/`. The files are the truth, not TensorFlow's list of them.
+    """The checkpoints of a run, under `checkpoints/`. Based on the files, not on TensorFlow's list of them.
 
     Args:
-        state: Variables by name, the step among them as `step`.
+        state: Variables by name, including the step as `step`.
         run_dir: The run folder.
-        optional: Names that a checkpoint may lack, because older versions did not write them. Such a variable is left as it is.
-        values: Reads what is saved under names that begin with this too.
+        optional: Names that checkpoints of older versions may lack; these variables are left unchanged.
+        values: Also reads saved values whose names begin with this prefix.
 
     Attributes:
-        folder: Where the checkpoints are.
-        values: What was read besides the variables, by name.
+        folder: Location of the checkpoints.
+        values: Values read in addition to the variables, by name.
     """
 
     def __init__(
@@ -468,14 +467,14 @@ class CheckpointReader:
 
     @property
     def latest(self) -> str | None:
-        """The last checkpoint, as it is on disk now."""
+        """The last checkpoint currently on disk."""
         return latest(self.folder)
 
     def restore(self, path: str | None = None) -> int:
-        """Loads a checkpoint, or the last one, into the variables and returns its step.
+        """Loads a checkpoint, by default the last one, into the variables and returns its step.
 
         Raises:
-            Damaged: If its files are not whole. TensorFlow's checksums tell; what was loaded by then stays.
+            Damaged: If its files fail TensorFlow's checksums; variables loaded up to then keep their new values.
             ValueError: With the differences, if it holds other variables; nothing is loaded then.
         """
         path = path or self.latest
@@ -499,8 +498,8 @@ class CheckpointReader:
                     _read({name: v for name, v in self.state.items() if name in saved}, f"{folder}/{prefix.name}")
                     self.values = read_values(f"{folder}/{prefix.name}", self._values) if self._values else {}
         except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError):
-            raise  # says nothing about the files
-        except (tf.errors.OpError, IndexError, UnicodeDecodeError) as error:  # IndexError: of a file that is cut
+            raise  # unrelated to the files
+        except (tf.errors.OpError, IndexError, UnicodeDecodeError) as error:  # IndexError: truncated file
             raise Damaged(f"The checkpoint {path} is damaged ({first_line(error)})") from None
         if differences:
             more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -511,13 +510,13 @@ class CheckpointReader:
         return int(self.state["step"].numpy())
 
     def restore_newest(self, report: Callable[[str], None] = lambda line: None) -> int | None:
-        """Loads the newest checkpoint that is whole and returns its step; None if there is no checkpoint.
+        """Loads the newest intact checkpoint and returns its step; None if there is no checkpoint.
 
         Args:
-            report: Gets a line for each damaged checkpoint.
+            report: Called with a line for each damaged checkpoint.
 
         Raises:
-            ValueError: If none is whole, or the newest does not fit the model.
+            ValueError: If none is intact, or the newest does not match the model.
         """
         at, damaged = self._restore_newest_whole()
         for step, message in damaged.items():
@@ -525,11 +524,11 @@ class CheckpointReader:
         return at
 
     def _fate(self, step: int) -> str:
-        """What becomes of a damaged checkpoint, for the end of its message."""
+        """What happens to a damaged checkpoint, for the end of its message."""
         return ""
 
     def _restore_newest_whole(self) -> tuple[int | None, dict[int, str]]:
-        """(step, step of each newer checkpoint -> how it is damaged)."""
+        """(step, step of each newer checkpoint -> what is damaged)."""
         files = checkpoint_files(self.folder)
         damaged: dict[int, str] = {}
         for step in reversed(files):
@@ -537,7 +536,7 @@ class CheckpointReader:
                 return self.restore(str(self.folder / f"ckpt-{step}")), damaged
             except Damaged as error:
                 damaged[step] = str(error)
-        if set(steps(self.folder)) - set(files):  # the run is alive, and has moved on meanwhile
+        if set(steps(self.folder)) - set(files):  # the run is active and has written new ones meanwhile
             return self._restore_newest_whole()
         if damaged:
             raise ValueError(
@@ -558,17 +557,17 @@ def restore(
     step: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> int:
-    """Loads a run's newest whole checkpoint into a built model; returns its step. Changes nothing in the folder.
+    """Loads a run's newest intact checkpoint into a built model and returns its step. Does not modify the folder.
 
     Args:
         model: Built; compiled or not.
         run_dir: The run folder.
-        raw_weights: Takes the weights of the last step even where the run kept an average of them.
-        step: Takes the checkpoint of this step.
-        report: Gets a line for each newer checkpoint that is damaged; None writes to standard error.
+        raw_weights: Load the raw weights even if the run kept averaged (EMA) weights.
+        step: Load the checkpoint of this step.
+        report: Called with a line for each newer damaged checkpoint; None writes to standard error.
 
     Raises:
-        ValueError: If there is no such checkpoint, none is whole, or it holds other weights than the model has.
+        ValueError: If there is no such checkpoint, none is intact, or its weights do not match the model's.
     """
     state = {"step": tf.Variable(0, dtype=tf.int64), **model_state(model)}
     checkpoints = CheckpointReader(state, run_dir, values="" if raw_weights else AVERAGE)
@@ -590,14 +589,14 @@ def restore(
 
 
 def shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a checkpoint holds, by name."""
+    """Shapes of a checkpoint's variables, by name."""
     with _reader(path) as reader:
         by_key = reader.get_variable_to_shape_map()
         return {name: tuple(by_key[key]) for name, key in _names(reader).items()}
 
 
 def read_values(path: str | pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """Values of what a checkpoint holds under names that begin with `prefix`."""
+    """A checkpoint's values whose names begin with `prefix`."""
     with _reader(path) as reader:
         return {name: reader.get_tensor(key) for name, key in _names(reader).items() if name.startswith(prefix)}
 
@@ -610,18 +609,18 @@ def _reader(path: str | pathlib.Path) -> Iterator[Any]:
 
 
 def _names(reader: Any) -> dict[str, str]:
-    """Names of saved variables -> their keys on disk, where dots are doubled."""
+    """Names of saved variables -> their keys on disk, in which dots are doubled."""
     keys = [key for key in reader.get_variable_to_shape_map() if key.endswith(_VALUE)]
     return {key.removesuffix(_VALUE).replace("..", "."): key for key in keys}
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, for a message of one line."""
+    """The first line of an error message."""
     text = getattr(error, "message", "") or str(error)
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
 
 
-# ---- the average of weights -----------------------------------------------------------------------------------------
+# ---- averaged weights -----------------------------------------------------------------------------------------------
 
 
 def averaged_name(variable: Any) -> str:
@@ -630,7 +629,7 @@ def averaged_name(variable: Any) -> str:
 
 
 def averaged_variables(model: VideoGenerator) -> dict[str, tf.Variable]:
-    """Network weights, and batch norm's statistics along with them; see `renew_statistics` for those that `decode` uses."""
+    """Network weights, including batch norm statistics; see `renew_statistics` for those that `decode` uses."""
     statistics = ("/moving_mean", "/moving_variance")
     variables = [v for v in model.learned_variables if v.trainable]
     variables += [v for v in model.learned_variables if not v.trainable and v.path.endswith(statistics)]
@@ -638,28 +637,28 @@ def averaged_variables(model: VideoGenerator) -> dict[str, tf.Variable]:
 
 
 def latent_tables(model: VideoGenerator) -> dict[str, LatentTable]:
-    """A model's tables by the names of their rows in a checkpoint."""
+    """A model's latent tables by the names of their rows in a checkpoint."""
     from tfvidgen.layers.latent_table import LatentTable
 
     return {variable_name(layer.rows): layer for layer in model.layers if isinstance(layer, LatentTable)}
 
 
 def mean_rows(table: LatentTable, rows, sums, since, steps: float, decay: float) -> np.ndarray:
-    """The average of a table's rows, see `LatentTable.keep_average`; put back into what the table allows."""
+    """The average of a table's rows, see `LatentTable.keep_average`, projected onto the table's constraint."""
     taken, new = -np.expm1(np.log(decay) * steps), -np.expm1(np.log(decay) * (steps - since)).astype(np.float32)
     new = new.reshape(-1, *[1] * (rows.ndim - 1))
     return np.asarray(table.project(((1 - new) * sums + new * rows) / np.float32(taken)))
 
 
 def load_average(model: VideoGenerator, saved: Mapping[str, np.ndarray]) -> bool:
-    """Puts an average into a model for good.
+    """Permanently replaces a model's weights with averaged ones.
 
     Args:
         model: Built, with the weights and codes of the checkpoint's step.
-        saved: What a checkpoint holds, by name.
+        saved: A checkpoint's values, by name.
 
     Returns:
-        Whether there was an average; without one the model stays as it is.
+        Whether there was an average; otherwise the model is unchanged.
     """
     from tfvidgen.layers.batch_norm import renew_statistics
 

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, also when a process is killed or a disk is full."""
+"""Atomic writes of files and folders, even if a process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-_PREFIX, _LOCK = ".part-", "lock"  # of temporary folders; of the file in them that is locked
+_PREFIX, _LOCK = ".part-", "lock"  # prefix of temporary folders; name of the lock file in them
 
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A path to write a file of the same name to; it takes the place of `path` if all went well and is removed if not.
+    """A temporary path with the same file name; it replaces `path` on success and is removed on error.
 
-    What killed processes left in the folder of `path` is removed, at the first call for that folder.
+    Leftovers of killed processes in the folder of `path` are removed at the first call for that folder.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
+    """Writes JSON atomically: readers see either the old file or the complete new one."""
     text = json.dumps(content, indent=indent) + "\n"
     with replaced(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -43,13 +43,13 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, may_exist: bool = False) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path` to fill; it becomes `path` if all went well and is removed if not.
+    """A temporary folder next to `path`; it becomes `path` on success and is removed on error.
 
-    What killed processes left beside `path` is removed first.
+    Leftovers of killed processes next to `path` are removed first.
 
     Args:
-        path: Not there, or an empty folder.
-        may_exist: If another process made `path` meanwhile, leave what it made: it would hold the same.
+        path: A path that does not exist, or an empty folder.
+        may_exist: If another process has created `path` meanwhile, keep it: its content is assumed to be the same.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,10 @@ def whole_folder(path: str | os.PathLike, may_exist: bool = False) -> Iterator[p
 
 @contextlib.contextmanager
 def temporary_folder(parent: str | os.PathLike, prefix: str = _PREFIX) -> Iterator[pathlib.Path]:
-    """An empty folder to fill, and perhaps to move away; what is left of it is removed at the end.
+    """An empty temporary folder, which may be moved away; whatever remains is removed at the end.
 
-    It lies in `<parent>/<prefix>xxxxxxxx`, beside a file that is locked as long as this process lives: so the next call with
-    the same parent and prefix can tell what a killed process left, and removes that first.
+    It is in `<parent>/<prefix>xxxxxxxx`, next to a file that is locked while this process lives, so the next call with the same
+    parent and prefix can identify leftovers of killed processes, and removes them first.
     """
     sweep(parent, prefix)
     with _locked_folder(parent, prefix) as folder:
@@ -75,38 +75,38 @@ def temporary_folder(parent: str | os.PathLike, prefix: str = _PREFIX) -> Iterat
 
 
 def sweep(parent: str | os.PathLike, prefix: str = _PREFIX, unlocked: bool = False) -> None:
-    """Removes the temporary folders that killed processes left in a folder. Those of living processes stay.
+    """Removes temporary folders left by killed processes, but not those of live ones.
 
-    The locks are the kernel's (`flock`): they end with their process, and hold between hosts where the file system passes them
-    on to its server. On one that knows no locks, everything stays.
+    Kernel locks (`flock`) are used: they end with their process, and work across hosts if the file system forwards them to its
+    server. On file systems without locks, nothing is removed.
 
     Args:
-        parent: Where to look; it need not exist.
+        parent: Folder to clean; need not exist.
         prefix: As in `temporary_folder`.
-        unlocked: Removes folders of such a name that have no lock too. Version 0.1 made them.
+        unlocked: Also removes matching folders without a lock file, as created by version 0.1.
     """
     try:
         with os.scandir(parent) as entries:
             found = [pathlib.Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
-    except OSError:  # not there, or not ours to read
+    except OSError:  # missing or not readable
         return
     is_temporary = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}").fullmatch  # as `mkdtemp` names them
     for folder in found:
         if not is_temporary(folder.name) or folder.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # in use, gone meanwhile, or another user's
+        with contextlib.suppress(OSError):  # in use, deleted meanwhile, or another user's
             names = os.listdir(folder)
             if _LOCK in names:
                 with _abandoned(folder / _LOCK):
                     _remove(folder, names)
             elif unlocked:
                 _remove(folder, names)
-            folder.rmdir()  # it may have been empty: its process was killed at once, or is about to lock it and tries again
+            folder.rmdir()  # only if empty: its process was killed early, or is about to lock it and will retry
 
 
 @functools.lru_cache(1000)
 def _sweep_once(folder: pathlib.Path) -> None:
-    """As `sweep`, for whoever writes thousands of files into one folder."""
+    """`sweep`, once per folder: callers may write thousands of files into it."""
     sweep(folder)
 
 
@@ -123,13 +123,13 @@ def _locked_folder(parent: str | os.PathLike, prefix: str) -> Iterator[pathlib.P
     finally:
         with contextlib.suppress(OSError):
             _remove(folder, os.listdir(folder))
-        os.close(lock)  # before the folder goes: on NFS a file that is open stays in it
+        os.close(lock)  # before removing the folder: on NFS an open file stays in it
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def _lock(path: pathlib.Path) -> int | None:
-    """Makes a file that is locked until it is closed; None if a sweep was faster and takes its folder away."""
+    """Creates a file that is locked until closed; None if a concurrent sweep is removing its folder."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileNotFoundError:
@@ -148,7 +148,7 @@ def _lock(path: pathlib.Path) -> int | None:
 
 @contextlib.contextmanager
 def _abandoned(lock: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a process that has ended. Raises OSError if it lives, or if there are no locks here."""
+    """Holds the lock of a dead process. Raises OSError if the process is alive or locks are unsupported."""
     file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +158,7 @@ def _abandoned(lock: pathlib.Path) -> Iterator[None]:
 
 
 def _remove(folder: pathlib.Path, names: list[str]) -> None:
-    """Removes entries of a folder, its lock last: should this process be killed, the next one still finds it."""
+    """Removes a folder's entries, the lock last, so that the next sweep can continue if this process is killed."""
     for name in sorted(names, key=lambda name: name == _LOCK):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
@@ -169,16 +169,16 @@ def _remove(folder: pathlib.Path, names: list[str]) -> None:
 
 @contextlib.contextmanager
 def plain_path(path: str | os.PathLike) -> Iterator[str]:
-    """A path that TensorFlow can read: `path` itself, or that of a temporary symbolic link to it.
+    """A path that TensorFlow can read: `path` itself, or a temporary symbolic link to it.
 
-    TensorFlow takes the path of a checkpoint or a SavedModel for a glob pattern, and for UTF-8: of a folder called `lr[1e-3]`
-    it reads back nothing that it wrote there itself. The link is removed at the end; what is written through it stays.
+    TensorFlow treats the path of a checkpoint or SavedModel as a glob pattern, in UTF-8: from a folder named `lr[1e-3]` it cannot
+    read back its own files. The link is removed at the end; files written through it remain.
 
     Args:
-        path: An existing folder to read and write, or the prefix of a checkpoint's files to read.
+        path: An existing folder to read or write, or the prefix of a checkpoint's files to read.
 
     Raises:
-        ValueError: If a link is needed and there is nothing to link to, or no folder for temporary files has a plain path.
+        ValueError: If a link is needed but its target does not exist, or no temporary folder has a plain path.
     """
     if _is_plain(path):
         yield os.fspath(path)
@@ -201,7 +201,7 @@ def plain_path(path: str | os.PathLike) -> Iterator[str]:
 
 
 def _files_of(prefix: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a checkpoint: its prefix, a dot, and what TensorFlow puts there."""
+    """The files of a checkpoint: its prefix, a dot, and TensorFlow's suffixes."""
     if not prefix.parent.is_dir():
         return []
     return [file for file in prefix.parent.iterdir() if file.name.startswith(f"{prefix.name}.")]
@@ -220,9 +220,9 @@ def _is_plain(path: str | os.PathLike) -> bool:
 
 
 class ArrayWriter:
-    """A growing `.npy` file, for arrays larger than memory. NumPy's header has room for the first axis to grow.
+    """A growing `.npy` file, for arrays larger than memory. NumPy pads the header so that the first axis can grow.
 
-    A context manager; without an error the file is an array when it ends.
+    A context manager; the file is a valid array after it exits without an error.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -233,10 +233,10 @@ class ArrayWriter:
         return self
 
     def add(self, rows: np.ndarray) -> None:
-        """Appends (n, ...) of the dtype and the further axes of the first block.
+        """Appends rows (n, ...); dtype and trailing axes must match the first block.
 
         Raises:
-            ValueError: If it is another dtype or shape.
+            ValueError: If they do not.
         """
         rows = np.ascontiguousarray(rows)
         row = (np.lib.format.dtype_to_descr(rows.dtype), rows.shape[1:])

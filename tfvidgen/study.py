@@ -1,15 +1,15 @@
-"""Studies of human preference by forced choice between two clips (2AFC): which to show, and the file of votes.
+"""Human preference studies by two-alternative forced choice (2AFC): trials, votes and their files.
 
     trials = make_trials({"ours": our_clips, "baseline": other_clips}, num_pairs=128, num_rounds=5, seed=0)
     write_trials("trials.jsonl", trials, question="Which clip looks more realistic?", show=read_clip)  # and trials.png
     ...                                             # each rater sees one round: append_vote("votes.jsonl", vote)
     votes, dropped = drop_inattentive(read_votes("votes.jsonl", trials))
 
-`tfvidgen.metrics.preference` says what the votes say.
+`tfvidgen.metrics.preference` analyses the votes.
 
-A file of votes is JSON lines in UTF-8. The first is a header, `{"format": "tfvidgen-votes", "version": 1, "question": ...}`;
-every other one is a vote with the fields of `Vote`. A file of trials is the same with "tfvidgen-trials" and `Trial`. Clips
-are whatever names them: paths relative to the file, or ids.
+A vote file is JSON lines in UTF-8. The first line is a header, `{"format": "tfvidgen-votes", "version": 1, "question": ...}`;
+every other line is a vote with the fields of `Vote`. Trial files are the same with "tfvidgen-trials" and `Trial`. Clips are
+given by name: paths relative to the file, or ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 FORMAT_VERSION = 1
-_SHEET_FRAMES, _SHEET_PIXELS = 4, 64  # of a clip on a sheet: frames, and least height of one
+_SHEET_FRAMES, _SHEET_PIXELS = 4, 64  # frames per clip on a sheet, and their minimum height
 CHOICES = ("left", "right")
 DEFAULT_QUESTION = "Which clip looks more realistic?"
 _TRIALS_FORMAT, _VOTES_FORMAT = "tfvidgen-trials", "tfvidgen-votes"
@@ -34,16 +34,16 @@ _TRIALS_FORMAT, _VOTES_FORMAT = "tfvidgen-trials", "tfvidgen-votes"
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One pair of clips as shown to one rater.
+    """A pair of clips as shown to one rater.
 
     Attributes:
-        pair: Name of the pair; a pair comes back in every round, with its sides drawn anew.
-        round: From 0 on; a rater sees the trials of one round.
+        pair: Name of the pair; every round contains each pair once, with its sides redrawn.
+        round: Index from 0; a rater sees the trials of one round.
         left_model: Model whose clip is on the left; not shown.
         left_clip: Its clip.
         right_model: Model whose clip is on the right; not shown.
         right_clip: Its clip.
-        expected: In a catch trial the model that anyone who looks must choose, else None.
+        expected: In a catch trial, the model that every attentive rater chooses, else None.
     """
 
     pair: str
@@ -57,18 +57,18 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
-    """One answer of one rater: the trial with `rater` and `choice`.
+    """A rater's answer: the trial with `rater` and `choice`.
 
     Attributes:
-        rater: Name of the rater, without meaning outside the study.
-        pair: As in `Trial`, like all that follow but the last two.
+        rater: Pseudonym of the rater.
+        pair: Name of the pair, as in `Trial`.
         left_model: Model on the left.
         left_clip: Its clip.
         right_model: Model on the right.
         right_clip: Its clip.
-        choice: "left" or "right". There are no ties in a forced choice.
-        expected: Model to choose in a catch trial, else None.
-        seconds: Time the rater took, or None.
+        choice: "left" or "right"; a forced choice has no ties.
+        expected: In a catch trial, the model to choose, else None.
+        seconds: Response time, or None.
     """
 
     rater: str
@@ -98,19 +98,19 @@ def make_trials(
     catch: Sequence[tuple[tuple[str, str], tuple[str, str]]] = (),
     seed: int = 0,
 ) -> list[Trial]:
-    """Return pairs of clips of different models, paired at random, with sides drawn at random.
+    """Return random pairs of clips from different models, with random sides.
 
-    Every pair comes once in every round. Over the rounds each of its models is as often on the left as on the right, up to
-    one; which side has that one more is balanced over pairs. The order within a round is random.
+    Every round contains each pair once. Over the rounds, each model of a pair is on the left as often as on the right, up to
+    one; with an odd number of rounds, the extra side is balanced over pairs. The order within a round is random.
 
     Args:
-        clips: Names of clips for each model, at least `num_pairs` of each, without repetition.
-        num_pairs: Pairs for each two models that are compared.
-        num_rounds: Votes to collect on each pair, each of another rater.
-        baseline: Compare every other model with this one only; None compares every two.
-        catch: ((model, clip) that must win, (model, clip) that must lose): pairs to find raters who do not look, for instance
-            a real clip and noise. They come once in every round too.
-        seed: Decides everything.
+        clips: Names of clips for each model, at least `num_pairs` each, without duplicates.
+        num_pairs: Clip pairs per pair of models compared.
+        num_rounds: Votes to collect per pair, each from a different rater.
+        baseline: Compare every other model with this one only; None compares all pairs of models.
+        catch: ((model, clip) that must win, (model, clip) that must lose): catch trials to detect inattentive raters, e.g. a
+            real clip against noise. Every round contains each once.
+        seed: Seed of every draw.
 
     Raises:
         ValueError: If there are fewer than two models, too few or repeated clips, or an argument is out of range.
@@ -157,21 +157,21 @@ def write_trials(
     seed: int | None = None,
     show: Callable[[str, str], np.ndarray] | None = None,
 ) -> None:
-    """Writes a file of trials, over one that is there, and if asked a picture of them beside it.
+    """Writes a trial file, replacing an existing one, and optionally a contact sheet next to it.
 
-    The picture, of the same name and `.png`, shows the first round as its rater would see it: a row for each trial, numbered
-    from 1 as they stand in the file, with a few frames of the left clip and of the right one. Nothing on it tells the models.
+    The sheet, named like the file with `.png`, shows the first round as its rater would see it: a row per trial, numbered from 1
+    in file order, with a few frames of the left and of the right clip. It does not reveal the models.
 
     Args:
         path: The file.
         trials: From `make_trials`.
-        question: What raters are asked.
-        seed: Of `make_trials`, for the record.
-        show: Called with a model and the name of its clip; returns the clip, uint8 (T, H, W, 3). None draws no picture.
+        question: The question to raters.
+        seed: The seed given to `make_trials`, for the record.
+        show: Called with a model and the name of its clip; returns the clip, uint8 (T, H, W, 3). None draws no sheet.
 
     Raises:
-        ValueError: If there are no trials, or clips to draw are no uint8 RGB or differ in length or size, which would tell the
-            models.
+        ValueError: If there are no trials, or clips to draw are not uint8 RGB or differ in length or size, which would reveal
+            the models.
     """
     if not trials:
         raise ValueError("A file of trials needs at least one trial. Received none.")
@@ -186,7 +186,7 @@ def read_trials(path: str | os.PathLike) -> list[Trial]:
     """Return the trials of a file.
 
     Raises:
-        ValueError: If the file is not one of trials, or a line is not as it must be; the message has the line's number.
+        ValueError: If the file is not a trial file, or a line is invalid; the message gives the line number.
     """
     return [_parse(Trial, record, where) for where, record in _read(path, _TRIALS_FORMAT)[1]]
 
@@ -205,12 +205,12 @@ def vote_on(trial: Trial, rater: str, choice: str, seconds: float | None = None)
 
 
 def write_votes(path: str | os.PathLike, votes: Sequence[Vote], question: str = DEFAULT_QUESTION) -> None:
-    """Writes a file of votes, over one that is there."""
+    """Writes a vote file, replacing an existing one."""
     _write(path, {"format": _VOTES_FORMAT, "version": FORMAT_VERSION, "question": question}, votes)
 
 
 def append_vote(path: str | os.PathLike, vote: Vote, question: str = DEFAULT_QUESTION) -> None:
-    """Adds a vote to a file, in one write; a file that is missing begins with its header."""
+    """Appends a vote to a file, in one write; a new file gets a header."""
     lines = [json.dumps(dataclasses.asdict(vote), ensure_ascii=False)]
     header = {"format": _VOTES_FORMAT, "version": FORMAT_VERSION, "question": question}
     try:
@@ -230,9 +230,9 @@ def read_votes(path: str | os.PathLike, trials: Sequence[Trial] | None = None) -
         trials: If given, every vote must be on one of them.
 
     Raises:
-        ValueError: If the file is not one of votes or has none; if a line is broken, lacks a field or has an unknown one, or
-            its choice is neither "left" nor "right"; if a rater votes twice on a pair, a pair changes its clips, or a vote is
-            on no trial. The message has the line's number.
+        ValueError: If the file is not a vote file or has no votes; if a line is malformed, has missing or unknown fields, or
+            its choice is neither "left" nor "right"; if a rater votes twice on a pair, a pair changes its clips, or a vote
+            matches no trial. The message gives the line number.
     """
     _, records = _read(path, _VOTES_FORMAT)
     votes, seen, sides = [], set(), {}
@@ -255,11 +255,11 @@ def read_votes(path: str | os.PathLike, trials: Sequence[Trial] | None = None) -
 
 
 def drop_inattentive(votes: Sequence[Vote], min_share: float = 1.0) -> tuple[list[Vote], list[str]]:
-    """Return the votes without catch trials and without raters who failed them, and the names of those raters.
+    """Return the votes without catch trials and raters who failed them, and the names of those raters.
 
     Args:
         votes: All votes.
-        min_share: Least share of catch trials that a rater must get right. A rater who saw none is kept.
+        min_share: Minimum share of catch trials answered correctly. Raters who saw none are kept.
     """
     right: dict[str, list[bool]] = {}
     for vote in votes:
@@ -270,7 +270,7 @@ def drop_inattentive(votes: Sequence[Vote], min_share: float = 1.0) -> tuple[lis
 
 
 def _sheet(trials: Sequence[Trial], question: str, show: Callable[[str, str], np.ndarray]) -> np.ndarray:
-    """uint8 (height, width, 3): the trials of the first round."""
+    """uint8 (height, width, 3): a sheet of the first round's trials."""
     from tfvidgen import visualize
 
     numbered = [(number, trial) for number, trial in enumerate(trials, 1) if trial.round == trials[0].round]
@@ -315,7 +315,7 @@ def _write(path: str | os.PathLike, header: dict[str, Any], records: Sequence[An
 
 
 def _read(path: str | os.PathLike, expected: str) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
-    """The header, and (file and line, record) of every other line."""
+    """The header, and (file and line number, record) for every other line."""
     records = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

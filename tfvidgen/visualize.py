@@ -1,7 +1,7 @@
-"""Pictures of videos: contact sheets, playing grids and the board of identities and actions.
+"""Visualisation of videos: contact sheets, animated grids and boards of identities and actions.
 
-Everything takes and gives uint8 RGB and needs NumPy and Pillow only. `to_uint8` brings a model's output there. Write
-stills with `save_png`, moving pictures with `tfvidgen.data.video_io`.
+Inputs and outputs are uint8 RGB; only NumPy and Pillow are needed. `to_uint8` converts a model's output. Write stills with
+`save_png`, videos with `tfvidgen.data.video_io`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ INK = (32, 33, 36)
 MUTED_INK = (110, 114, 120)
 RULE = (214, 216, 220)
 
-# Okabe and Ito's palette, which colour-blind viewers can tell apart. "absent" is dashed besides, so that a frame that
-# stands for no recorded clip is never mistaken for one that does, not even in print without colour.
+# Okabe and Ito's colour-blind-safe palette. "absent" is also dashed, so that cells without a recorded clip stand out even in
+# black and white.
 MARK_COLOURS = {"trained": (0, 114, 178), "held_out": (230, 120, 0), "absent": (140, 140, 148)}
 DASHED_MARKS = ("absent",)
 LEGEND = {
@@ -34,13 +34,13 @@ LEGEND = {
     "empty": "no clip to show",
 }
 
-MARGIN = 16  # pixels of white round a sheet
+MARGIN = 16  # white margin around a sheet, in pixels
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Maps values from [-1, 1] to 0..255 by the one fixed rule `round((clip(x, -1, 1) + 1) * 127.5)`.
+    """Maps values from [-1, 1] to 0..255 as `round((clip(x, -1, 1) + 1) * 127.5)`.
 
-    The rule never looks at the smallest or largest value, so pictures of different clips can be compared.
+    The mapping does not depend on the data's range, so images of different clips are comparable.
 
     Args:
         video: Floating-point array of any shape, nominally in [-1, 1]; values outside are clipped.
@@ -49,10 +49,10 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
         uint8 array of the same shape.
 
     Raises:
-        ValueError: If the values are not floating point or some are NaN.
+        ValueError: If the values are not floating point or contain NaN.
     """
     video = np.asarray(video)
-    # bfloat16 is no NumPy type: its extension dtype is recognised by name.
+    # bfloat16 is not a NumPy type: its extension dtype is recognised by name.
     if not (np.issubdtype(video.dtype, np.floating) or video.dtype.name == "bfloat16"):
         raise ValueError(
             f"`to_uint8` expects floating-point values in [-1, 1]. Received {video.dtype} {video.shape}: "
@@ -65,7 +65,7 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) to `path`, a `.png`. Readers see the old file or the new one, never half of one."""
+    """Writes uint8 (H, W, 3) to `path`, a `.png`, atomically."""
     path = pathlib.Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"`path` must end in .png. Received {str(path)!r}.")
@@ -86,23 +86,23 @@ def contact_sheet(
     title: str | None = None,
     group_sizes: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Lays clips out as rows and evenly spaced frames of each, first and last included, as columns.
+    """Draws clips as rows of evenly spaced frames, first and last included.
 
-    Where all clips have one length, the frame numbers (from 0) stand above the columns.
+    If all clips have the same length, frame numbers (from 0) are shown above the columns.
 
     Args:
         videos: uint8 (N, T, H, W, 3), or N arrays uint8 (T_i, H, W, 3) whose lengths may differ.
-        num_columns: Most frames to show of a clip; a shorter clip shows each frame once.
-        row_labels: One text per clip, or None.
-        scale: Whole factor by which pixels are repeated.
+        num_columns: Maximum frames to show per clip; a shorter clip shows each frame once.
+        row_labels: One label per clip, or None.
+        scale: Integer factor for nearest-neighbour upscaling.
         title: Text above the sheet, or None.
-        group_sizes: How many clips, from the first on, belong to each group; a wider gap keeps groups apart. None for one.
+        group_sizes: Number of consecutive clips in each group; wider gaps separate groups. None for one group.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        ValueError: If dtypes, shapes or counts do not fit; the message names both sides.
+        ValueError: If dtypes, shapes or counts do not match; the message names both sides.
     """
     videos = _checked_videos(videos, "videos")
     rows = [(label, video) for label, video in zip(_labels(row_labels, len(videos), "row_labels"), videos, strict=True)]
@@ -119,20 +119,20 @@ def side_by_side(
     scale: int = 1,
     title: str | None = None,
 ) -> np.ndarray:
-    """Compares sources clip by clip: for each clip, one strip of frames per source, right under each other.
+    """Compares sources clip by clip: for each clip, one strip of frames per source, stacked vertically.
 
     Args:
         rows: Source name -> uint8 (N, T, H, W, 3), e.g. `{"real": ..., "generated": ..., "baseline": ...}`. All with
-            the same N and frame size; clip i of every source stands in group i.
-        num_columns: Most frames to show of a clip.
-        scale: Whole factor by which pixels are repeated.
+            the same N and frame size; clip i of every source is in group i.
+        num_columns: Maximum frames to show per clip.
+        scale: Integer factor for nearest-neighbour upscaling.
         title: Text above the sheet, or None.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        ValueError: If dtypes, shapes or counts do not fit.
+        ValueError: If dtypes, shapes or counts do not match.
     """
     if not rows:
         raise ValueError("`rows` must name at least one source. Received an empty mapping.")
@@ -152,20 +152,20 @@ def grid_video(
     labels: Sequence[str] | None = None,
     pad: int = 2,
 ) -> np.ndarray:
-    """Tiles clips of one length into a video in which all play in step.
+    """Tiles clips of equal length into one synchronised video.
 
     Args:
         videos: uint8 (N, T, H, W, 3).
-        num_columns: Tiles per row; None takes the squarest grid, rather wide than tall.
-        scale: Whole factor by which pixels are repeated: small clips look terrible after a player's own smoothing.
-        labels: One text per clip, written under it, or None.
-        pad: Pixels of white between tiles and round the grid.
+        num_columns: Tiles per row; None chooses the squarest grid, preferring wide to tall.
+        scale: Integer factor for nearest-neighbour upscaling: video players blur small clips.
+        labels: One label per clip, drawn below it, or None.
+        pad: White padding between tiles and around the grid, in pixels.
 
     Returns:
-        uint8 (T, height, width, 3); height and width are even, as H.264 needs them.
+        uint8 (T, height, width, 3); height and width are even, as H.264 requires.
 
     Raises:
-        ValueError: If dtypes, shapes or counts do not fit.
+        ValueError: If dtypes, shapes or counts do not match.
     """
     videos = _checked_videos(videos, "videos", one_length=True)
     _check_positive(scale=scale)
@@ -180,7 +180,7 @@ def grid_video(
     captions = [_wrapped(text, width, size) for text in _labels(labels, len(videos), "labels")]
     caption_width, caption_height = np.max([_measured(text, size) for text in captions], axis=0)
     if labels is not None:
-        caption_height += 6  # pixels of air, half above the text and half below
+        caption_height += 6  # pixels of padding, half above the text and half below
     sheet = _lay_out(
         (height + caption_height, max(width, caption_width)),
         row_labels=[""] * math.ceil(len(videos) / num_columns),
@@ -206,28 +206,28 @@ def board(
     row_axis: str | None = "action",
     column_axis: str | None = "identity",
 ) -> np.ndarray:
-    """Plays a table of clips in step: who down the columns, what they do along the rows.
+    """Animates a table of clips in sync, by default with identities as columns and actions as rows.
 
-    The picture that tells whether a model took content and motion apart: a column must keep its person and a row its
-    movement, in the cells that training never saw too.
+    Shows whether a model disentangles content and motion: every column must keep its person and every row its motion, in
+    held-out cells too.
 
     Args:
-        cells: uint8 (R, C, T, H, W, 3), or (row, column) -> uint8 (T, H, W, 3) with cells left out; those are hatched.
-        row_labels: R texts.
-        column_labels: C texts.
-        marks: (R, C) of "trained", "held_out" or "absent": which cells the model learned from, which were kept from it
-            and which the data lack. Drawn as frames and explained in a strip at the bottom. None draws no frames.
-        legend: Other words for that strip: mark (or "empty", the hatched cells) -> text.
-        scale: Whole factor by which pixels are repeated.
+        cells: uint8 (R, C, T, H, W, 3), or (row, column) -> uint8 (T, H, W, 3); missing cells are hatched.
+        row_labels: R labels.
+        column_labels: C labels.
+        marks: (R, C) of "trained", "held_out" or "absent": cells used for training, held out, or absent from the data.
+            Drawn as borders, with a legend at the bottom. None draws no borders.
+        legend: Custom legend texts: mark (or "empty", the hatched cells) -> text.
+        scale: Integer factor for nearest-neighbour upscaling.
         title: Text above the board, or None.
-        row_axis: What the rows are, written along them, or None.
-        column_axis: What the columns are, written above them, or None.
+        row_axis: Title of the row axis, or None.
+        column_axis: Title of the column axis, or None.
 
     Returns:
-        uint8 (T, height, width, 3); height and width are even, as H.264 needs them.
+        uint8 (T, height, width, 3); height and width are even, as H.264 requires.
 
     Raises:
-        ValueError: If dtypes, shapes, counts or marks do not fit.
+        ValueError: If dtypes, shapes, counts or marks are invalid.
     """
     _check_positive(scale=scale)
     clips = {at: _upscaled(clip, scale) for at, clip in _checked_cells(cells, row_labels, column_labels).items()}
@@ -246,17 +246,17 @@ def board_sheet(
     column_axis: str | None = "identity",
     num_frames: int = 1,
 ) -> np.ndarray:
-    """Prints the board of `board`: each cell shows one frame, or a few side by side.
+    """Draws `board` as a still image: each cell shows one frame, or a few side by side.
 
     Args:
         cells, row_labels, column_labels, marks, legend, scale, title, row_axis, column_axis: As in `board`.
-        num_frames: Frames per cell: 1 shows the middle one, more are evenly spaced with the first and last included.
+        num_frames: Frames per cell: 1 shows the middle one, more are evenly spaced, first and last included.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        ValueError: If dtypes, shapes, counts or marks do not fit.
+        ValueError: If dtypes, shapes, counts or marks are invalid.
     """
     _check_positive(scale=scale, num_frames=num_frames)
     strips = {}
@@ -270,7 +270,7 @@ def board_sheet(
 def _strips(
     groups: Sequence[Sequence[tuple[str, np.ndarray]]], num_columns: int, scale: int, title: str | None
 ) -> np.ndarray:
-    """uint8 (height, width, 3): a strip of frames for each (label, video), with more air between groups."""
+    """uint8 (height, width, 3): a strip of frames for each (label, video), with wider gaps between groups."""
     _check_positive(num_columns=num_columns, scale=scale)
     rows = [row for group in groups for row in group]
     lengths = {len(video) for _, video in rows}
@@ -280,7 +280,7 @@ def _strips(
     sheet = _lay_out(
         (height, width),
         row_labels=[label for label, _ in rows],
-        # Columns of clips of different lengths are different moments: no number would be right for all.
+        # With clips of different lengths, a column holds different frame numbers, so none is shown.
         column_labels=[str(i) for i in numbers] if len(lengths) == 1 else [""] * len(numbers),
         column_axis="frame" if len(lengths) == 1 else None,
         column_ink=MUTED_INK,
@@ -296,7 +296,7 @@ def _strips(
 
 
 def _board(clips, row_labels, column_labels, marks, legend, title, row_axis, column_axis) -> np.ndarray:
-    """uint8 (T, height, width, 3): the board of clips that have their final size."""
+    """uint8 (T, height, width, 3): the board, for clips at their final size."""
     shape = (len(row_labels), len(column_labels))
     height, width = next(iter(clips.values())).shape[1:3]
     empty = [at for at in np.ndindex(shape) if at not in clips]
@@ -334,7 +334,7 @@ def _board(clips, row_labels, column_labels, marks, legend, title, row_axis, col
 def _legend_keys(
     marks: np.ndarray | None, empty: Sequence[tuple[int, int]], swatch: int, words: Mapping[str, str]
 ) -> list[tuple[np.ndarray, str]]:
-    """(swatch, text) for each kind of cell that the board shows; a kind that shows no clip has a hatched swatch."""
+    """(swatch, text) for each kind of cell on the board; kinds without a clip get a hatched swatch."""
     line = max(2, swatch // 7)
     inside = swatch - 2 * line
     keys, explained = [], set()
@@ -351,7 +351,7 @@ def _legend_keys(
 
 
 def _checked_videos(videos, name: str, one_length: bool = False) -> list[np.ndarray]:
-    """The videos as a list, all uint8 (T, H, W, 3) of one frame size and, if asked, of one length."""
+    """The videos as a list, checked to be uint8 (T, H, W, 3) of one frame size and, optionally, of one length."""
     videos = [np.asarray(video) for video in videos]
     if not videos:
         raise ValueError(f"`{name}` must hold at least one video. Received none.")
@@ -371,7 +371,7 @@ def _checked_videos(videos, name: str, one_length: bool = False) -> list[np.ndar
 
 
 def _checked_cells(cells, row_labels, column_labels) -> dict[tuple[int, int], np.ndarray]:
-    """(row, column) -> uint8 (T, H, W, 3), all of one shape, every position inside the board."""
+    """(row, column) -> uint8 (T, H, W, 3), checked to have equal shapes and positions on the board."""
     shape = (len(row_labels), len(column_labels))
     if not isinstance(cells, Mapping):
         cells = np.asarray(cells)
@@ -404,7 +404,7 @@ def _labels(labels: Sequence[str] | None, count: int, name: str) -> list[str]:
 
 
 def _spaced(length: int, count: int) -> np.ndarray:
-    """int (min(count, length),): evenly spaced positions with the first and last; the middle one where count is 1."""
+    """int (min(count, length),): evenly spaced positions, first and last included; the middle one if count is 1."""
     if count == 1:
         return np.array([length // 2])
     return np.round(np.linspace(0, length - 1, min(count, length))).astype(int)
@@ -415,7 +415,7 @@ def _upscaled(frames: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _hatched(height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3): pale diagonal stripes, which nobody takes for a frame of a video."""
+    """uint8 (height, width, 3): pale diagonal stripes, which cannot be mistaken for a video frame."""
     y, x = np.indices((height, width))
     period = max(6, height // 10)
     stripe = (x + y) % period < max(1, period // 5)
@@ -423,7 +423,7 @@ def _hatched(height: int, width: int) -> np.ndarray:
 
 
 def _framed(clip: np.ndarray, mark: str, border: int) -> np.ndarray:
-    """uint8 (T, H + 2 border, W + 2 border, 3): the clip inside the frame that stands for `mark`."""
+    """uint8 (T, H + 2 border, W + 2 border, 3): the clip with the border for `mark`."""
     edge = ((0, 0), (border, border), (border, border), (0, 0))
     framed = np.pad(clip, edge, constant_values=255)
     y, x = np.indices(framed.shape[1:3])
@@ -440,7 +440,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_size(tile_height: int) -> int:
-    """Size of type that suits tiles of a height, in pixels."""
+    """Font size in pixels for tiles of this height."""
     return min(max(round(0.13 * tile_height), 12), 24)
 
 
@@ -453,7 +453,7 @@ def _measured(text: str, size: int) -> tuple[int, int]:
 
 
 def _wrapped(text: str, width: int, size: int) -> str:
-    """The text broken at spaces so that lines fit the width where words allow."""
+    """The text wrapped at spaces to fit the width, as far as word lengths allow."""
     lines = []
     for line in text.split("\n"):
         kept = ""
@@ -469,12 +469,12 @@ def _wrapped(text: str, width: int, size: int) -> str:
 
 @dataclasses.dataclass
 class _Sheet:
-    """A white sheet with its texts on it and free places for tiles.
+    """A white sheet with its text drawn and space for tiles.
 
     Attributes:
         image: The sheet.
-        tops: Upper edge of the tiles of each row.
-        lefts: Left edge of the tiles of each column.
+        tops: Top edge of each row of tiles.
+        lefts: Left edge of each column of tiles.
     """
 
     image: Image.Image
@@ -486,7 +486,7 @@ class _Sheet:
         ImageDraw.Draw(self.image).multiline_text(xy, text, ink, _font(size), anchor, size // 4, align)
 
     def play(self, tiles: Sequence[tuple[tuple[int, int], np.ndarray]], even: bool = True) -> np.ndarray:
-        """uint8 (T, height, width, 3): the sheet with (top, left), uint8 (T or 1, h, w, 3) tiles playing on it."""
+        """uint8 (T, height, width, 3): the sheet with animated tiles, given as (top, left), uint8 (T or 1, h, w, 3)."""
         sheet = np.asarray(self.image)
         if even:
             sheet = np.pad(sheet, ((0, len(sheet) % 2), (0, sheet.shape[1] % 2), (0, 0)), constant_values=255)
@@ -497,7 +497,7 @@ class _Sheet:
 
 
 def _axis(name: str, length: int, size: int) -> Image.Image:
-    """The name of an axis between two fine rules that reach along it."""
+    """An axis title between two thin lines along the axis."""
     name_width, height = _measured(name, size)
     axis = _Sheet(Image.new("RGB", (int(length), height), WHITE), [], [])
     middle, reach = length / 2, name_width / 2 + size // 2
@@ -522,9 +522,9 @@ def _lay_out(
     column_ink: tuple[int, int, int] = INK,
     keys: Sequence[tuple[np.ndarray, str]] = (),
 ) -> _Sheet:
-    """Finds room for everything, tiles of (height, width) included, and draws all but the tiles.
+    """Computes the layout, with tiles of (height, width), and draws everything but the tiles.
 
-    Labels never reach into a tile or another label: columns and rows move apart for labels larger than a tile.
+    Labels never overlap tiles or other labels: rows and columns are spaced out for labels larger than a tile.
     """
     size = _text_size(tile[0])
     title_size = round(1.4 * size)
@@ -534,7 +534,7 @@ def _lay_out(
     pitch_x, label_height = np.max([_measured(label, size) for label in column_labels], axis=0)
     pitch_y, pitch_x = max(pitch_y, tile[0]), max(pitch_x, tile[1])
 
-    # From the left: margin, name of the rows, row labels, grid. From the top: margin, title, name of the columns, ...
+    # From the left: margin, row axis, row labels, grid. From the top: margin, title, column axis, ...
     grid_left = margin + (round(1.25 * size) + air if row_axis else 0) + (label_width + air if label_width else 0)
     axis_top = margin + (round(1.25 * title_size) + air if title else 0)
     grid_top = (

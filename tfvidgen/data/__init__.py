@@ -1,4 +1,4 @@
-"""Sources of every kind -> one collection -> one batch contract."""
+"""Video sources of every kind -> one collection type -> one batch contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos -> batches, by tf.data; their order is a pure function of (seed, step)."""
+"""Videos -> tf.data batches; their order is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from tfvidgen.data.collection import VideoCollection
 
 MAX_STEPS = 1 << 40
-# Forms of the order of clips and of their random starts, as functions of (seed, step), that this version makes; the last is
-# what `make_dataset` gives. A run goes on only in the one that it was begun in.
+# Supported versions ("forms") of clip order and random starts as functions of (seed, step); `make_dataset` uses the last.
+# A run resumes only with the form it was started with.
 DATA_ORDER_FORMS = (1,)
 
 _READ_BUFFER = 1 << 18  # bytes
 
-# A step, int64 () -> everything of its batch but the video, and int64 (B, T), the position of each frame in its video.
+# A step, int64 () -> its batch without `video`, and int64 (B, T), the position of each frame in its video.
 Plan = Callable[["tf.Tensor"], tuple[dict[str, "tf.Tensor"], "tf.Tensor"]]
 
 
@@ -36,32 +36,29 @@ def make_dataset(
     seed: int = 0,
     start_step: int = 0,
 ) -> tf.data.Dataset:
-    """An endless dataset of batches whose order is a pure function of (seed, step), so there is nothing to checkpoint.
+    """An infinite dataset of batches whose order is a pure function of (seed, step), so there is nothing to checkpoint.
 
-    Each epoch is a new permutation of all videos and the stream of batches runs on over the ends of epochs, so every
-    video is seen equally often for any batch size. A random start is drawn from (seed, step) too and may be the last
-    possible one.
+    Each epoch is a new permutation of all videos and batches run across epoch boundaries, so every video is seen equally
+    often for any batch size. Random starts are drawn from (seed, step) too, uniformly over all valid positions.
 
     Order, random starts and pixels of a (seed, step) are the same from memory and from shards. From shards, clips are read
-    as they are needed; of a clip all frames from its first to its last are read, so a `stride` of 4 reads four times what it
-    keeps. A frame that fails its CRC ends the iteration with `tf.errors.DataLossError`; `ShardedVideos.verify` then names
-    the file.
+    on demand, every frame from the first to the last, so a `stride` of 4 reads four times what it keeps. A frame that fails
+    its CRC raises `tf.errors.DataLossError`; `ShardedVideos.verify` then names the file.
 
     Args:
-        videos: A `VideoCollection` or `ShardedVideos`, already settled by `apply_short_clip_policy` where videos may be
-            dropped.
-        batch_size: Clips in a global batch.
-        num_frames: Frames of a clip.
+        videos: A `VideoCollection` or `ShardedVideos`, after `apply_short_clip_policy` where videos may be dropped.
+        batch_size: Clips per global batch.
+        num_frames: Frames per clip.
         stride: Distance between the frames of a clip, in frames of the video.
         clip_start: `first`, `centre` or `random`.
         short_clip: `error`, `loop` or `hold`.
-        seed: Decides order and random starts.
-        start_step: The step whose batch comes first.
+        seed: Seed of order and random starts.
+        start_step: The step of the first batch.
 
     Returns:
         A dataset of dicts: `video` uint8 (B, T, H, W, 3), `video_id` int32 (B,), `step` int64 (B,) and, where the videos
-        have them, `identity` and `action` int32 (B,). It consists of graph operations only, so that it can be sent to a
-        tf.data service (see `distribute`).
+        have them, `identity` and `action` int32 (B,). It consists of graph ops only, so that a tf.data service can run it
+        (see `distribute`).
 
     Raises:
         ValueError: If an argument is out of range or a video too short.
@@ -84,14 +81,14 @@ def batch_plan(
     short_clip: str,
     seed: int,
 ) -> Plan:
-    """The arithmetic of `make_dataset`, without pixels: which frames a step sees, wherever they are kept.
+    """The index arithmetic of `make_dataset`: which frames each step uses, wherever they are stored.
 
     Args:
-        videos: Of which lengths, names and labels are used.
+        videos: Only lengths, names and labels are used.
         batch_size, num_frames, stride, clip_start, short_clip, seed: As for `make_dataset`.
 
     Returns:
-        A graph function of a step, int64 (). It gives everything of the batch but the video, and int64 (B, T), the
+        A graph function of a step, int64 (). It returns the batch without `video`, and int64 (B, T), the
         position of each frame in its video.
 
     Raises:
@@ -109,7 +106,7 @@ def batch_plan(
         lengths = tf.constant(videos.lengths)
     labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
     span = clip_span(num_frames, stride)
-    epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # a batch may reach into so many epochs
+    epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # the most epochs that a batch can span
 
     def plan(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         first = step * batch_size
@@ -165,7 +162,7 @@ def _read_memory(
 def _read_shards(
     videos: ShardedVideos, steps: tf.data.Dataset, plan: Plan, shape: tuple[int, ...], span: int
 ) -> tf.data.Dataset:
-    """Several clips are read at once, by graph operations, so Python is not held up."""
+    """Reads several clips in parallel with graph ops, so Python is not blocked."""
     import tensorflow as tf
 
     record_bytes = videos.record_bytes
@@ -176,7 +173,7 @@ def _read_shards(
 
     def located(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
         known, position = plan(step)
-        begin = tf.reduce_min(position, axis=1)  # a loop may begin in the middle
+        begin = tf.reduce_min(position, axis=1)  # a looped clip may start mid-video
         place = {
             "file": tf.gather(files, tf.gather(shard, known["video_id"])),
             "offset": tf.gather(first_byte, known["video_id"]) + begin * record_bytes,
@@ -186,7 +183,7 @@ def _read_shards(
         return known, place
 
     def read(known: dict[str, tf.Tensor], place: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        # The public TFRecordDataset has no offsets, the operation under it has.
+        # The public TFRecordDataset has no byte offsets; the underlying op does.
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=place["file"][None],
             compression_type="",
@@ -206,7 +203,7 @@ def _read_shards(
         return {**batch, "video": tf.reshape(pixels, shape)}
 
     dataset = steps.map(located).unbatch()
-    # Each dataset that is interleaved has one element, so clips come out in the order in which they went in.
+    # Each interleaved dataset has one element, so clips keep their order.
     dataset = dataset.interleave(
         read, cycle_length=8, block_length=1, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
@@ -216,24 +213,24 @@ def _read_shards(
 def distribute(
     dataset: tf.data.Dataset, address: str, start_step: int = 0, job_name: str | None = None
 ) -> tf.data.Dataset:
-    """Has a tf.data service make the batches, so that reading them takes nothing from the machine that trains.
+    """Offloads batching to a tf.data service, so that reading data uses no resources of the training machine.
 
-    The service needs one dispatcher with exactly one worker, which sees the shards under the same path. More workers
-    would not divide the steps: with sharding off, as here, each of them makes every batch, and the other modes of the
-    service divide by the worker and promise no order. So does a `job_name`: processes that share one share its batches.
-    Either would train some steps twice and others never, hence the steps are checked as they arrive.
+    The service needs one dispatcher with exactly one worker, where the shards have the same path. More workers would not
+    split the steps: with sharding off, as here, each produces every batch, and the other sharding policies guarantee no
+    order. Processes that share a `job_name` divide its batches among them. Either would train some steps twice and others
+    never, hence the steps are checked on arrival.
 
     Args:
-        dataset: From `make_dataset`. Frames of a `VideoCollection` travel to the worker with the graph.
+        dataset: From `make_dataset`. Frames of a `VideoCollection` are sent to the worker inside the graph.
         address: `grpc://host:port` of the dispatcher.
         start_step: The first step of `dataset`.
-        job_name: Lets a restarted process go on with the batches of the job it left; None begins at `start_step`.
+        job_name: Lets a restarted process continue its previous job; None starts at `start_step`.
 
     Returns:
-        The same batches in the same order. A batch out of order ends it with `tf.errors.InvalidArgumentError`.
+        The same batches in the same order. A batch out of order raises `tf.errors.InvalidArgumentError`.
 
     Raises:
-        ValueError: If `address` is not that of a dispatcher.
+        ValueError: If `address` is not of the form grpc://host:port.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""What videos were compressed with before they were read: whoever compares two sets needs to know."""
+"""Detects the codecs of source videos: compression affects any comparison of two datasets."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 
 from tfvidgen.data import video_io
 
-NO_CODEC = "none"  # frames that were never compressed with a loss: a model's own, drawn ones, arrays
+NO_CODEC = "none"  # never lossily compressed: generated or rendered frames, arrays
 UNKNOWN_CODEC = "unknown"
 
 _LOSSY_STILLS = ("JPEG", "WEBP", "MPO")
-_MAX_PROBED = 64  # files that are looked into
+_MAX_PROBED = 64  # files to inspect
 
 
 def folder_codecs(path: str | os.PathLike, names: Sequence[str]) -> dict[str, str]:
-    """What the videos of a folder were compressed with.
+    """The codecs of a folder's videos.
 
     Args:
         path: The folder or file that was loaded.
-        names: Of its videos, as the collection has them: paths below `path`.
+        names: Names of its videos as in the collection: paths below `path`.
 
     Returns:
-        `codec`: the codecs of up to 64 of the files, such as `h264 (yuv420p)`, `jpeg`, `gif` or `none` for what is
-        kept without loss; `container`: the endings of their names.
+        `codec`: the codecs of up to 64 of the files, such as `h264 (yuv420p)`, `jpeg`, `gif` or `none` for lossless
+        formats; `container`: their file extensions.
     """
     root = pathlib.Path(path)
     codecs, endings = set(), set()
@@ -39,10 +39,10 @@ def folder_codecs(path: str | os.PathLike, names: Sequence[str]) -> dict[str, st
 
 
 def _probed(root: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
-    """A file that holds a video, or a frame of it, and its codec."""
+    """A file with a video, or a frame of it, and its codec."""
     path = root
     if root.is_dir():
-        # several videos of one file are numbered, and a folder that is a video itself bears its own name
+        # videos from one file are numbered; a folder that is itself a video is named after itself
         below = (root / name, root / re.sub(r"\[\d+\]$", "", name))
         path = next((each for each in below if each.exists()), root if name == root.name else below[0])
     files = [path] if not path.is_dir() else sorted(entry for entry in path.iterdir() if entry.is_file())
@@ -55,7 +55,7 @@ def _codec(file: pathlib.Path) -> str:
 
     try:
         kind = video_io.sniff(file).kind
-    except video_io.UnreadableFileError:  # gone since, or it was no part of the video
+    except video_io.UnreadableFileError:  # deleted meanwhile, or not part of the video
         return UNKNOWN_CODEC
     if kind == "video":
         import av
@@ -65,6 +65,6 @@ def _codec(file: pathlib.Path) -> str:
             return f"{context.name} ({context.pix_fmt})"
     if kind in ("image", "animation"):
         with Image.open(file) as image:
-            # a GIF keeps 256 colours, which is a loss too
+            # a GIF is limited to 256 colours, so lossy too
             return image.format.lower() if image.format in (*_LOSSY_STILLS, "GIF") else NO_CODEC
     return NO_CODEC if kind in ("npy", "npz") else UNKNOWN_CODEC

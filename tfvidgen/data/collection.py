@@ -1,4 +1,4 @@
-"""Videos in memory: uint8 frames in one array, with names and labels beside them."""
+"""Videos in memory: uint8 frames in one array, with names and labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tfvidgen.data.videos import LABELS, Videos
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VideoCollection(Videos):
-    """Decoded videos of one frame size, with what is known about each.
+    """Decoded videos of one frame size, with their metadata.
 
     Attributes:
-        frames: uint8 (F, H, W, 3), RGB; the frames of all videos, one video after the other.
-        lengths, names, identity, action, identity_names, action_names, fps, source: As of all `Videos`.
+        frames: uint8 (F, H, W, 3), RGB; the frames of all videos, concatenated.
+        lengths, names, identity, action, identity_names, action_names, fps, source: As in `Videos`.
     """
 
     frames: np.ndarray
@@ -72,7 +72,7 @@ class VideoCollection(Videos):
         fps: float = 8.0,
         source: str = "arrays",
     ) -> VideoCollection:
-        """Packs videos, each uint8 (T_i, H, W, 3), into a collection. Raises ValueError where shapes or dtypes differ."""
+        """Packs videos, each uint8 (T_i, H, W, 3), into a collection. Raises ValueError if shapes or dtypes differ."""
         videos = list(videos)
         if not videos:
             raise ValueError(f"A collection needs at least one video. Received none from {source!r}.")
@@ -103,7 +103,7 @@ class VideoCollection(Videos):
         return self.frames.shape[1], self.frames.shape[2]
 
     def video(self, index: int) -> np.ndarray:
-        """uint8 (T, H, W, 3): the frames of one video, without a copy."""
+        """uint8 (T, H, W, 3): the frames of one video, as a view."""
         start = self.first_frame[index]
         return self.frames[start : start + self.lengths[index]]
 
@@ -111,14 +111,14 @@ class VideoCollection(Videos):
         return {"frames": np.concatenate([self.video(index) for index in indices])}
 
     def with_mirrored(self, own_actions: bool) -> VideoCollection:
-        """These videos, then the mirror image (left and right exchanged) of each, in the same order.
+        """These videos, followed by their mirror images (flipped left to right) in the same order.
 
         Args:
-            own_actions: Gives the mirror image of an action a label of its own, so `action_names` doubles; what is mirrored
-                is another motion, but the same identity. False keeps the labels.
+            own_actions: Gives mirrored actions labels of their own, so `action_names` doubles: a mirrored clip shows a
+                different motion of the same identity. False keeps the labels.
 
         Raises:
-            ValueError: If `own_actions` is asked for and there are no actions.
+            ValueError: If `own_actions` is true and there are no actions.
         """
         if own_actions and self.action is None:
             raise ValueError(

@@ -20,21 +20,21 @@ def load(
     skip_bad: bool = False,
     cache_dir: str = "",
 ) -> VideoCollection:
-    """Loads a built-in set by name, or any folder or file of videos by path, prepared or not.
+    """Loads a named dataset, or any folder or file of videos by path, prepared or not.
 
     Args:
-        dataset: `actors` (drawn on the spot), `shapes`, `sprites` or `weizmann` (from `data_dir`), or a path.
+        dataset: `actors` (rendered procedurally), `shapes`, `sprites` or `weizmann` (from `data_dir`), or a path.
         data_dir: Folder of a named dataset.
         size: Height and width of a frame.
         resize: `centre_crop` or `squash`, for paths.
-        num_frames: Frames of an actor's video.
-        num_identities: Of actors or sprites; 0 for the set's default.
-        num_actions: Of actors; 0 for the set's default.
+        num_frames: Frames per video, for `actors`.
+        num_identities: Number of identities, for `actors` and `sprites`; 0 for the default.
+        num_actions: Number of actions, for `actors`; 0 for the default.
         skip_bad: Skip unreadable files with a warning, for paths.
-        cache_dir: Where decoded frames are kept, for paths; empty for nowhere.
+        cache_dir: Where to cache decoded frames, for paths; empty disables caching.
 
     Raises:
-        ValueError: If the name is neither, the data is missing, or it cannot be read.
+        ValueError: If `dataset` is neither a name nor a path, or the data are missing or unreadable.
     """
     if dataset == "actors":
         from tfvidgen.data.sets.actors import actors

@@ -1,4 +1,4 @@
-"""Decodes videos once, into the prepared folders that `shards` reads: processes that decode, one that writes, locks, checks."""
+"""Decodes videos once, into the prepared folders that `shards` reads: decoding workers, one writer, locks, checks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|\..+\.part")
 
 
 class Progress(NamedTuple):
-    """How far a preparation is: files decoded or kept, files in all, frames decoded by this process."""
+    """Progress of a preparation: files decoded or kept, files in total, frames decoded in this call."""
 
     num_done: int
     num_files: int
@@ -56,27 +56,27 @@ def prepare_shards(
 ) -> ShardedVideos:
     """Decodes a folder or file of videos, in any layout that `load_videos` reads, into a prepared folder.
 
-    Worker processes decode, this one writes. A shard appears under its name when it is whole, with its checksum beside
-    it, and the index last; called again, also after a kill, the function keeps every shard whose checksum holds and
-    decodes the rest. A finished folder is thus verified and mended.
+    Worker processes decode, this one writes. A shard gets its final name, with its checksum next to it, once complete; the
+    index is written last. Called again, even after a kill, the function keeps every shard with a valid checksum and decodes
+    the rest, so it also verifies and repairs a finished folder.
 
     Args:
         source: Folder or file of videos.
-        out: The prepared folder, new or from an earlier call with these arguments.
+        out: The prepared folder, new or from an earlier call with the same arguments.
         size: (height, width) of a frame in pixels, or one number for both.
-        resize: `centre_crop` cuts the largest centred window of the target's shape first, `squash` changes the shape.
-        skip_bad: Leave unreadable files out with a warning instead of raising.
-        num_workers: Processes that decode; 0 for one per core, 1 to decode in this process.
-        shard_mb: A shard ends with the file that brings it to so many MiB.
-        max_frames: Read only so many frames of each video; None reads all.
-        report: Gets the progress after every file.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
+        skip_bad: Skip unreadable files with a warning instead of raising.
+        num_workers: Decoding processes; 0 for one per core, 1 to decode in this process.
+        shard_mb: A shard is closed once it reaches this size in MiB.
+        max_frames: Read at most this many frames of each video; None reads all.
+        report: Called with the progress after every file.
 
     Returns:
         The opened folder.
 
     Raises:
-        ValueError: If an argument is out of range, `source` cannot be used or read (see `load_videos`), or `out` holds
-            anything else, lies in `source`, is in use by another process or cannot be written.
+        ValueError: If an argument is out of range, `source` cannot be used or read (see `load_videos`), or `out` contains
+            other files, lies inside `source`, is in use by another process or cannot be written.
     """
     size = video_io.check_size(size)
     if size is None:
@@ -168,7 +168,7 @@ def _write_shards(
 
 
 class _ShardWriter:
-    """A shard as it grows, under a hidden name."""
+    """A shard being written, under a hidden name."""
 
     def __init__(self, out: pathlib.Path, made: dict[str, Any], first_unit: int):
         import tensorflow as tf
@@ -182,7 +182,7 @@ class _ShardWriter:
         self._entry |= {**{field: [] for field in LABELS}, "skipped": []}
 
     def add(self, decoded: list[Decoded] | Unreadable) -> int:
-        """Writes the videos of a unit, or notes what is wrong with it. Returns the number of frames."""
+        """Writes the videos of a unit, or records why it is unreadable. Returns the number of frames."""
         entry, num_frames = self._entry, 0
         entry["num_units"] += 1
         if isinstance(decoded, Unreadable):
@@ -204,7 +204,7 @@ class _ShardWriter:
         return num_frames
 
     def close(self) -> dict[str, Any]:
-        """Gives the shard its name and writes what is known about it beside it."""
+        """Renames the shard to its final name and writes its metadata next to it."""
         try:
             self._writer.close()
         except self._error as error:
@@ -217,12 +217,12 @@ class _ShardWriter:
 
 
 def _decoded(decode: Decoder, units: Sequence[Unit], num_workers: int) -> Iterator:
-    """Yields decode(unit) in order, computed by worker processes, never far ahead of who consumes them."""
+    """Yields decode(unit) in order, computed by worker processes with bounded read-ahead."""
     num_workers = min(num_workers, len(units))
     if num_workers <= 1:
         yield from map(decode, units)
         return
-    # Processes, because what Python does per frame holds the GIL; spawned, because TensorFlow does not survive a fork.
+    # Processes, because per-frame Python code holds the GIL; spawned, because TensorFlow is not fork-safe.
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
     )
@@ -249,7 +249,7 @@ def _decoded(decode: Decoder, units: Sequence[Unit], num_workers: int) -> Iterat
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes started in it never see Ctrl-C, which a terminal sends to the whole group: their parent ends them."""
+    """Processes started inside ignore Ctrl-C, which a terminal sends to the whole group: their parent ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -262,13 +262,13 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker waits for work on a pipe that stays open when its parent is killed."""
+    """Exits with the parent: the pipe on which a worker waits stays open when its parent is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def _kept_shards(out: pathlib.Path, made: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The entries of whole shards that an earlier call left, by first unit. Raises ValueError if `out` holds others."""
+    """Entries of intact shards from an earlier call, by first unit. Raises ValueError if `out` contains other files."""
     strangers = sorted(name for name in os.listdir(out) if not _OURS.fullmatch(name))
     if strangers:
         raise ValueError(
@@ -307,7 +307,7 @@ def _check_same(out: pathlib.Path, there: dict[str, Any], now: dict[str, Any]) -
 
 
 def _index(root: pathlib.Path, made: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `index.json` holds, but for the digest."""
+    """The content of `index.json`, except the digest."""
     names = [name for entry in entries for name in entry["names"]]
     lengths = [length for entry in entries for length in entry["lengths"]]
     index = {**made, "num_videos": len(names), "num_frames": sum(lengths), "digest": None}
@@ -318,7 +318,7 @@ def _index(root: pathlib.Path, made: dict[str, Any], entries: list[dict[str, Any
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from preparing into the folder, and removes what unfinished ones left."""
+    """Keeps other processes from preparing into the folder, and removes leftovers of unfinished ones."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -1,16 +1,16 @@
-"""Videos that were decoded once into sharded files (by `prepare`), and are trained on from there without fitting into memory.
+"""Videos decoded once into shards (by `prepare`), for training on datasets larger than memory.
 
-A prepared folder holds `shard-<position of its first file>.tfrecord` and, written last, `index.json`: what was prepared
-and how, names, lengths and labels, the SHA-256 of every shard and the digest of the whole.
+A prepared folder holds `shard-<position of its first file>.tfrecord` and, written last, `index.json`: source and options,
+names, lengths and labels, the SHA-256 of every shard and the digest of the whole.
 
-A shard is a TFRecord file with one record per frame: its raw RGB bytes. All records of a set are equally long, so where a
-frame lies is arithmetic, and `TFRecordDatasetV2` reads from a byte offset: any clip of any video is found by graph
-operations that read nothing else, and every frame that is read passes its CRC-32C. Batches are therefore those of
-`make_dataset`, in its order, bit for bit, without a shuffle buffer.
+A shard is a TFRecord file with one record per frame: its raw RGB bytes. All records of a set have the same length, so a
+frame's offset is computed, and `TFRecordDatasetV2` reads from a byte offset: graph ops read any clip of any video and nothing
+else, and check the CRC-32C of every frame. Batches therefore equal those from memory, bit for bit and in the same order,
+without a shuffle buffer.
 
 Frames are not compressed. Measured on 64x64 frames, one core: PNG takes 0.55 of the bytes on filmed clips and 0.24 on
-drawn ones, and 0.06 to 0.1 ms more per frame to decode, several times what finding and reading the raw frame costs
-(0.02 ms); and records of one length need no table of offsets.
+drawn ones, but 0.06 to 0.1 ms more per frame to decode, several times the cost of locating and reading the raw frame
+(0.02 ms); and records of equal length need no offset table.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ INDEX = "index.json"
 FORMAT = "tfvidgen shards"
 VERSION = 1
 
-_FRAME_HEADER, _FRAME_FOOTER = 12, 4  # TFRecord: uint64 length, CRC of it, the bytes, CRC of them
+_FRAME_HEADER, _FRAME_FOOTER = 12, 4  # TFRecord: uint64 length, its CRC, the data, their CRC
 _BLOCK = 1 << 22
 _AGAIN = "Run trainers.prepare_data again with the same arguments: only what is damaged or missing is decoded again."
 
 
 class Shard(NamedTuple):
-    """A file of frames: name in the folder, bytes, and SHA-256 of them."""
+    """A file of frames: its name in the folder, size in bytes, and SHA-256."""
 
     file: str
     num_bytes: int
@@ -49,20 +49,20 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ShardedVideos(Videos):
-    """What is known about prepared videos, whose pixels stay on disk. It stands where a `VideoCollection` would.
+    """Metadata of prepared videos, whose pixels stay on disk; usable in place of a `VideoCollection`.
 
     Attributes:
         folder: The prepared folder.
         size: Height and width of a frame.
-        resize: How frames of another shape were brought to it.
+        resize: How frames of other sizes were resized.
         shards: The files.
         shard: int64 (N,), position in `shards` of the file that holds each video.
-        first_byte: int64 (N,), where in it the video begins.
+        first_byte: int64 (N,), byte offset of the video in that file.
         lengths: int64 (N,), frames of each video.
-        names, identity, action, identity_names, action_names, fps, source: As of all `Videos`.
-        stored_digest: Digest of all videos, or None for a subset, whose digest has to be computed.
-        codecs: What the videos were read through, as of `codecs.folder_codecs`; of a folder that was prepared before this
-            was noted, unknown.
+        names, identity, action, identity_names, action_names, fps, source: As in `Videos`.
+        stored_digest: Digest of all videos, or None for a subset, whose digest must be computed.
+        codecs: Codecs of the source videos, from `codecs.folder_codecs`; unknown for folders prepared before these were
+            recorded.
     """
 
     folder: pathlib.Path
@@ -84,11 +84,11 @@ class ShardedVideos(Videos):
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> ShardedVideos:
-        """Reads the index of a prepared folder and checks that every shard is there with all its bytes.
+        """Reads the index of a prepared folder and checks that every shard exists with the right size.
 
         Raises:
-            ValueError: If the folder is not a prepared folder or not finished, was prepared by another version, or a shard
-                is missing, truncated or too long. Other damage is found by `verify`, by `collection` and when a frame is
+            ValueError: If the folder is not a prepared folder, is unfinished or of another format version, or a shard is
+                missing, truncated or too long. Other damage is detected by `verify`, by `collection` and when frames are
                 read.
         """
         folder = pathlib.Path(folder)
@@ -103,7 +103,7 @@ class ShardedVideos(Videos):
 
     @classmethod
     def of_index(cls, folder: pathlib.Path, index: dict[str, Any]) -> ShardedVideos:
-        """What an index says, unchecked. Raises KeyError, TypeError or ValueError where it is damaged."""
+        """Builds the object from an index, unchecked. Raises KeyError, TypeError or ValueError if it is damaged."""
         entries = index["shards"]
         lengths = [np.array(entry["lengths"], np.int64) for entry in entries]
         frame_bytes = record_bytes(index["options"]["size"])
@@ -134,19 +134,19 @@ class ShardedVideos(Videos):
 
     @property
     def record_bytes(self) -> int:
-        """Bytes that a frame takes in a shard."""
+        """Bytes per frame in a shard."""
         return record_bytes(self.size)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 as of all `Videos`, so a run may go on from memory or from shards. Reads all of a subset."""
+        """SHA-256 as in `Videos`, so a run can resume from memory or from shards. Reads all pixels of a subset."""
         return self.stored_digest or super().digest
 
     def _pixels_of(self, indices: np.ndarray) -> dict[str, Any]:
         return {"shard": self.shard[indices], "first_byte": self.first_byte[indices], "stored_digest": None}
 
     def collection(self) -> VideoCollection:
-        """Reads everything into memory and checks the SHA-256 of every shard on the way. Raises ValueError."""
+        """Loads everything into memory, verifying the SHA-256 of every shard. Raises ValueError."""
         frames = np.empty((self.num_frames, *self.size, 3), np.uint8)
         for position in np.unique(self.shard):
             shard = self.shards[position]
@@ -170,13 +170,13 @@ class ShardedVideos(Videos):
         )
 
     def verify(self) -> None:
-        """Reads every shard and compares its SHA-256. Raises ValueError naming all that differ."""
+        """Verifies the SHA-256 of every shard. Raises ValueError naming all that differ."""
         damaged = [shard for shard in self.shards if file_sha256(self.folder / shard.file) != shard.sha256]
         if damaged:
             raise ValueError(_damaged(self.folder, damaged))
 
     def require(self, size: int | tuple[int, int] | None, resize: str) -> None:
-        """Raises ValueError if the videos were prepared at another size or by another way of resizing."""
+        """Raises ValueError if the videos were prepared with another size or resize mode."""
         size = video_io.check_size(size)
         video_io.check_resize(resize)
         if size is not None and (size, resize) != (self.size, self.resize):
@@ -220,7 +220,7 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_note(path: pathlib.Path) -> dict[str, Any]:
-    """The index, or what an unfinished preparation notes of a shard. Raises ValueError if it is damaged or of another version."""
+    """The index, or an unfinished preparation's note on a shard. Raises ValueError if damaged or of another version."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -266,12 +266,12 @@ def file_sha256(path: pathlib.Path) -> str:
 
 
 def record_bytes(size: Sequence[int]) -> int:
-    """Bytes of the record of a frame of `size`, height and width."""
+    """Bytes of a frame's record; `size` is (height, width)."""
     return _FRAME_HEADER + size[0] * size[1] * 3 + _FRAME_FOOTER
 
 
 def _frames(records: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 bytes of whole records -> (T, H, W, 3)."""
+    """uint8 bytes of complete records -> (T, H, W, 3)."""
     pixels = records.reshape(-1, record_bytes(size))[:, _FRAME_HEADER:-_FRAME_FOOTER]
     return np.ascontiguousarray(pixels).reshape(-1, *size, 3)
 

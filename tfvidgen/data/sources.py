@@ -1,15 +1,15 @@
-"""Folders and files of videos, in any of the layouts people keep them in, read into one collection.
+"""Reads folders and files of videos, in any common layout, into one collection.
 
 | layout | a video is | flat | in classes |
 | --- | --- | --- | --- |
-| strips | a picture, its square frames side by side along the longer edge | `clip.png` | `walk/clip.png` |
+| strips | an image, its square frames side by side along the longer edge | `clip.png` | `walk/clip.png` |
 | videos | an MP4, AVI, WebM, MKV, MOV, GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
-| frames | a folder of pictures of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
+| frames | a folder of images of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
 | arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
 
-The layout is told by what files hold, never by what they are called. Class folders give actions; so do, with
-identities, the keys `identity`, `action` (or `label`) beside `video` (or `videos`) in an `.npz`. A folder that
-`prepare.prepare_shards` wrote is told by its index and read without decoding.
+The layout is detected from file contents, never from names. Actions come from class folders or, like identities, from the
+keys `identity`, `action` (or `label`) next to `video` (or `videos`) in an `.npz`. A folder written by
+`prepare.prepare_shards` is recognised by its index and read without decoding.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.video_io import DEFAULT_FPS, UnreadableFileError
 from tfvidgen.data.videos import LABELS, Videos
 
-MIN_STRIP_RATIO = 2  # longer edge over shorter: pictures from here on are strips, others are frames
+MIN_STRIP_RATIO = 2  # longer edge over shorter: images at or above this are strips, others are frames
 
 _MAX_LISTED = 20
-_MAX_DEPTH = 4  # folders below the given one that are looked into
-_CACHE_VERSION = 1  # of the decoding below: raise it when the same files would give other pixels
-# Nothing is read by its suffix; but a file that is called a video and holds none is broken, not beside the point.
+_MAX_DEPTH = 4  # folder levels searched below the given one
+_CACHE_VERSION = 1  # of the decoding below: increment when the same files would decode to different pixels
+# The suffix never decides how a file is read; but a file named like a video that contains none is broken, not irrelevant.
 _MEDIA_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv "
     ".gif .webp .png .apng .jpg .jpeg .bmp .tif .tiff .avif .heic .npy .npz".split()
@@ -51,19 +51,19 @@ _MEDIA_SUFFIXES = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SourceReport:
-    """What a folder or file holds.
+    """The contents of a folder or file.
 
     Attributes:
-        source: The path that was looked at, or a dataset's name.
+        source: The path that was scanned, or a dataset's name.
         layout: strips, videos, frames or arrays.
         names: One name per readable video.
         lengths: int64 (N,), counted frames of each.
         sizes: int64 (N, 2), height and width of each in pixels.
-        fps: Frames per second that most videos say they have; None where none says.
-        classes: Action -> number of videos, from class folders or the labels in arrays; empty where neither is given.
-        identities: Identity -> number of videos, from the labels in arrays; empty where they are not given.
-        ignored: Hidden files and files that hold neither pictures nor videos.
-        unreadable: (path, reason) of each file that should hold a video and cannot be read.
+        fps: The most common frame rate; None if no file specifies one.
+        classes: Action -> number of videos, from class folders or labels in arrays; empty if neither is given.
+        identities: Identity -> number of videos, from labels in arrays; empty if not given.
+        ignored: Hidden files and files that are neither images, videos nor arrays.
+        unreadable: (path, reason) of each file that should contain a video but cannot be read.
     """
 
     source: str
@@ -79,7 +79,7 @@ class SourceReport:
 
     @classmethod
     def of_videos(cls, videos: Videos, layout: str) -> SourceReport:
-        """The report of videos that were loaded already, or prepared: no file is looked into."""
+        """The report of videos already loaded or prepared; no files are read."""
 
         def counts(field: str) -> dict[str, int]:
             names = getattr(videos, f"{field}_names") or ()
@@ -104,11 +104,11 @@ class SourceReport:
 
     @property
     def num_frames(self) -> int:
-        """Frames of all videos together."""
+        """Total number of frames."""
         return int(self.lengths.sum())
 
     def to_text(self) -> str:
-        """The report as a table of lines `name  value`."""
+        """The report as lines of `name  value`."""
         rows = [("source", self.source), ("layout", self.layout), ("videos", f"{self.num_videos:,}")]
         if self.num_videos:
             low, middle, high = self.lengths.min(), np.median(self.lengths), self.lengths.max()
@@ -129,7 +129,7 @@ class SourceReport:
 
 
 class Unreadable(NamedTuple):
-    """A file that cannot be read: its path below the folder, and why."""
+    """An unreadable file: its path below the folder, and the reason."""
 
     path: str
     reason: str
@@ -137,7 +137,7 @@ class Unreadable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The files that hold one video (or, for arrays, some)."""
+    """The files of one video (or, for arrays, of one or more)."""
 
     name: str
     paths: tuple[pathlib.Path, ...]
@@ -146,7 +146,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a folder or file holds, told from the first bytes of its files: `units` are to be decoded."""
+    """The contents of a folder or file, detected from the first bytes of its files; `units` are to be decoded."""
 
     layout: str
     units: tuple[Unit, ...]
@@ -156,7 +156,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A decoded video: uint8 (T, H, W, 3), frames per second where its file says so, and the names of its labels."""
+    """A decoded video: uint8 (T, H, W, 3), its frame rate if the file specifies one, and the names of its labels."""
 
     name: str
     frames: np.ndarray
@@ -166,14 +166,14 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Decodes units of a folder, in threads or, since it and what it returns can be pickled, in processes.
+    """Decodes units of a folder, in threads or processes: it and its results can be pickled.
 
     Attributes:
         root: The folder or file.
-        layout: As of `Found`.
-        size: (height, width) of a frame in pixels; None keeps that of the files.
+        layout: As in `Found`.
+        size: (height, width) of a frame in pixels; None keeps the files' own.
         resize: `centre_crop` or `squash`.
-        max_frames: Frames to read of each video; None reads all.
+        max_frames: Read at most this many frames of each video; None reads all.
     """
 
     root: pathlib.Path
@@ -183,7 +183,7 @@ class Decoder:
     max_frames: int | None
 
     def __call__(self, unit: Unit) -> list[Decoded] | Unreadable:
-        """The videos of a unit, or what is wrong with it."""
+        """The videos of a unit, or why it is unreadable."""
         try:
             return _decode(unit, self.layout, self.size, self.resize, self.max_frames)
         except UnreadableFileError as error:
@@ -200,13 +200,13 @@ class _Measure:
 
 
 def scan(path: str | os.PathLike) -> SourceReport:
-    """Reads every file once and says what is there, without keeping pixels.
+    """Reads every file once and reports its contents, without keeping pixels.
 
     Args:
         path: Folder or file.
 
     Returns:
-        The report; unreadable files are in it.
+        The report, including unreadable files.
 
     Raises:
         ValueError: If the path is missing, holds no videos, or holds several layouts at once.
@@ -250,24 +250,24 @@ def load_videos(
     max_videos: int | None = None,
     max_frames: int | None = None,
 ) -> VideoCollection:
-    """Reads a folder or file of videos; the module says which layouts there are.
+    """Reads a folder or file of videos, in any layout listed in the module docstring.
 
     Args:
         path: Folder or file.
-        size: (height, width) in pixels to bring frames to, or one number for both; None keeps them, if they agree.
-        resize: `centre_crop` cuts the largest centred window of the target's shape first, `squash` changes the shape.
-        skip_bad: Leave unreadable files out with a warning instead of raising.
-        cache_dir: Folder in which decoded frames are kept. Later calls with the same files (names, sizes, times of
-            change) and arguments map them into memory instead of decoding. None keeps nothing.
-        max_videos: Read only so many from the beginning, in the order of names; None reads all.
-        max_frames: Read only so many frames of each video; None reads all.
+        size: (height, width) in pixels to resize frames to, or one number for both; None keeps them, if they agree.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
+        skip_bad: Skip unreadable files with a warning instead of raising.
+        cache_dir: Folder for caching decoded frames. Later calls with the same files (names, sizes, modification times)
+            and arguments memory-map them instead of decoding. None disables caching.
+        max_videos: Read only the first videos, in order of names; None reads all.
+        max_frames: Read at most this many frames of each video; None reads all.
 
     Returns:
-        Videos in natural order of their names (`clip2` before `clip10`), named by their paths below `path`.
+        Videos in natural order of their names (`clip2` before `clip10`), which are their paths below `path`.
 
     Raises:
-        ValueError: If the path is missing, holds no videos or several layouts; if files are unreadable and `skip_bad`
-            is false (one error names all); if frame sizes differ and `size` is None.
+        ValueError: If the path is missing or contains no videos or several layouts; if files are unreadable and `skip_bad`
+            is false (one error lists all); if frame sizes differ and `size` is None.
     """
     size = video_io.check_size(size)
     video_io.check_resize(resize)
@@ -316,7 +316,7 @@ def _load_prepared(
 
 
 def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> dict:
-    """Puts frames into `store` and returns everything else of a collection, ready for JSON."""
+    """Adds frames to `store` and returns the rest of a collection as JSON-serialisable values."""
     found = find(root)
     unreadable = list(found.unreadable)
     names, lengths, rates, labels, first_size = [], [], [], {field: [] for field in LABELS}, None
@@ -326,7 +326,7 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> 
             unreadable.append(decoded)
             continue
         if unreadable and not skip_bad:
-            continue  # the error below will name every bad file; nothing else is of use any more
+            continue  # the error below lists every bad file; decoded videos are no longer needed
         for video in decoded[: None if max_videos is None else max_videos - len(names)]:
             first_size = first_size or video.frames.shape[1:3]
             if video.frames.shape[1:3] != first_size:
@@ -350,7 +350,7 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> 
 
 
 def unreadable_error(root: pathlib.Path, unreadable: Sequence[Unreadable], others: bool, skip_bad: bool) -> ValueError:
-    """One error that names all unreadable files; `others`: whether there are files that might be read."""
+    """One error that lists all unreadable files; `others`: whether there are any other files."""
     return ValueError(
         f"{len(unreadable)} files of {str(root)!r} cannot be read"
         + (":\n  " if others else ", and no other holds a video:\n  ")
@@ -360,7 +360,7 @@ def unreadable_error(root: pathlib.Path, unreadable: Sequence[Unreadable], other
 
 
 def skipped_message(path: str | os.PathLike, unreadable: Sequence[Unreadable]) -> str:
-    """The warning about unreadable files that were left out."""
+    """The warning about skipped unreadable files."""
     listed = _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "; ")
     return f"Skipped {len(unreadable)} unreadable files of {str(path)!r}: {listed}"
 
@@ -371,16 +371,16 @@ def common_facts(
     rates: Iterable[float | None],
     labels: Mapping[str, Sequence[str | None]],
 ) -> dict[str, Any]:
-    """What is said of all videos together: `fps`, `identity_names` and `action_names` (in natural order, or None).
+    """Metadata of the whole collection: `fps`, `identity_names` and `action_names` (in natural order, or None).
 
     Args:
         root: Folder or file, for messages.
-        names: Of the videos.
-        rates: Frames per second of each video, None where its file does not say.
-        labels: The label of each video for each field of LABELS, None where it has none.
+        names: Names of the videos.
+        rates: Frame rate of each video, None if its file does not specify one.
+        labels: The label of each video for each field of LABELS, or None.
 
     Raises:
-        ValueError: If some videos have a label and some have not.
+        ValueError: If only some of the videos have a label.
     """
     facts = {"fps": _common_fps(rates) or DEFAULT_FPS}
     for field in LABELS:
@@ -399,7 +399,7 @@ def common_facts(
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
-    """The path. Raises ValueError if nothing is there."""
+    """The path. Raises ValueError if it does not exist."""
     root = pathlib.Path(path)
     if not root.exists():
         raise ValueError(f"No file or folder {str(path)!r}: check the path, or mount what it lies on.")
@@ -407,7 +407,7 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
 
 
 def find(root: pathlib.Path) -> Found:
-    """Looks into every file and decides on one layout. Raises ValueError if there is none, or more than one."""
+    """Inspects every file and determines the layout. Raises ValueError if there is none, or more than one."""
     files, hidden = _files(root)
     media: dict[pathlib.Path, video_io.Media] = {}
     ignored, unreadable = list(hidden), []
@@ -454,7 +454,7 @@ def find(root: pathlib.Path) -> Found:
     for folder in parents:
         if layout == "frames":
             broken = any(file.parent == folder for file, _ in unreadable)
-            if not broken:  # a video that lacks a frame is no video
+            if not broken:  # a video with an unreadable frame is unusable
                 name = _relative(folder, root) if depth else root.name
                 units.append(Unit(name, tuple(folders[folder]), {"action": folder.parent.name} if depth == 2 else {}))
         else:
@@ -464,7 +464,7 @@ def find(root: pathlib.Path) -> Found:
 
 
 def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
-    """Files in natural order, and the hidden ones."""
+    """Files in natural order, and hidden entries."""
     if root.is_file():
         return [root], []
     files, hidden = [], []
@@ -478,7 +478,7 @@ def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
 
 
 def fingerprint(root: pathlib.Path, options: Sequence = ()) -> str:
-    """SHA-256 over names, sizes and times of change of all files, and over options, without reading a file."""
+    """SHA-256 over names, sizes and modification times of all files, and over `options`; no file is read."""
     files = [root] if root.is_file() else _files(root)[0]
     stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     described = json.dumps([_CACHE_VERSION, stats, list(options)])
@@ -516,7 +516,7 @@ def _mixed(root, seen, folders, media) -> str:
 
 
 def _attempt(function: Callable, *args):
-    """The result, or the error of an unreadable file, which a thread pool can carry in its place in the order."""
+    """The result, or the error of an unreadable file as a value, so that a thread pool keeps it in order."""
     try:
         return function(*args)
     except UnreadableFileError as error:
@@ -537,7 +537,7 @@ def _decode(unit: Unit, layout: str, size, resize: str, max_frames: int | None) 
         return [Decoded(unit.name, frames, fps, unit.labels)]
     if layout == "arrays":
         return [
-            # contiguous, for what a mapped file holds cannot be sent to another process as it is
+            # contiguous, because a view of a memory-mapped file cannot be sent to another process
             dataclasses.replace(
                 video, frames=np.ascontiguousarray(video_io.resize_video(video.frames[:max_frames], size, resize))
             )
@@ -603,7 +603,7 @@ def _read_arrays(unit: Unit) -> list[Decoded]:
     ]
 
 
-# ---- keeping --------------------------------------------------------------------------------------------------------
+# ---- caching --------------------------------------------------------------------------------------------------------
 
 
 class _ListStore:
@@ -627,11 +627,11 @@ def _cached(folder: pathlib.Path, decoded: Callable[[storage.ArrayWriter], dict]
         raise ValueError(f"The cache {str(folder)!r} is damaged ({error}): delete it to decode again.") from None
 
 
-# ---- small things ---------------------------------------------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _in_order(function: Callable, items: Iterable) -> Iterator[tuple]:
-    """Yields (item, function(item)) in order, computed by one thread per core, never far ahead of who consumes them."""
+    """Yields (item, function(item)) in order, computed by one thread per core with bounded read-ahead."""
     workers = os.cpu_count() or 1
     items = iter(items)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -649,7 +649,7 @@ def _in_order(function: Callable, items: Iterable) -> Iterator[tuple]:
 
 
 def _natural(text: str) -> list:
-    """Sorts `clip2` before `clip10`; folder by folder; the text itself decides between `1` and `01`."""
+    """Sort key: `clip2` before `clip10`, folder by folder; `1` and `01` are ordered as text."""
     parts = [re.split(r"(\d+)", part) for part in text.split("/")]
     return [[[int(s) if i % 2 else s.lower() for i, s in enumerate(part)] for part in parts], text]
 

@@ -1,4 +1,4 @@
-"""Which (identity, action) cells are trained and which are held out, so that exchange can be scored on unseen ones."""
+"""Splits (identity, action) cells into trained and held out, so that exchange can be scored on unseen cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRAINED, HELD_OUT, ABSENT = "trained", "held_out", "absent"
 
 
 def cell_videos(videos: Videos) -> np.ndarray:
-    """int64 (identities, actions): position of the (first) video of each cell, -1 where there is none.
+    """int64 (identities, actions): index of the (first) video of each cell, -1 where there is none.
 
     Raises:
         ValueError: If identities or actions are missing.
@@ -28,19 +28,18 @@ def cell_videos(videos: Videos) -> np.ndarray:
 
 
 def hold_out_cells(videos: Videos, num_held_out: int = 0, trained_per_identity: int = 0, seed: int = 0) -> np.ndarray:
-    """Chooses which videos are trained: bool (N,), False for the held-out ones.
+    """Chooses the training videos: bool (N,), False for held-out ones.
 
-    Every identity and every action keeps at least one trained video, because an identity or action that was never
-    trained has no code to exchange.
+    Every identity and every action keeps at least one training video: without one it has no code to exchange.
 
     Args:
         videos: Videos with identities and actions.
-        num_held_out: Hold out that many cells, drawn at random. 0 for none.
-        trained_per_identity: Keep that many random actions of each identity and hold out the others. 0 for all.
-        seed: Decides the draw.
+        num_held_out: Number of random cells to hold out; 0 for none.
+        trained_per_identity: Random actions of each identity to keep; the others are held out. 0 keeps all.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: If both forms are asked for, labels are missing, or so many cannot be held out.
+        ValueError: If both are given, labels are missing, or that many cannot be held out.
     """
     if num_held_out < 0 or trained_per_identity < 0:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Reads video files into uint8 frames and writes frames as MP4, GIF or WebP.
 
-What a file holds is decided by its first bytes, never by its name. Containers are decoded and H.264 is written by PyAV,
-which brings FFmpeg along, so no system `ffmpeg` is needed; Pillow reads animated pictures. Cropping and resizing happen
-inside the decoder, before the conversion to RGB.
+File types are detected from the first bytes, never from the name. PyAV, which bundles FFmpeg, decodes containers and writes
+H.264, so no system `ffmpeg` is needed; Pillow reads animated images. Cropping and resizing happen in the decoder's filter
+graph, before the conversion to RGB.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import av
 
 RESIZES = ("centre_crop", "squash")
-DEFAULT_FPS = 8.0  # of files that do not say how fast they play
+DEFAULT_FPS = 8.0  # for files that specify no frame rate
 MAX_GIF_FPS = 50.0  # browsers slow frames shorter than 2/100 s down to 10 per second
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
@@ -42,13 +42,13 @@ _VIDEO_MAGICS = (
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 _READ_ERRORS = (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError)
-# Same kernel (Catmull-Rom, widened when shrinking) as Pillow's BICUBIC, so that strips and video files agree.
-# The two flags interpolate colour planes fully: 1 to 2 dB at the file's own size, 4 to 10 dB when halving it.
+# Same kernel (Catmull-Rom, widened when downsampling) as Pillow's BICUBIC, so that strips and video files agree.
+# The two flags fully interpolate chroma planes: a gain of 1 to 2 dB at native size, 4 to 10 dB when halving it.
 _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int:param0=0:param1=0.5"
 
 
 class UnreadableFileError(ValueError):
-    """A file that cannot be read: `path`, and `reason` in words."""
+    """A file that cannot be read: its `path`, and the `reason` in words."""
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f"Cannot read {str(path)!r}: {reason}.")
@@ -58,7 +58,7 @@ class UnreadableFileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """What a file holds: `kind` is video, animation, image, npy, npz or other; its size only for the pictures."""
+    """A file's type: `kind` is video, animation, image, npy, npz or other; height and width for images only."""
 
     kind: str
     height: int = 0
@@ -67,7 +67,7 @@ class Media:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """Counted frames, frame size in pixels and frames per second."""
+    """Number of frames (counted), frame size in pixels and frames per second."""
 
     num_frames: int
     height: int
@@ -76,10 +76,10 @@ class VideoInfo:
 
 
 def sniff(path: str | os.PathLike) -> Media:
-    """Tells by content what a file holds.
+    """Detects a file's type from its content.
 
     Raises:
-        UnreadableFileError: If the file is empty or begins like a picture and is none.
+        UnreadableFileError: If the file is empty, or begins like an image but is not one.
     """
     try:
         with open(path, "rb") as file:
@@ -92,7 +92,7 @@ def sniff(path: str | os.PathLike) -> Media:
         return _sniff_image(path)
     if head.startswith(b"\x93NUMPY"):
         return Media("npy")
-    # The first entry of a ZIP file names itself from byte 30; archives of other things hold no `.npy` there.
+    # The name of a ZIP file's first entry starts at byte 30; other archives have no `.npy` there.
     if head.startswith(b"PK\x03\x04") and b".npy" in head[30 : 30 + int.from_bytes(head[26:28], "little")]:
         return Media("npz")
     is_mp4 = head[4:8] in _MP4_BOXES and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
@@ -104,7 +104,7 @@ def sniff(path: str | os.PathLike) -> Media:
 def _sniff_image(path: str | os.PathLike) -> Media:
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
-            # A GIF of one frame is a short clip beside others; phones store JPEGs with a second picture inside.
+            # A one-frame GIF counts as a short clip; phones store JPEGs with a second image inside (MPO).
             animated = image.format == "GIF" or (getattr(image, "is_animated", False) and image.format != "MPO")
             return Media("animation" if animated else "image", image.height, image.width)
     except UnidentifiedImageError:
@@ -119,23 +119,23 @@ def read_video(
     max_frames: int | None = None,
     resize: str = "centre_crop",
 ) -> tuple[np.ndarray, float]:
-    """Decodes a video file: MP4, MOV, AVI, WebM, MKV and what else FFmpeg knows, GIF, animated WebP and PNG.
+    """Decodes a video file: MP4, MOV, AVI, WebM, MKV and anything else FFmpeg reads, GIF, animated WebP and PNG.
 
-    Alpha is dropped, grey becomes RGB, a rotation noted by a phone is applied. Frames are counted as they are decoded:
-    what the header says about their number is not believed.
+    Alpha is dropped, greyscale becomes RGB, and rotation metadata is applied. Frames are counted while decoding; the
+    header's frame count is not trusted.
 
     Args:
-        path: The file. A still picture is a video of one frame.
-        size: (height, width) in pixels to bring frames to, or one number for both; None keeps them.
-        max_frames: Decode only so many frames from the beginning; None decodes all.
-        resize: `centre_crop` cuts the largest centred window of the target's shape first, `squash` changes the shape.
+        path: The file. A still image is a video of one frame.
+        size: (height, width) in pixels to resize frames to, or one number for both; None keeps the original size.
+        max_frames: Decode at most this many frames from the beginning; None decodes all.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
 
     Returns:
-        The frames, uint8 (T, H, W, 3), and the frames per second (8 where the file does not say).
+        The frames, uint8 (T, H, W, 3), and the frames per second (8 if the file does not specify it).
 
     Raises:
         ValueError: If an argument is out of range.
-        UnreadableFileError: A ValueError, if the file is missing, empty, truncated, damaged, no video, or has no frame.
+        UnreadableFileError: A ValueError, if the file is missing, empty, truncated, damaged, not a video, or has no frames.
     """
     size = check_size(size)
     check_resize(resize)
@@ -169,7 +169,7 @@ def read_video(
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Counts a video's frames by decoding all of them, without keeping any. Raises like `read_video`."""
+    """Counts a video's frames by decoding all of them, keeping none. Raises as `read_video` does."""
     with _explained(path):
         media = sniff(path)
         if media.kind in ("animation", "image"):
@@ -187,20 +187,20 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads a still picture, whatever its name ends in, as uint8 (H, W, 3). Raises UnreadableFileError."""
+    """Reads a still image, whatever its file extension, as uint8 (H, W, 3). Raises UnreadableFileError."""
     with _explained(path), Image.open(path, formats=_IMAGE_FORMATS) as image:
         return np.asarray(_rgb(image, path))
 
 
 def read_strip(path: str | os.PathLike, across: bool = False) -> np.ndarray:
-    """Reads a picture of square frames side by side along its longer edge as uint8 (T, H, H, 3).
+    """Reads an image of square frames side by side along its longer edge as uint8 (T, H, H, 3).
 
     Args:
-        path: The picture.
-        across: Whether they must lie from left to right.
+        path: The image.
+        across: Require frames to run left to right.
 
     Raises:
-        UnreadableFileError: If it is no picture, or the edges do not fit.
+        UnreadableFileError: If it is not an image, or its longer edge is not a multiple of the shorter.
     """
     image = read_image(path)
     height, width = image.shape[:2]
@@ -219,7 +219,7 @@ def read_strip(path: str | os.PathLike, across: bool = False) -> np.ndarray:
 
 
 def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: str = "centre_crop") -> np.ndarray:
-    """Brings frames to another size, as `read_video` does.
+    """Resizes frames as `read_video` does.
 
     Args:
         video: uint8 (T, H, W, 3).
@@ -227,7 +227,7 @@ def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: 
         resize: `centre_crop` or `squash`.
 
     Returns:
-        uint8 (T, height, width, 3); `video` itself where nothing changes.
+        uint8 (T, height, width, 3); `video` itself if nothing changes.
     """
     size = check_size(size)
     check_resize(resize)
@@ -237,10 +237,10 @@ def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: 
 
 
 def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
-    """Writes H.264 (yuv420p, crf 18) that browsers play. Odd sizes grow by a repeated row or column, never rescaled.
+    """Writes browser-playable H.264 (yuv420p, crf 18). Odd sizes are padded by repeating a row or column, never rescaled.
 
     Args:
-        path: File to write or replace, all at once.
+        path: File to write or replace, atomically.
         video: uint8 (T, H, W, 3).
         fps: Frames per second.
 
@@ -252,11 +252,11 @@ def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
     _check_video(video, fps)
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    options = {"movflags": "+faststart"}  # plays while it loads
+    options = {"movflags": "+faststart"}  # playable while loading
     with storage.replaced(path) as part, av.open(_url(part), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
-        # The colours FFmpeg converts RGB to; untagged, players guess by frame size.
+        # The colour space FFmpeg converts RGB to; players guess from the frame size if it is not tagged.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU601
         stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
         reformatter = av.video.reformatter.VideoReformatter()
@@ -267,12 +267,12 @@ def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
 
 
 def encode_gif(video: np.ndarray, fps: float) -> bytes:
-    """Encodes an endlessly looping GIF with one palette for all frames and no dither, so that still parts stay still.
+    """Encodes an infinitely looping GIF with one global palette and no dithering, so that static regions do not flicker.
 
     Args:
         video: uint8 (T, H, W, 3).
-        fps: Frames per second. GIFs count time in 1/100 s: delays are rounded so that the whole keeps its length. More
-            than 50 plays as 50, the most that browsers play.
+        fps: Frames per second. GIF delays are in units of 1/100 s and are rounded so that the total duration is kept.
+            Capped at 50, the most that browsers play.
 
     Raises:
         ValueError: If `video` or `fps` is out of range.
@@ -311,19 +311,19 @@ def encode_gif(video: np.ndarray, fps: float) -> bytes:
 
 
 def write_gif(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
-    """Writes `encode_gif(video, fps)` to `path`, all at once."""
+    """Writes `encode_gif(video, fps)` to `path`, atomically."""
     gif = encode_gif(video, fps)
     with storage.replaced(path) as part:
         part.write_bytes(gif)
 
 
 def write_webp(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
-    """Writes an endlessly looping WebP, smaller and truer than a GIF. Equal neighbours become one longer frame.
+    """Writes an infinitely looping WebP, smaller and more faithful than a GIF. Equal consecutive frames are merged.
 
     Args:
-        path: File to write or replace, all at once.
+        path: File to write or replace, atomically.
         video: uint8 (T, H, W, 3).
-        fps: Frames per second; delays are rounded to 1/1000 s so that the whole keeps its length.
+        fps: Frames per second; delays are rounded to 1/1000 s so that the total duration is kept.
 
     Raises:
         ValueError: If `video` or `fps` is out of range.
@@ -333,7 +333,7 @@ def write_webp(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
     first, *others = [Image.fromarray(frame) for frame in video]
     with storage.replaced(path) as part:
         durations = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
-        # method=0 is ten times faster than the default for a few per cent more bytes.
+        # method=0 is ten times faster than the default, for files a few per cent larger.
         first.save(part, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, quality=90, method=0)
 
 
@@ -365,7 +365,7 @@ def _check_video(video: np.ndarray, fps: float) -> None:
 
 @contextlib.contextmanager
 def _explained(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what the decoders raise into one error that names the file and the reason."""
+    """Converts decoder exceptions into one error that gives the file and the reason."""
     try:
         yield
     except UnreadableFileError:
@@ -376,13 +376,13 @@ def _explained(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _url(path: str | os.PathLike) -> str:
-    """A form that FFmpeg cannot take for a protocol, whatever colons the name holds."""
+    """A URL that FFmpeg cannot mistake for a protocol, whatever colons the name contains."""
     return f"file:{os.path.abspath(path)}"
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[Iterator[av.VideoFrame], float]]:
-    """The frames of a container as they are decoded, and the frames per second."""
+    """An iterator over a container's decoded frames, and the frames per second."""
     import av
 
     def decoded(container, stream):
@@ -396,12 +396,12 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[Iterator[av.VideoFrame], 
         if not container.streams.video:
             raise UnreadableFileError(path, "it holds no video, only sound or data")
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # many files are decoded side by side
+        stream.codec_context.thread_count = 1  # many files are decoded in parallel
         yield decoded(container, stream), float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
 
 
 def _scaler(frame: av.VideoFrame, size: tuple[int, int] | None, resize: str) -> av.filter.Graph:
-    """A filter chain for frames like this one: crop, scale and RGB in one pass over the decoder's own planes."""
+    """A filter graph for frames like this one: crop, scale and RGB conversion in one pass over the decoder's planes."""
     import av
 
     graph = av.filter.Graph()
@@ -420,7 +420,7 @@ def _scaler(frame: av.VideoFrame, size: tuple[int, int] | None, resize: str) -> 
 
 
 def _crop_box(from_height: int, from_width: int, height: int, width: int, resize: str) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the largest centred window with the shape of the target, or of everything."""
+    """(left, top, right, bottom) of the largest centred window of the target aspect ratio, or of the whole frame."""
     if resize == "squash":
         return 0, 0, from_width, from_height
     window_width = min(from_width, max(1, round(from_height * width / height)))
@@ -430,10 +430,10 @@ def _crop_box(from_height: int, from_width: int, height: int, width: int, resize
 
 
 def _rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
-    """The picture in RGB, alpha dropped; where a palette has no colour, black."""
+    """The image in RGB, alpha dropped; black where a palette has no colour."""
     if image.mode.startswith("I") or image.mode == "F":
         raise UnreadableFileError(path, f"its pixels have more than 8 bits (mode {image.mode}): convert it to 8 bits")
-    # Palettes may carry transparency, which Pillow only converts by way of alpha.
+    # Palettes may contain transparency, which Pillow converts only via RGBA.
     return image.convert("RGBA").convert("RGB") if image.mode in ("P", "PA") else image.convert("RGB")
 
 
@@ -443,19 +443,19 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Im
 
 
 def _pages(path: str | os.PathLike) -> Iterator[tuple[Image.Image, float]]:
-    """Yields each picture of an animation in RGB, and for how many milliseconds it is shown (0: not said)."""
+    """Yields each frame of an animation in RGB, and its duration in milliseconds (0 if unspecified)."""
     with Image.open(path, formats=_IMAGE_FORMATS) as image:
         for page in ImageSequence.Iterator(image):
-            frame = _rgb(page, path)  # decodes, which is when WebP tells the duration
+            frame = _rgb(page, path)  # decodes, which is when WebP reveals the duration
             yield frame, page.info.get("duration") or 0
             if image.format == "MPO":
                 break
 
 
 def _check_complete(path: str | os.PathLike) -> None:
-    """Raises where the parts that an MP4 or Matroska file announces reach past its end.
+    """Raises if the boxes or segments that an MP4 or Matroska file declares extend past its end.
 
-    Cut between two packets, such files decode without complaint, only shorter.
+    Truncated between two packets, such files decode without error, only shorter.
     """
     actual = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -471,7 +471,7 @@ def _check_complete(path: str | os.PathLike) -> None:
 
 
 def _mp4_end(file: io.BufferedReader, actual: int) -> int:
-    """Where the last box of media or index ends. ISO/IEC 14496-12, section 4.2."""
+    """End of the last media or index box. ISO/IEC 14496-12, section 4.2."""
     position = end = 0
     while position + 8 <= actual:
         file.seek(position)
@@ -479,7 +479,7 @@ def _mp4_end(file: io.BufferedReader, actual: int) -> int:
         length, kind = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 1:
             length = int.from_bytes(header[8:], "big")
-        if length < 8:  # 0: reaches to the end of the file, however long
+        if length < 8:  # 0: extends to the end of the file
             break
         position += length
         if kind in (b"moov", b"mdat", b"moof"):
@@ -488,7 +488,7 @@ def _mp4_end(file: io.BufferedReader, actual: int) -> int:
 
 
 def _matroska_end(file: io.BufferedReader) -> int:
-    """Where the segment ends, or 0 where the file does not say. RFC 8794, section 4."""
+    """End of the segment, or 0 if the file does not declare it. RFC 8794, section 4."""
 
     def element_length() -> int | None:
         first = file.read(1)

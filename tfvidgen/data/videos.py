@@ -1,4 +1,4 @@
-"""What every set of videos is, in memory or on disk, and the arithmetic of cutting clips."""
+"""The base class of video datasets, in memory or on disk, and the index arithmetic of clips."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import numpy as np
 CLIP_STARTS = ("first", "centre", "random")
 SHORT_CLIP_POLICIES = ("error", "loop", "hold", "drop")
 LABELS = ("identity", "action")  # fields of `Videos`, each with its `_names`
-# Forms of the recipe of `Videos.digest` that this version computes; the last is what it gives. Digests of different forms
-# cannot be compared.
+# Supported versions ("forms") of `Videos.digest`; the last is current. Digests of different forms are not comparable.
 DIGEST_FORMS = (1,)
 
 AnyVideos = TypeVar("AnyVideos", bound="Videos")
 
 
 class Videos:
-    """Videos of one frame size, with what is known about each. A kind of videos is a frozen dataclass that has these fields.
+    """Videos of one frame size, with their metadata. Subclasses are frozen dataclasses with these fields.
 
     Attributes:
         size: Height and width of a frame.
         lengths: int64 (N,), frames of each video.
-        names: One unique name per video, for messages and sheets.
-        identity: int32 (N,) in 0..len(identity_names)-1, or None when identities are not known.
-        action: int32 (N,) in 0..len(action_names)-1, or None. Class folders give actions.
+        names: One unique name per video, for messages and contact sheets.
+        identity: int32 (N,) in 0..len(identity_names)-1, or None if unknown.
+        action: int32 (N,) in 0..len(action_names)-1, or None. Class folders define actions.
         identity_names: Names of the identities, or None.
         action_names: Names of the actions, or None.
-        fps: Frames per second at which to play the videos.
-        source: Where they came from: a path or the name of a built-in set.
+        fps: Playback rate in frames per second.
+        source: Origin: a path or the name of a named dataset.
     """
 
     size: tuple[int, int]
@@ -50,7 +49,7 @@ class Videos:
         raise NotImplementedError(f"{type(self).__name__} must implement `video`.")
 
     def _pixels_of(self, indices: np.ndarray) -> dict[str, Any]:
-        """The fields of a kind that say where the pixels of the videos at `indices` are, for `subset`."""
+        """The subclass's fields that locate the pixels of the videos at `indices`, for `subset`."""
         raise NotImplementedError(f"{type(self).__name__} must implement `_pixels_of`.")
 
     def __len__(self) -> int:
@@ -72,17 +71,17 @@ class Videos:
 
     @property
     def num_frames(self) -> int:
-        """Frames of all videos together."""
+        """Total number of frames."""
         return int(self.lengths.sum())
 
     @functools.cached_property
     def first_frame(self) -> np.ndarray:
-        """int64 (N,): position at which each video begins where all frames lie one after the other."""
+        """int64 (N,): index of each video's first frame when all frames are concatenated."""
         return (np.cumsum(self.lengths) - self.lengths).astype(np.int64)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over pixels, lengths, names and labels: what a result was measured on, wherever the pixels are kept."""
+        """SHA-256 over pixels, lengths, names and labels: identifies the data, wherever the pixels are stored."""
         sha = hashlib.sha256()
         for array in (self.lengths, self.identity, self.action):
             sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
@@ -95,7 +94,7 @@ class Videos:
     def clips(
         self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
     ) -> np.ndarray:
-        """uint8 (N, num_frames, H, W, 3): one clip of each video, cut at its first or centre position."""
+        """uint8 (N, num_frames, H, W, 3): one clip of each video, at its first or centre position."""
         positions = clip_positions(self, num_frames, stride, clip_start, short_clip)
         clips = np.empty((len(self), num_frames, *self.size, 3), np.uint8)
         for index, position in enumerate(positions):
@@ -103,10 +102,10 @@ class Videos:
         return clips
 
     def subset(self: AnyVideos, indices: Sequence[int] | np.ndarray) -> AnyVideos:
-        """The videos at `indices` (positions or a boolean mask), in that order. Labels and their names stay as they are.
+        """The videos at `indices` (integers or a boolean mask), in that order. Labels and their names are unchanged.
 
         Raises:
-            ValueError: If a mask has another length, or no video is chosen.
+            ValueError: If a mask has the wrong length, or no video is selected.
         """
         indices = np.asarray(indices)
         if indices.dtype == bool:
@@ -126,26 +125,26 @@ class Videos:
 
 
 def _counted(count: int, singular: str, plural: str, least: int | None = None) -> str:
-    """Such as `1 video`, `1,200 videos`, or `3 to 7 frames` with the least of a range."""
+    """For example `1 video`, `1,200 videos`, or `3 to 7 frames` with the minimum of a range."""
     noun = singular if count == 1 else plural
     return f"{count:,} {noun}" if least in (None, count) else f"{least:,} to {count:,} {noun}"
 
 
 def clip_span(num_frames: int, stride: int) -> int:
-    """Frames of a video that a clip covers, its first and last included."""
+    """Frames of a video that a clip spans, first and last included."""
     return (num_frames - 1) * stride + 1
 
 
 def apply_short_clip_policy(
     videos: AnyVideos, num_frames: int, stride: int = 1, short_clip: str = "error"
 ) -> AnyVideos:
-    """Settles what happens to videos shorter than a clip, before ids are given out.
+    """Applies the policy for videos shorter than a clip, before ids are assigned.
 
-    `loop` (play again from the start) and `hold` (repeat the last frame) keep every video: the indices handle them.
-    `drop` removes them; `error` lists them. Nothing is ever filled with zeros.
+    `loop` (restart from the first frame) and `hold` (repeat the last frame) keep every video and are handled by indexing.
+    `drop` removes short videos; `error` lists them. Clips are never zero-padded.
 
     Raises:
-        ValueError: If the policy is `error` and a video is too short, or `drop` leaves none.
+        ValueError: If the policy is `error` and a video is too short, or `drop` would leave none.
     """
     if num_frames < 1 or stride < 1:
         raise ValueError(
@@ -173,7 +172,7 @@ def apply_short_clip_policy(
 
 
 def check_clips(videos: Videos, num_frames: int, stride: int, short_clip: str) -> None:
-    """Raises ValueError unless every video gives a clip under `short_clip`, which is not `drop`."""
+    """Raises ValueError unless every video yields a clip under `short_clip`, which must not be `drop`."""
     if short_clip == "drop":
         raise ValueError("short_clip='drop' changes which videos there are: call `apply_short_clip_policy` first.")
     apply_short_clip_policy(videos, num_frames, stride, short_clip)
@@ -182,9 +181,9 @@ def check_clips(videos: Videos, num_frames: int, stride: int, short_clip: str) -
 def clip_positions(
     videos: Videos, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
 ) -> np.ndarray:
-    """int64 (N, num_frames): which frames of each video make up its clip.
+    """int64 (N, num_frames): the frame indices of each video's clip.
 
-    `clip_start` is `first` or `centre` here; random starts belong to `make_dataset`, where a step decides them.
+    `clip_start` is `first` or `centre`; random starts depend on the step and are drawn in `make_dataset`.
     """
     if clip_start not in ("first", "centre"):
         raise ValueError(f"`clip_start` must be 'first' or 'centre' for fixed clips. Received {clip_start!r}.")

@@ -1,12 +1,12 @@
-"""The contract of every network that turns videos into features, and what all of them share.
+"""The contract and shared code of all networks that extract features from videos.
 
     extractor = I3DFeatures("i3d_hub_folder")           # or Judge, ResNet3DFeatures, C3DFeatures ...
     features = extractor(videos)                        # uint8 (N, T, H, W, 3) -> float32 (N, extractor.dim)
-    for part in extractor.stream(batches): ...          # as many batches as there are, one at a time
-    probabilities = extractor.probabilities(videos)     # float32 (N, extractor.num_classes), where it classifies
+    for part in extractor.stream(batches): ...          # any number of batches, one at a time
+    probabilities = extractor.probabilities(videos)     # float32 (N, extractor.num_classes), for classifiers
 
-`extractor.name`, `.digest`, `.dim`, `.min_frames` and `.max_frames` say what a number was measured with; `record()` puts
-them and the rest of the input contract into one dict.
+`extractor.name`, `.digest`, `.dim`, `.min_frames` and `.max_frames` identify what a number was measured with; `record()`
+returns them and the rest of the input contract as a dict.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CUBIC_A = -0.75  # OpenCV's INTER_CUBIC
 
 
 class FeatureExtractor:
-    """Turns videos into feature vectors, in batches.
+    """Extracts feature vectors from videos, in batches.
 
-    A subclass calls `super().__init__()`, sets the attributes and implements `outputs` and `digest`. The network sees
-    bytes: whatever range, layout and size it was trained with is made from them inside the graph, so there is one contract
-    for all networks and no range to get wrong. Frames may have any height and width; each network resizes them its own
-    way, which `record()` names.
+    A subclass calls `super().__init__()`, sets the attributes and implements `outputs` and `digest`. Inputs are uint8; the
+    range, layout and size that the network was trained with are produced inside the graph, so all networks share one
+    contract and there is no input range to get wrong. Frames may have any height and width; each network resizes them in
+    its own way, recorded in `record()`.
 
-    Made under `strategy.scope()`, an extractor splits every batch over the replicas of that strategy and gives the same
-    features in the same order.
+    An extractor created under `strategy.scope()` splits every batch over the replicas of that strategy and returns the
+    same features in the same order.
 
     Attributes:
-        name: Network, layer and every choice that changes a number, for instance `i3d_logits_tf1-bilinear`.
-        dim: Width of a feature vector.
-        min_frames: Fewest frames of a video.
-        max_frames: Most frames of a video, or None.
-        num_classes: Width of `probabilities`, or None where the network does not classify.
-        batch_size: Videos that are in the network at a time.
+        name: Network, layer and every option that affects results, for example `i3d_logits_tf1-bilinear`.
+        dim: Feature dimension.
+        min_frames: Minimum frames per video.
+        max_frames: Maximum frames per video, or None.
+        num_classes: Number of classes, or None if the network is not a classifier.
+        batch_size: Videos per forward pass.
     """
 
     name: str = ""
@@ -57,13 +57,13 @@ class FeatureExtractor:
         self._functions: dict[tuple[int, ...], Any] = {}
 
     def outputs(self, videos) -> dict[str, Any]:
-        """Return the tensors of a batch; what a subclass implements.
+        """Return the output tensors of a batch; implemented by subclasses.
 
         Args:
             videos: uint8 tensor (B, T, H, W, 3), B unknown while tracing.
 
         Returns:
-            `features` float32 (B, dim) and, where the network classifies, `logits` float32 (B, num_classes).
+            `features` float32 (B, dim) and, for classifiers, `logits` float32 (B, num_classes).
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `outputs`.")
 
@@ -73,7 +73,7 @@ class FeatureExtractor:
         raise NotImplementedError(f"{type(self).__name__} must implement `digest`.")
 
     def record(self) -> dict[str, Any]:
-        """Everything of the network that could change a number, ready for JSON."""
+        """Everything about the network that could change a number, JSON-serialisable."""
         return {
             "name": self.name,
             "weights_sha256": self.digest,
@@ -93,21 +93,21 @@ class FeatureExtractor:
             float32 (N, dim), in the order of the videos.
 
         Raises:
-            ValueError: If the videos are not uint8 RGB, too short or too long, there are none, or the network answers
-                with NaN.
+            ValueError: If the videos are not uint8 RGB, are too short or too long, there are none, or the network returns
+                NaN.
         """
         return self._gather(videos, "features")
 
     def logits(self, videos: np.ndarray | Iterable[np.ndarray]) -> np.ndarray:
-        """Return what the network's classifier says before the softmax, float32 (N, num_classes). As `__call__`."""
+        """Return the classifier's logits, float32 (N, num_classes). As `__call__`."""
         return self._gather(videos, "logits")
 
     def probabilities(self, videos: np.ndarray | Iterable[np.ndarray]) -> np.ndarray:
-        """Return class probabilities, float32 (N, num_classes), each row with sum 1. As `__call__`."""
+        """Return class probabilities, float32 (N, num_classes), with rows summing to 1. As `__call__`."""
         return softmax(self.logits(videos))
 
     def stream(self, batches: np.ndarray | Iterable[np.ndarray], output: str = "features") -> Iterator[np.ndarray]:
-        """Yield the outputs of batch after batch; no more than one batch is held at a time.
+        """Yield outputs batch by batch, holding at most one batch at a time.
 
         Args:
             batches: uint8 (N, T, H, W, 3), or an iterable of such arrays of any N.
@@ -117,7 +117,7 @@ class FeatureExtractor:
             float32 (n, dim) or (n, num_classes) with n at most `batch_size`, in order.
 
         Raises:
-            ValueError: As `__call__`.
+            ValueError: As in `__call__`.
         """
         for part in self.stream_outputs(batches, (output,)):
             yield part[output]
@@ -125,7 +125,7 @@ class FeatureExtractor:
     def stream_outputs(
         self, batches: np.ndarray | Iterable[np.ndarray], outputs: Sequence[str] = ("features", "logits")
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yield several outputs of one pass through the network, as dicts. Otherwise as `stream`."""
+        """Yield several outputs of one forward pass, as dicts. Otherwise as `stream`."""
         for output in outputs:
             if output not in ("features", "logits"):
                 raise ValueError(f"An output is 'features' or 'logits'. Received {output!r}.")
@@ -153,14 +153,14 @@ class FeatureExtractor:
         replicas = self._strategy.num_replicas_in_sync
         count = len(videos)
         if count % replicas:
-            # the last clip again, so that every replica has as many; what comes of it is cut off
+            # pad with the last clip to a multiple of the replicas; its outputs are dropped
             videos = np.concatenate([videos, np.repeat(videos[-1:], -count % replicas, axis=0)])
         with exact_float32():
             results = self._function(videos.shape[1:])(tf.constant(videos))
             return {name: value.numpy()[:count] for name, value in results.items()}
 
     def _function(self, shape: tuple[int, ...]):
-        """The traced network for videos of one shape, any number of them."""
+        """The traced network for videos of one shape, with any batch size."""
         if shape in self._functions:
             return self._functions[shape]
         strategy = self._strategy
@@ -178,14 +178,14 @@ class FeatureExtractor:
             return {name: tf.concat(strategy.experimental_local_results(part), 0) for name, part in parts.items()}
 
         signature = tf.TensorSpec((None, *shape), tf.uint8)
-        # traced by hand: TensorFlow takes the same code for other videos for a retracing that went wrong, and warns
+        # traced explicitly: TensorFlow would mistake tracing for other video shapes for accidental retracing, and warn
         self._functions[shape] = tf.function(run, autograph=False).get_concrete_function(signature)
         return self._functions[shape]
 
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Switches TensorFloat-32 off: on a GPU it leaves float32 products 10 bits, and features would depend on the machine."""
+    """Disables TensorFloat-32, which leaves float32 products 10 mantissa bits on GPUs: features would vary by machine."""
     allowed = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
@@ -195,12 +195,12 @@ def exact_float32() -> Iterator[None]:
 
 
 def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: str) -> None:
-    """Refuse what a network cannot read.
+    """Check that a network can process the videos.
 
     Args:
-        videos: What was given.
-        min_frames: Fewest frames.
-        max_frames: Most frames, or None.
+        videos: The input to check.
+        min_frames: Minimum frames.
+        max_frames: Maximum frames, or None.
         reader: Name of the network, for the message.
 
     Raises:
@@ -238,14 +238,14 @@ def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: s
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return float32 probabilities of logits (N, K), row by row; computed in float64."""
+    """Return the row-wise softmax of logits (N, K) as float32, computed in float64."""
     logits = np.asarray(logits, np.float64)
     odds = np.exp(logits - logits.max(-1, keepdims=True))
     return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def digest_arrays(arrays: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of named arrays: of names, shapes and float32 values, in the order of the names."""
+    """Return the SHA-256 of named arrays: names, shapes and float32 values, sorted by name."""
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name], np.float32)
@@ -256,19 +256,19 @@ def digest_arrays(arrays: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------- resizing
 def resize_matrix(size_in: int, size_out: int, mode: str) -> np.ndarray:
-    """Return the weights with which one axis is resized.
+    """Return the interpolation matrix for resizing one axis.
 
     Args:
         size_in: Samples before.
         size_out: Samples after.
         mode: "tf1-bilinear" reads sample j at j * size_in / size_out (TensorFlow 1, `half_pixel_centers=False`),
             "half-pixel" at (j + 0.5) * size_in / size_out - 0.5 (TensorFlow 2, PyTorch), "align-corners" at
-            j * (size_in - 1) / (size_out - 1) (Chainer). "pil-bilinear" is half-pixel whose triangle widens when the
-            axis shrinks (Pillow). "cv2-cubic" is half-pixel with a cubic of -0.75 (OpenCV). Beyond the edge the last
-            sample goes on, but with Pillow, which leaves such samples out.
+            j * (size_in - 1) / (size_out - 1) (Chainer). "pil-bilinear" is half-pixel with a triangle kernel that widens
+            when downsampling (Pillow). "cv2-cubic" is half-pixel with a cubic kernel, a = -0.75 (OpenCV). Edge samples are
+            replicated, except in Pillow, which omits samples beyond the edge.
 
     Returns:
-        float64 (size_out, size_in); every row sums to 1, to within Pillow's rounding of weights.
+        float64 (size_out, size_in); every row sums to 1, up to Pillow's rounding of weights.
 
     Raises:
         ValueError: If the mode is unknown.
@@ -286,7 +286,7 @@ def resize_matrix(size_in: int, size_out: int, mode: str) -> np.ndarray:
     if mode == "pil-bilinear":
         gap = np.abs(np.arange(size_in) - centre[:, None]) / max(scale, 1.0)
         weights = np.maximum(1.0 - gap, 0.0)
-        # Pillow reckons with whole numbers of 22 bits
+        # Pillow uses 22-bit fixed-point weights
         return np.floor(weights / weights.sum(1, keepdims=True) * 2.0**22 + 0.5) / 2.0**22
     taps = np.arange(-1, 3) if mode == "cv2-cubic" else np.arange(2)
     if mode == "half-pixel":
@@ -307,14 +307,14 @@ def resize_matrix(size_in: int, size_out: int, mode: str) -> np.ndarray:
 
 
 def resize_videos(videos, height: int, width: int, mode: str):
-    """Resize every frame without keeping its aspect ratio, as two products with `resize_matrix`.
+    """Resize every frame, ignoring its aspect ratio, as two products with `resize_matrix`.
 
     Args:
         videos: Tensor (B, T, H, W, C) with H, W and C known, uint8 or float, values 0..255.
-        height: Rows after.
-        width: Columns after.
-        mode: As for `resize_matrix`. "pil-bilinear" rounds to whole grey levels after each axis, columns first, as
-            Pillow does with bytes; the others do not round.
+        height: Target height.
+        width: Target width.
+        mode: As for `resize_matrix`. "pil-bilinear" rounds to integers after each axis, columns first, like Pillow for
+            uint8; the others do not round.
 
     Returns:
         float32 (B, T, height, width, C), still 0..255 ("cv2-cubic" may overshoot).
@@ -327,7 +327,7 @@ def resize_videos(videos, height: int, width: int, mode: str):
     frames, size = tf.shape(videos)[1], tf.shape(videos)[0]
     if mode in RESIZE_MODES and (rows, columns) == (height, width):
         return tf.cast(videos, tf.float32)
-    # the bytes of Pillow need sums that are exact
+    # matching Pillow's uint8 results requires exact sums
     dtype = tf.float64 if mode == "pil-bilinear" else tf.float32
     across = tf.constant(resize_matrix(columns, width, mode), dtype)
     down = tf.constant(resize_matrix(rows, height, mode), dtype)

@@ -1,7 +1,7 @@
 """C3D fine-tuned on UCF-101: class probabilities for the Inception Score, fc7 features for TGANv2's FID.
 
-TGAN and TGANv2 use the same weights and another road to 112 x 112 pixels; `preprocessing` names whose. StyleGAN-V states that
-its network reproduces this checkpoint in TorchScript.
+TGAN and TGANv2 use the same weights but resize to 112 x 112 pixels differently; `preprocessing` selects which. StyleGAN-V
+states that its network reproduces this checkpoint in TorchScript.
 
 Source: Tran et al., ICCV 2015, https://arxiv.org/abs/1412.0767; pfnet-research/tgan, evaluation/c3d_ft.py and
 calc_inception.py; pfnet-research/tgan2, tgan2/models/c3d/c3d_ucf101.py.
@@ -32,7 +32,7 @@ C3D_WEIGHTS = WeightsInfo(
 
 NUM_FRAMES = 16
 SIZE = 112
-# Filters over the width, and the pool after the layer: none, space only, or time and space.
+# Filters as a multiple of the width, and the pooling after the layer: none, spatial, or spatio-temporal.
 _CONVS = (
     ("conv1a", 1, (1, 2, 2)),
     ("conv2a", 2, 2),
@@ -44,7 +44,7 @@ _CONVS = (
     ("conv5b", 8, 2),
 )
 _DENSE = ("fc6", "fc7", "fc8")
-# resize mode, size after it, corner of the crop in it, corner of the crop in the mean clip of 128 x 171
+# resize mode, resized size, crop offset in the frame, crop offset in the 128 x 171 mean clip
 PREPROCESSING = {
     "tgan": ("cv2-cubic", 128, (8, 8), (8, 29)),
     "tgan2": ("align-corners", 112, (0, 0), (8, 8)),
@@ -55,13 +55,13 @@ class C3D(keras.Model):
     """Eight 3x3x3 convolutions and three dense layers.
 
     Args:
-        num_classes: Outputs.
+        num_classes: Number of classes.
         width: Filters of the first convolution; 64 is the published network.
         dense_width: Width of fc6 and fc7; 4096 is the published network.
-        seed: Of the weights.
+        seed: Seed of the weights.
 
     Call arguments:
-        videos: float32 (B, 16, 112, 112, 3), BGR, bytes less the mean clip.
+        videos: float32 (B, 16, 112, 112, 3), BGR, 0..255 minus the mean clip.
 
     Returns:
         Tuple of logits (B, num_classes) and fc7 after its ReLU (B, dense_width).
@@ -99,7 +99,7 @@ class C3D(keras.Model):
         self.built = True
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray], source: str = "arrays") -> None:
-        """Take over weights in the layout of Chainer and PyTorch.
+        """Load weights in the layout of Chainer and PyTorch.
 
         Args:
             arrays: `conv1a/W` (out, in, T, H, W), `conv1a/b`, ..., `fc8/W` (out, in), `fc8/b`, or the same names with
@@ -107,7 +107,7 @@ class C3D(keras.Model):
             source: Name of the file, for messages.
 
         Raises:
-            ValueError: If an array is missing or has another shape.
+            ValueError: If an array is missing or has the wrong shape.
         """
         variables, ours = {}, {}
         for name, part in self._parts.items():
@@ -135,7 +135,7 @@ class C3D(keras.Model):
         for name, _, pool in _CONVS:
             x = self._parts[name](x)
             if pool:
-                # Official code: Chainer's pools cover the last, incomplete window too (7 -> 4), as "same" does
+                # Official code: Chainer's pooling includes the last, incomplete window (7 -> 4), like "same"
                 x = ops.max_pool(x, pool, pool, "same", "channels_last")
         x = ops.reshape(x, (-1, self._parts["fc6"].kernel.shape[0]))
         features = self._parts["fc7"](self._parts["fc6"](x))
@@ -148,16 +148,16 @@ class C3DFeatures(FeatureExtractor):
     Args:
         weights: conv3d_deepnetA_ucf.npz, or a PyTorch file or .npz with the same layer names; "random" for an untrained
             network.
-        mean: mean2.npz: `mean`, (3, 16, 128, 171), BGR. May be left out for random weights only.
-        preprocessing: "tgan": cubic resize to 128 x 128 as OpenCV, centre crop of frame and mean clip. "tgan2": bilinear
-            resize straight to 112 x 112 with aligned corners, and the mean clip's columns 8:120.
-        batch_size: Videos in the network at a time.
-        width: Filters of the first convolution of a random network.
-        dense_width: Of a random network.
-        seed: Of the random weights.
+        mean: mean2.npz: `mean`, (3, 16, 128, 171), BGR. Optional for random weights only.
+        preprocessing: "tgan": OpenCV's cubic resize to 128 x 128, centre crop of frame and mean clip. "tgan2": bilinear
+            resize directly to 112 x 112 with aligned corners, and the mean clip's columns 8:120.
+        batch_size: Videos per forward pass.
+        width: Filters of the first convolution, for random weights.
+        dense_width: Width of fc6 and fc7, for random weights.
+        seed: Seed of random weights.
 
     Raises:
-        ValueError: If a file is not given, cannot be read or is that of another network, or an option is unknown.
+        ValueError: If a file is missing, unreadable or for a different network, or an option is unknown.
     """
 
     min_frames = NUM_FRAMES
@@ -220,7 +220,7 @@ class C3DFeatures(FeatureExtractor):
     def outputs(self, videos) -> dict[str, Any]:
         resize, size, (top, left), _ = PREPROCESSING[self.preprocessing]
         videos = resize_videos(videos, size, size, resize)[:, :, top : top + SIZE, left : left + SIZE]
-        # Official code feeds x * 128 + 128 for x in [-1, 1]: the byte itself
+        # The official code feeds x * 128 + 128 for x in [-1, 1], i.e. the uint8 value
         logits, features = self._model(videos[..., ::-1] - self._mean)
         return {"features": features, "logits": logits}
 

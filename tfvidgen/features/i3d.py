@@ -1,10 +1,10 @@
-"""I3D trained on Kinetics-400: the network of the Frechet video distance.
+"""I3D trained on Kinetics-400: the network of the Frechet Video Distance (FVD).
 
 The published network is a TF-Hub module; its 400 logits, averaged over time, are the features ("logits" in the FVD paper).
-`I3DFeatures` runs that module as it is, or the same weights in `I3D`, built here of Keras layers, from any of the public
-files. The files hold different weights: the TF-Hub module and the ports converted from it are what published FVDs were
-measured with; `rgb_imagenet` of kinetics-i3d and pytorch-i3d was trained with ImageNet besides, and its numbers are not
-comparable. The digest tells them apart, whatever file they come from.
+`I3DFeatures` runs that module itself, or the weights of any public file in `I3D`, a Keras reimplementation. The files hold
+different weights: published FVDs use the TF-Hub module and ports converted from it; `rgb_imagenet` of kinetics-i3d and
+pytorch-i3d is also pretrained on ImageNet, and its numbers are not comparable. The digest distinguishes the weights, whatever
+the file format.
 
 Source: Carreira and Zisserman, CVPR 2017, https://arxiv.org/abs/1705.07750; Unterthiner et al.,
 https://arxiv.org/abs/1812.01717; google-research/frechet_video_distance; google-deepmind/kinetics-i3d, i3d.py.
@@ -43,9 +43,9 @@ SIZE = 224
 MIN_FRAMES = 9
 NUM_CLASSES = 400
 RESIZE_MODES = ("tf1-bilinear", "half-pixel")
-_BN_EPSILON = 1e-3  # of Sonnet's BatchNorm, which both ports keep
+_BN_EPSILON = 1e-3  # from Sonnet's BatchNorm, kept by both ports
 
-# Channels of an Inception block: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after the pool.
+# Channels of an Inception block: 1x1; 1x1 and 3x3; 1x1 and 3x3; 1x1 after pooling.
 _MIXED = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -120,14 +120,14 @@ class I3D(keras.Model):
         self._units[name] = conv
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray], source: str = "arrays") -> None:
-        """Take weights over.
+        """Load weights.
 
         Args:
-            arrays: As `canonical_weights` gives them.
+            arrays: From `canonical_weights`.
             source: Name of the file, for messages.
 
         Raises:
-            ValueError: If an array is missing or has another shape.
+            ValueError: If an array is missing or has the wrong shape.
         """
         folded = {}
         for name in UNITS:
@@ -178,8 +178,8 @@ class I3D(keras.Model):
             if block == "Mixed_5b":
                 x = _max_pool(x, 2, 2)
             x = self._mixed(block, x)
-        # The published graph pools two frames at a time, classifies and averages over time; the average comes first
-        # here, which is the same because the classifier is linear.
+        # The published graph pools pairs of frames, classifies and averages over time; averaging first is equivalent
+        # because the classifier is linear.
         pooled = ops.mean(ops.average_pool(x, (2, 7, 7), 1, "valid", "channels_last"), axis=(1, 2, 3))
         return self.classifier(pooled), pooled
 
@@ -189,7 +189,7 @@ def _max_pool(x, size, strides):
 
 
 def canonical_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give the weights of any public I3D file the same names and layout.
+    """Convert the weights of any public I3D file to common names and layout.
 
     Args:
         arrays: With the names of kinetics-i3d and the TF-Hub module (`RGB/inception_i3d/Mixed_3b/Branch_0/...`), of
@@ -197,12 +197,12 @@ def canonical_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
     Returns:
         `<unit>/kernel` (T, H, W, in, out), `/beta`, `/mean`, `/variance` and, unless all are 1, `/gamma` (out,) for each
-        unit of `UNITS` that is there; `Logits/Conv3d_0c_1x1/kernel` and `/bias`. Names of other networks are passed over.
+        unit of `UNITS` that is present; `Logits/Conv3d_0c_1x1/kernel` and `/bias`. Other names are ignored.
     """
     unit_of = {}
     for name in UNITS:
         block, _, branch = name.partition("/")
-        # kinetics-i3d, i3d.py: a slip of the pen in one name, which all its checkpoints carry
+        # kinetics-i3d, i3d.py: a typo in one name, present in all its checkpoints
         is_slip = name == "Mixed_5b/Branch_2/Conv3d_0b_3x3"
         unit_of["Mixed_5b/Branch_2/Conv3d_0a_3x3" if is_slip else name] = name
         short, long = _BRANCHES.get(branch, ("", ""))
@@ -239,23 +239,23 @@ def canonical_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 class I3DFeatures(FeatureExtractor):
-    """I3D features of videos: the 400 logits that FVD is made of, or the 1024 pooled values before them.
+    """I3D features of videos: the 400 logits used by FVD, or the 1024 pooled values before them.
 
-    Every frame is resized to 224 x 224 without keeping its aspect ratio and taken to [-1, 1].
+    Every frame is resized to 224 x 224, ignoring its aspect ratio, and scaled to [-1, 1].
 
     Args:
         weights: The folder of the TF-Hub module or of another SavedModel, the prefix of the kinetics-i3d checkpoint, a
-            PyTorch file of one of the ports, an .npz with the names of any of them; "hub" to download the published
+            PyTorch file of one of the ports, or an .npz with the names of any of them; "hub" to download the published
             module; "random" for an untrained network.
-        resize: "tf1-bilinear", which the original FVD uses, or "half-pixel", which PyTorch ports use. Statistics of one
-            must not be compared with those of the other.
+        resize: "tf1-bilinear", as in the original FVD, or "half-pixel", as in PyTorch ports. Their results are not
+            comparable.
         layer: "logits" (400) or "pool" (1024).
-        network: "keras" runs `I3D` with the weights of the file; "saved_model" runs the graph in the folder itself.
-        batch_size: Videos in the network at a time.
-        seed: Of the random weights.
+        network: "keras" runs `I3D` with the file's weights; "saved_model" runs the SavedModel's own graph.
+        batch_size: Videos per forward pass.
+        seed: Seed of random weights.
 
     Raises:
-        ValueError: If no weights are given, they cannot be read, lack a layer, or an option is unknown.
+        ValueError: If weights are missing, unreadable or incomplete, or an option is unknown.
 
     Example:
         >>> features = I3DFeatures(weights="random")(np.zeros((1, 9, 64, 64, 3), np.uint8))
@@ -330,20 +330,20 @@ class I3DFeatures(FeatureExtractor):
 
 
 def resolve_hub(handle: str = HUB_HANDLE) -> pathlib.Path:
-    """Download a TF-Hub module, unless it is in the cache (TFHUB_CACHE_DIR), and return its folder.
+    """Download a TF-Hub module, unless cached (TFHUB_CACHE_DIR), and return its folder.
 
     Raises:
         ValueError: If tensorflow-hub is not installed, or the module cannot be downloaded.
     """
     try:
         import tensorflow_hub as hub
-    except ImportError as error:  # also of pkg_resources, which tensorflow-hub needs and newer setuptools lack
+    except ImportError as error:  # also of pkg_resources, needed by tensorflow-hub but gone from newer setuptools
         raise I3D_WEIGHTS.error(
             f"{handle} is downloaded by tensorflow-hub, which cannot be imported ({error}): pip install 'tfvidgen[hub]'"
         ) from error
     try:
         return pathlib.Path(hub.resolve(handle))
-    except Exception as error:  # whatever a download can end with
+    except Exception as error:  # whatever a failing download can raise
         raise I3D_WEIGHTS.error(f"{handle} could not be downloaded ({error})") from error
 
 
@@ -355,7 +355,7 @@ def _load_saved_model(path: pathlib.Path):
         )
     with storage.plain_path(path) as plain:
         is_hub_module = (path / "tfhub_module.pb").is_file()
-        module = tf.saved_model.load(plain, tags=[] if is_hub_module else None)  # a module of TF1 Hub has no tags
+        module = tf.saved_model.load(plain, tags=[] if is_hub_module else None)  # a TF1 Hub module has no tags
     signatures = module.signatures
     name = next((name for name in ("default", "serving_default") if name in signatures), None)
     if name is None:
@@ -379,8 +379,8 @@ def _load_saved_model(path: pathlib.Path):
         logits = signature(**{argument: videos})[output]
         return tf.ensure_shape(logits, (None, NUM_CLASSES))
 
-    run.module = module  # the variables live as long as the module does
-    if not (path / "variables" / "variables.index").is_file():  # the weights are constants of the graph
+    run.module = module  # keeps the module's variables alive
+    if not (path / "variables" / "variables.index").is_file():  # the weights are constants in the graph
         return run, hashlib.sha256((path / "saved_model.pb").read_bytes()).hexdigest()
     arrays = read_arrays(path, I3D_WEIGHTS)
     return run, digest_arrays(canonical_weights(arrays) or arrays)

@@ -1,13 +1,13 @@
-"""Small networks that are trained here on labelled clips: judges where no pretrained weights are at hand, and the
+"""Small networks trained on labelled clips: judges for when no pretrained weights are available, and the
 classifiers of S3.
 
-    judge = train_judge(collection, labels="action", cache_dir="judges")      # trained once for these data, then loaded
+    judge = train_judge(collection, labels="action", cache_dir="judges")      # trained once per dataset, then loaded
     features, probabilities = judge(videos), judge.probabilities(videos)      # (N, 256), (N, K)
 
     classifier = VideoClassifier(num_classes=9, network="tsn", seed=1).fit(videos, labels)
     accuracy = classifier.accuracy(test_videos, test_labels)
 
-A judge's numbers compare models that were measured by the same judge, and nothing else; its name says so.
+A judge's numbers are comparable only between models measured by the same judge, which its name identifies.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from tfvidgen.features.base import FeatureExtractor, check_videos, digest_arrays
 from tfvidgen.features.resnet3d import ResNet3D
 
 NETWORKS = ("judge", "tsn", "resnet18_3d", "eco_lite")
-_VERSION = 1  # of networks and training: another number makes every cached network be trained anew
-_SEGMENTS = 8  # frames that TSN and ECO look at
+_VERSION = 1  # of networks and training: changing it retrains every cached network
+_SEGMENTS = 8  # frames sampled by TSN and ECO
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """Everything that decides what a classifier becomes, besides its data.
+    """Everything that determines a classifier, besides its data.
 
     Attributes:
         network: "judge": four 3-D convolutions and 256 features. "tsn": a 2-D ResNet on 8 frames spread over the clip, whose
             logits are averaged (Wang et al., ECCV 2016). "resnet18_3d": 3-D ResNet-18 (Hara et al.). "eco_lite": a 2-D
             trunk on 8 frames, then 3-D residual blocks over them (Zolfaghari et al., ECCV 2018).
-        num_frames: Length of a clip.
-        stride: Distance of its frames in a longer video.
-        short_clip: What becomes of a video shorter than a clip: "error", "loop" or "hold".
+        num_frames: Frames per clip.
+        stride: Distance between the frames of a clip, in frames of the video.
+        short_clip: Policy for videos shorter than a clip: "error", "loop" or "hold".
         size: Height and width that frames are resized to.
         width: Channels of the first stage.
         steps: Training steps.
-        batch_size: Clips in a step.
-        learning_rate: Of AdamW at the start; it falls to 0 along half a cosine.
-        weight_decay: Of AdamW.
-        dropout: Share of the features that are zeroed while training.
-        flip: Whether half of the clips are mirrored while training. Not for actions that have a direction.
-        seed: Of weights, batches, clip positions, flips and dropout.
+        batch_size: Clips per step.
+        learning_rate: Initial learning rate of AdamW, with cosine decay to 0.
+        weight_decay: Weight decay of AdamW.
+        dropout: Dropout rate of the features.
+        flip: Mirror half of the clips at random during training. Not for actions with a direction.
+        seed: Seed of weights, batches, clip positions, flips and dropout.
     """
 
     network: str = "judge"
@@ -91,7 +91,7 @@ class ClassifierConfig:
 
 # ---------------------------------------------------------------- networks
 class _ConvNorm(layers.Layer):
-    """Convolution over space or over space and time, batch norm, and a ReLU unless it is left out."""
+    """Spatial or spatio-temporal convolution, batch norm and, optionally, ReLU."""
 
     def __init__(self, rank: int, filters: int, size, strides=1, relu: bool = True, seed: int = 0):
         super().__init__(dtype="float32")
@@ -118,7 +118,7 @@ class _ConvNorm(layers.Layer):
 
 
 class _Residual(layers.Layer):
-    """Basic residual block; its shortcut is a 1x1 convolution where the shape changes."""
+    """Basic residual block, with a 1x1 convolution shortcut if the shape changes."""
 
     def __init__(self, rank: int, inputs: int, filters: int, strides: int = 1, seed: int = 0):
         super().__init__(dtype="float32")
@@ -139,7 +139,7 @@ class _Residual(layers.Layer):
 
 
 class _Chain(layers.Layer):
-    """Layers one after the other, built from the number of input channels."""
+    """A sequence of layers, built from the number of input channels."""
 
     def __init__(self, parts, inputs: int, rank: int):
         super().__init__(dtype="float32")
@@ -200,7 +200,7 @@ class _Network(keras.Model):
             maps = self.trunk(ops.reshape(frames, (-1, *frames.shape[2:])), training=training)
             maps = ops.reshape(maps, (-1, count, *maps.shape[1:]))
             maps = self.deep(maps, training=training) if self.kind == "eco_lite" else maps
-            # the average of a linear classifier's logits over frames is the logit of the average
+            # averaging a linear classifier's logits over frames equals classifying the average
             x = ops.mean(maps, axis=(1, 2, 3))
         features = x
         if training and self.dropout:
@@ -214,7 +214,7 @@ def _he(seed: int):
 
 
 def _stages(rank: int, inputs: int, width: int, count: int, seed: int) -> list[_Residual]:
-    """Residual blocks of doubling width; each halves its map."""
+    """Residual blocks, each halving the resolution, widths doubling from block to block."""
     blocks = []
     for stage in range(count):
         blocks.append(_Residual(rank, inputs, width * 2**stage, 2, seed + 1 + 3 * stage))
@@ -223,7 +223,7 @@ def _stages(rank: int, inputs: int, width: int, count: int, seed: int) -> list[_
 
 
 def _spread(videos):
-    """The middle frame of each of 8 equal parts of a clip."""
+    """The middle frame of each of 8 equal segments of a clip."""
     frames = videos.shape[1]
     count = min(_SEGMENTS, frames)
     index = np.floor((np.arange(count) + 0.5) * frames / count).astype(int)
@@ -232,14 +232,14 @@ def _spread(videos):
 
 # ---------------------------------------------------------------- training and use
 class VideoClassifier(FeatureExtractor):
-    """A classifier of clips with one `fit` and one `predict`, whose features can be taken as well.
+    """A clip classifier with `fit` and `predict`, which also serves as a feature extractor.
 
     Args:
-        num_classes: Classes.
-        config: What to train and how; or its fields as keywords, which change `config`.
+        num_classes: Number of classes.
+        config: Network and training settings; its fields can also be passed as keywords, which override `config`.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of range.
 
     Example:
         >>> classifier = VideoClassifier(2, network="judge", num_frames=4, size=16, width=4, steps=1)
@@ -259,7 +259,7 @@ class VideoClassifier(FeatureExtractor):
         self.name = f"{config.network}_{config.size}px_{config.num_frames}f"
         self._model = _Network(num_classes, config)
         self.dim = self._model.dim
-        self.training: dict[str, Any] = {}  # what `fit` saw
+        self.training: dict[str, Any] = {}  # a record of what `fit` was trained on
 
     @property
     def digest(self) -> str:
@@ -283,19 +283,19 @@ class VideoClassifier(FeatureExtractor):
         return resize_videos(videos, self.config.size, self.config.size, "half-pixel") / 127.5 - 1.0
 
     def fit(self, videos: np.ndarray | VideoCollection | ShardedVideos, labels) -> VideoClassifier:
-        """Train on labelled videos from the state that the classifier is in.
+        """Train on labelled videos, starting from the current weights.
 
         Args:
-            videos: uint8 (N, T, H, W, 3), a collection, or prepared videos, which are read as they are needed. Of longer
-                videos, each step takes a clip at a random place.
+            videos: uint8 (N, T, H, W, 3), a collection, or prepared videos, which are read on demand. From longer videos,
+                each step takes a clip at a random position.
             labels: int (N,) in 0..num_classes-1.
 
         Returns:
             The classifier itself.
 
         Raises:
-            ValueError: If labels and videos do not fit each other, a video is shorter than a clip, the loss is no longer
-                finite, or the classifier was made under a strategy of several replicas.
+            ValueError: If labels and videos do not match, a video is shorter than a clip, the loss becomes non-finite, or the
+                classifier was created under a strategy with several replicas.
         """
         if self._strategy.num_replicas_in_sync > 1:
             raise ValueError(
@@ -351,7 +351,7 @@ class VideoClassifier(FeatureExtractor):
         return self.logits(videos).argmax(-1)
 
     def accuracy(self, videos: np.ndarray, labels) -> float:
-        """Return the share of videos whose most probable class is their label."""
+        """Return the share of videos classified correctly."""
         labels = np.asarray(labels)
         predicted = self.predict(videos)
         if predicted.shape != labels.shape:
@@ -378,7 +378,7 @@ class VideoClassifier(FeatureExtractor):
         return {str(index): variable.numpy() for index, variable in enumerate(self._model.variables)}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write weights, config and the record of the training to one `.npz`, whole or not at all."""
+        """Write weights, config and the training record to one `.npz`, atomically."""
         facts = {
             "num_classes": self.num_classes,
             "config": dataclasses.asdict(self.config),
@@ -390,10 +390,10 @@ class VideoClassifier(FeatureExtractor):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> VideoClassifier:
-        """Read what `save` wrote.
+        """Load a classifier written by `save`.
 
         Raises:
-            ValueError: If the file is missing, damaged or of another kind.
+            ValueError: If the file is missing, damaged or not a saved classifier.
         """
         try:
             with open(path, "rb") as opened, np.load(opened) as file:
@@ -418,24 +418,23 @@ def train_judge(
     held_out_share: float = 0.1,
     **changes,
 ) -> VideoClassifier:
-    """Train a judge on real labelled videos, or load the one that was trained on the same data in the same way.
+    """Train a judge on real labelled videos, or load the cached one for the same data and settings.
 
     Args:
         collection: Real videos with labels.
-        labels: "action", "identity", "cell" (each pair of the two that occurs is a class), or int (N,).
-        config: What to train and how.
-        cache_dir: Folder of trained judges. A judge is kept under the digest of data, labels and config, so it can only be
-            found again by exactly these; a damaged file is trained anew.
-        held_out_share: Share of the videos that the judge is not trained on, to know how good it is; never the last one of
-            a class, and none of fewer than 20 videos.
+        labels: "action", "identity", "cell" (every existing pair of the two is a class), or int (N,).
+        config: Network and training settings.
+        cache_dir: Folder of trained judges, keyed by the digest of data, labels and config; a damaged file is retrained.
+        held_out_share: Share of the videos held out to measure the judge's accuracy; every class keeps at least one, and
+            none are held out of fewer than 20 videos.
         **changes: Fields of `ClassifierConfig`.
 
     Returns:
-        A fitted `VideoClassifier`. `judge.training` says what it was trained on and its `held_out_accuracy`; `judge.name`
-        begins with `judge_`.
+        A fitted `VideoClassifier`. `judge.training` records its training data and `held_out_accuracy`; `judge.name` begins
+        with `judge_`.
 
     Raises:
-        ValueError: If the collection lacks these labels, or as `VideoClassifier.fit`.
+        ValueError: If the collection lacks these labels, or as in `VideoClassifier.fit`.
     """
     config = dataclasses.replace(config or ClassifierConfig(), **changes)
     if not 0.0 <= held_out_share < 1.0:
@@ -446,7 +445,7 @@ def train_judge(
         try:
             return VideoClassifier.load(path)
         except ValueError:
-            pass  # half a file of another program: what is trained now takes its place
+            pass  # an incomplete file from another program: retrain and replace it
     is_held_out = _held_out(values, held_out_share, config.seed)
     judge = VideoClassifier(int(values.max()) + 1, config)
     judge.name = f"judge_{kind}_{judge.name.removeprefix('judge_')}"
@@ -468,7 +467,7 @@ def judge_path(
     config: ClassifierConfig,
     held_out_share: float = 0.1,
 ) -> pathlib.Path:
-    """The file in which `train_judge` keeps the judge of these data, labels int (N,) and config."""
+    """The file in which `train_judge` caches the judge for these data, labels int (N,) and config."""
     description = {
         "version": _VERSION,
         "data": collection.digest,
@@ -481,7 +480,7 @@ def judge_path(
 
 
 def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool (N,): which videos a judge is tested on, drawn by lot, but never the last of a class."""
+    """bool (N,): the held-out test videos of a judge, chosen at random, but never the last of a class."""
     is_held_out, left = np.zeros(len(labels), bool), np.bincount(labels)
     count = round(share * len(labels)) if len(labels) >= 20 else 0
     for index in np.random.default_rng(seed).permutation(len(labels)):
@@ -494,7 +493,7 @@ def _held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 def label_values(
     collection: VideoCollection | ShardedVideos, labels: str | np.ndarray = "action"
 ) -> tuple[np.ndarray, str]:
-    """Return the classes that a judge of these labels learns, int (N,), and what they are called.
+    """Return the class labels for training a judge, int (N,), and the class names.
 
     Raises:
         ValueError: If the collection has no such labels, or they are not integers, one per video.

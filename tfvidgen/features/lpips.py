@@ -1,4 +1,4 @@
-"""LPIPS: a perceptual distance of frames, from weighted differences of normalised VGG16 maps.
+"""LPIPS: a perceptual distance between frames, from weighted differences of normalised VGG16 maps.
 
 Source: Zhang et al., CVPR 2018, https://arxiv.org/abs/1801.03924; richzhang/PerceptualSimilarity, lpips/lpips.py,
 version 0.1 with net "vgg".
@@ -31,16 +31,16 @@ _EPSILON = 1e-10
 
 
 class LPIPS:
-    """Distance of pairs of frames.
+    """LPIPS distance between pairs of frames.
 
     Args:
-        trunk: Weights of VGG16 as `VGG16Features` reads them; those of torchvision, which the linear layers were trained on.
-            "random" for an untrained network.
-        linear: vgg.pth of the package lpips, or an .npz of it. "none" sums the channels unweighted; the name says so.
-        batch_size: Pairs in the network at a time.
+        trunk: VGG16 weights in a format of `VGG16Features`; they must be torchvision's, for which the linear layers were
+            trained. "random" for an untrained network.
+        linear: vgg.pth of the package lpips, or an .npz of it. "none" sums the channels unweighted, which `name` records.
+        batch_size: Pairs per forward pass.
 
     Raises:
-        ValueError: If a file is not given or cannot be read, or the trunk's weights are not torchvision's.
+        ValueError: If a file is missing or unreadable, or the trunk's weights are not torchvision's.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LPIPS:
         return digest_arrays({**trunk, **self._linear})
 
     def record(self) -> dict[str, Any]:
-        """Everything of the network that could change a number, ready for JSON."""
+        """Everything about the network that could change a number, JSON-serialisable."""
         return {
             "name": self.name,
             "weights_sha256": self.digest,
@@ -78,7 +78,7 @@ class LPIPS:
         }
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Return the distance of each pair of frames.
+        """Return the distance between each pair of frames.
 
         Args:
             a: uint8 (..., H, W, 3), RGB, at least 16 x 16 pixels; frames or videos.
@@ -116,7 +116,7 @@ class LPIPS:
     def _distance(self, a, b):
         count = tf.shape(a)[0]
         frames = tf.cast(tf.concat([a, b], 0), tf.float32) / 127.5 - 1.0
-        # Official code: (x - [-.030, -.088, -.188]) / [.458, .448, .450], which is torchvision's range, as the trunk's
+        # Official code: (x - [-.030, -.088, -.188]) / [.458, .448, .450], equal to the trunk's torchvision normalisation
         total = 0.0
         for index, maps in enumerate(self._trunk(frames).values()):
             maps = maps / (ops.sqrt(ops.sum(maps**2, axis=-1, keepdims=True)) + _EPSILON)

@@ -1,4 +1,4 @@
-"""The feature networks of metrics by name, made when they are first needed."""
+"""The feature networks of metrics by name, created on first use."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from tfvidgen._tensorflow import tf
 from tfvidgen.features.base import FeatureExtractor, exact_float32, resize_videos
 
-_PIXELS = 8  # of a side, where pixels are features
-_VGG_FRAMES = 32  # in the network at a time
+_PIXELS = 8  # side length of the frames used as pixel features
+_VGG_FRAMES = 32  # frames per forward pass
 
 
 class Networks:
-    """The feature networks of metrics, made when they are first needed.
+    """The feature networks of metrics, created on first use.
 
     Args:
-        weights: Where weights lie, by name: `i3d`, `resnext101`, `r3d18`, `r3d50`, `c3d`, `c3d_mean`, `vgg16`, `lpips`. And
+        weights: Paths of weights by name: `i3d`, `resnext101`, `r3d18`, `r3d50`, `c3d`, `c3d_mean`, `vgg16`, `lpips`. Also
             `i3d_network`: "saved_model" runs the published graph itself.
-        judge: Called with frames and stride of a clip, and labels int (N,) of the real videos or None for the usual ones;
-            returns the judge of these clips. None where there is none.
-        extractors: Networks of one's own by the names that families use (`i3d`, `judge` ...), in place of those made here.
+        judge: Called with frames and stride of a clip, and labels int (N,) of the real videos or None for the default ones;
+            returns the judge for these clips. None if there is none.
+        extractors: Custom networks by the names that families use (`i3d`, `judge` ...), overriding those created here.
         classifier: Settings of the classifiers that S3 trains, fields of `features.judge.ClassifierConfig`.
-        scope: Called for a context in which networks are made, such as `strategy.scope`, to spread batches over replicas.
+        scope: Returns a context in which networks are created, e.g. `strategy.scope`, to distribute batches over replicas.
         hint: Added to the error about missing weights: how to pass them.
     """
 
@@ -44,10 +44,10 @@ class Networks:
         self._made: dict[Any, Any] = dict(extractors or {})
 
     def get(self, name: str, num_frames: int, stride: int) -> Any:
-        """The network of a name, for clips of so many frames.
+        """The network with this name, for clips of this length and stride.
 
         Raises:
-            ValueError: If its weights are missing: which file, where it is to be had, under which terms, how to pass it.
+            ValueError: If its weights are missing, with the file, its source, its licence and how to pass it.
         """
         key = (name, num_frames, stride) if name in ("judge", "pixels") else name
         for known in (name, key):
@@ -58,7 +58,7 @@ class Networks:
         return self._made[key]
 
     def judge_of(self, attribute: str, labels: np.ndarray, num_frames: int, stride: int) -> Any:
-        """A judge of other labels than the usual ones, int (N,) of the real videos."""
+        """A judge for other labels than the default ones, int (N,) of the real videos."""
         name = f"judge_{attribute}"
         key = next((known for known in (name, (name, num_frames, stride)) if known in self._made), None)
         if key is None:
@@ -117,7 +117,7 @@ class Networks:
 
 
 class VGG16Maps:
-    """Maps of VGG16 after relu3_3, of frames at their own size."""
+    """VGG16 feature maps after relu3_3, of frames at their own size."""
 
     def __init__(self, weights: str):
         from tfvidgen.features.vgg16 import VGG16Features
@@ -145,10 +145,10 @@ class VGG16Maps:
 
 
 class PixelFeatures(FeatureExtractor):
-    """Features without weights: every frame shrunk to 8 x 8 pixels. For neighbours, where nothing else is at hand.
+    """Features without weights: every frame shrunk to 8 x 8 pixels. For nearest neighbours without a pretrained network.
 
     Args:
-        num_frames: Of every clip.
+        num_frames: Frames per clip.
     """
 
     batch_size = 16

@@ -1,7 +1,7 @@
-"""3-D ResNets and ResNeXts trained on Kinetics: video FID, and classifiers that are trained from scratch.
+"""3-D ResNets and ResNeXts: trained on Kinetics for video FID, or as classifiers trained from scratch.
 
-G3AN's video FID takes the 2048 pooled features of ResNeXt-101: 16 central frames, each resized to 112 x 112 without keeping
-its aspect ratio (Pillow, bilinear), bytes less the mean colour of ActivityNet.
+G3AN's video FID uses the 2048 pooled features of ResNeXt-101: 16 central frames, each resized to 112 x 112, ignoring its
+aspect ratio (Pillow, bilinear), in 0..255 minus ActivityNet's mean colour.
 
 Source: Hara et al., CVPR 2018, https://arxiv.org/abs/1711.09577; kenshohara/3D-ResNets-PyTorch, models/resnet.py and
 resnext.py; wyhsirius/g3an-project, evaluation/fid.py and evaluation/models/resnext.py.
@@ -31,7 +31,7 @@ RESNET3D_WEIGHTS = WeightsInfo(
     "network in tests",
 )
 
-# block, blocks of each stage, channels out over planes
+# block type, blocks per stage, channel expansion
 _ARCHITECTURES = {
     "resnet18": ("basic", (2, 2, 2, 2), 1),
     "resnet34": ("basic", (3, 4, 6, 3), 1),
@@ -43,24 +43,24 @@ SIZE = 112
 NUM_FRAMES = 16
 _BN = {"momentum": 0.9, "epsilon": 1e-5}
 
-# mean and scale of a byte v: (v - mean) / std
+# mean and std of a uint8 value v: (v - mean) / std
 PREPROCESSING = {
-    # files of 2017 and 2018: 3D-ResNets-PyTorch, mean.py and opts.py (norm_value 1, no division by std)
+    # files from 2017 and 2018: 3D-ResNets-PyTorch, mean.py and opts.py (norm_value 1, no division by std)
     "activitynet": ((114.7748, 107.7354, 99.4750), (1.0, 1.0, 1.0)),
-    # files of 2020: opts.py, mean_dataset kinetics, of values in [0, 1]
+    # files from 2020: opts.py, mean_dataset kinetics, for values in [0, 1]
     "kinetics": (tuple(255 * m for m in (0.4345, 0.4051, 0.3775)), tuple(255 * s for s in (0.2768, 0.2713, 0.2737))),
 }
 
 
-# Kinetics-700, Moments in Time, STAIR-Actions and sets of them, on which only the files of 2020 were trained
+# Kinetics-700, Moments in Time, STAIR-Actions and their unions, used only by the files from 2020
 _CLASSES_OF_2020 = (339, 439, 700, 800, 1039, 1139)
 
 
 class GroupedConv3D(layers.Layer):
-    """3x3x3 convolution in channel groups, padding 1, without bias.
+    """Grouped 3x3x3 convolution, padding 1, without bias.
 
-    TensorFlow has no grouped 3-D convolution for a CPU, but a fast grouped 2-D one: the sum over the three frames of the
-    kernel of 2-D convolutions is the same.
+    TensorFlow has no grouped 3-D convolution on CPU, but a fast grouped 2-D one: summing 2-D convolutions over the kernel's
+    three frames is equivalent.
     """
 
     def __init__(self, filters: int, groups: int, strides: int = 1, seed: int = 0, **kwargs):
@@ -92,13 +92,13 @@ class ResNet3D(keras.Model):
 
     Args:
         architecture: "resnet18", "resnet34", "resnet50", "resnet101" or "resnext101".
-        num_classes: Outputs of the classifier, or None for a network without one.
-        shortcut: Where a block changes shape: "B" convolves, "A" (resnet-18 and -34 of 2018) takes every second position
-            and fills new channels with zeros.
+        num_classes: Number of classes, or None for no classifier.
+        shortcut: For blocks that change shape: "B" convolves, "A" (resnet-18 and -34 of 2018) subsamples and zero-pads the
+            channels.
         width: Channels of the first stage; 64 is the published network.
         stem: Channels of the first convolution; `width` unless given.
         cardinality: Groups of ResNeXt.
-        seed: Of the weights.
+        seed: Seed of the weights.
 
     Call arguments:
         videos: float32 (B, T, H, W, 3) with T, H and W known.
@@ -179,7 +179,7 @@ class ResNet3D(keras.Model):
         if groups > 1:
             conv = GroupedConv3D(filters, groups, strides, seed=seed, **common)
         else:
-            # PyTorch pads all sides alike, which "same" does only where the stride is 1: `_apply` pads
+            # PyTorch pads symmetrically, unlike "same" for strides above 1, so `_apply` pads explicitly
             conv = layers.Conv3D(
                 filters,
                 size,
@@ -203,10 +203,10 @@ class ResNet3D(keras.Model):
             self.torch_variables[f"{name}.{key}"] = variable
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray], source: str = "arrays") -> None:
-        """Take over a state dict of the published networks; entries of other names are passed over.
+        """Load a state dict of the published networks; unknown entries are ignored.
 
         Raises:
-            ValueError: If an array is missing or has another shape.
+            ValueError: If an array is missing or has the wrong shape.
         """
         ours = {}
         for name, array in arrays.items():
@@ -234,9 +234,9 @@ class ResNet3D(keras.Model):
         return ops.pad(x, [(0, 0)] * 4 + [(0, outputs - x.shape[-1])])
 
     def stages(self, videos, training=False) -> dict[str, Any]:
-        """Return every stage: `stem`, `maxpool`, `layer1` ... `layer4`, `pooled`, and `logits` where it classifies."""
+        """Return every stage: `stem`, `maxpool`, `layer1` ... `layer4`, `pooled`, and `logits` if there is a classifier."""
         found = {"stem": self._apply("conv1", videos, training)}
-        # zeros do as well as minus infinity after a ReLU
+        # after a ReLU, padding with zeros is equivalent to minus infinity
         x = ops.pad(found["stem"], [(0, 0), (1, 1), (1, 1), (1, 1), (0, 0)])
         x = found["maxpool"] = ops.max_pool(x, 3, 2, "valid", "channels_last")
         for stage, blocks in enumerate(self._blocks):
@@ -259,21 +259,21 @@ class ResNet3D(keras.Model):
 
 
 class ResNet3DFeatures(FeatureExtractor):
-    """Globally pooled features of a 3-D ResNet, 2048 wide for ResNeXt-101, of clips of 16 frames.
+    """Globally pooled features of a 3-D ResNet (2048 for ResNeXt-101), for clips of 16 frames.
 
     Args:
         weights: A published .pth file or an .npz with its state dict; "random" for an untrained network. Shortcut, widths
-            and number of classes follow from the file.
+            and number of classes are inferred from the file.
         architecture: As for `ResNet3D`. "resnext101" is the network of video FID.
-        preprocessing: "activitynet" for files of 2017 and 2018, "kinetics" for those of 2020. None: told by the number of
-            classes, 400 in the one and 700 or others in the other.
-        resize: How frames become 112 x 112, without keeping their aspect ratio: "pil-bilinear" as G3AN, or another mode of
-            `resize_matrix`.
-        batch_size: Videos in the network at a time.
-        seed: Of the random weights.
+        preprocessing: "activitynet" for files from 2017 and 2018, "kinetics" for those from 2020. None: inferred from the
+            number of classes, 400 for the former, 700 or others for the latter.
+        resize: How frames are resized to 112 x 112, ignoring their aspect ratio: "pil-bilinear" as in G3AN, or another mode
+            of `resize_matrix`.
+        batch_size: Videos per forward pass.
+        seed: Seed of random weights.
 
     Raises:
-        ValueError: If no weights are given, they cannot be read or are those of another network, or an option is unknown.
+        ValueError: If weights are missing, unreadable or for a different network, or an option is unknown.
     """
 
     min_frames = NUM_FRAMES
@@ -348,7 +348,7 @@ def _architecture(name: str) -> tuple[str, tuple[int, ...], int]:
 
 
 def _sizes(architecture: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What of a network's constructor the shapes in a state dict tell."""
+    """Constructor arguments inferred from the shapes in a state dict."""
     kind, _, expansion = _architecture(architecture)
     planes = arrays["fc.weight"].shape[1] // (8 * expansion)
     sizes = {"num_classes": len(arrays["fc.weight"]), "stem": len(arrays["conv1.weight"]), "width": planes}

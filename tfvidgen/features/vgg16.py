@@ -1,4 +1,4 @@
-"""VGG16 feature maps of frames, for perceptual losses and for the motion consistency of videos."""
+"""VGG16 feature maps of frames, for perceptual losses and motion consistency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VGG16_LAYERS = tuple(f"block{b + 1}_conv{c + 1}" for b, count in enumerate(_NUM_
 # Index of each convolution in `torchvision.models.vgg16().features`.
 _TORCH_INDEX = dict(zip(VGG16_LAYERS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
 
-# torchvision: RGB in [0, 1]; Caffe and keras.applications: BGR in [0, 255], mean taken off, not scaled.
+# torchvision: RGB in [0, 1], standardised; Caffe and keras.applications: BGR in [0, 255], mean subtracted, not scaled.
 _TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -50,7 +50,7 @@ def _torch_weights(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, l
 
 
 def _keras_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The same of whole-model, weights-only and Keras 3 `.weights.h5` files; dense layers in them are passed over."""
+    """The same from whole-model, weights-only and Keras 3 `.weights.h5` files; dense layers are ignored."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for key, array in arrays.items():
         named = re.search(r"block\d_conv\d", key)
@@ -80,7 +80,7 @@ def _download_imagenet() -> dict[str, list[np.ndarray]]:
 
 
 def _read_weights(weights: str) -> tuple[dict[str, list[np.ndarray]], str]:
-    """-> (kernel and bias of each layer, the range that they were trained with)."""
+    """-> (kernel and bias of each layer, the preprocessing they were trained with)."""
     if weights == "imagenet":
         return _download_imagenet(), "caffe"
     arrays = read_arrays(weights, VGG16_WEIGHTS)
@@ -90,18 +90,18 @@ def _read_weights(weights: str) -> tuple[dict[str, list[np.ndarray]], str]:
 
 
 class VGG16Features(keras.layers.Layer):
-    """Computes feature maps of VGG16, after the ReLU of the layers asked for.
+    """Computes VGG16 feature maps after the ReLU of the requested layers.
 
-    The network is frozen but differentiable in its input, computes in float32 under any global dtype policy, and holds
-    the convolutions up to the last layer asked for only.
+    The network is frozen but differentiable with respect to its input, computes in float32 under any global dtype policy, and
+    contains only the convolutions up to the last requested layer.
 
     Args:
         layers: Names among block1_conv1 ... block5_conv3 (`VGG16_LAYERS`).
         weights: Path of torchvision's file (.pth) or of an .npz with its state dict, or of a keras.applications VGG16 file
             (.h5, .weights.h5); "imagenet" to download the Keras weights; "random" for an untrained network.
-        preprocessing: "torch" or "caffe": the range that the weights were trained with. None: "caffe" for Keras
-            weights, "torch" for those of torchvision and for random ones.
-        seed: Seed of the random weights.
+        preprocessing: "torch" or "caffe", as used in training the weights. None: "caffe" for Keras weights, "torch" for
+            torchvision and random ones.
+        seed: Seed of random weights.
 
     Call arguments:
         frames: float (N, H, W, 3), RGB in [-1, 1].
@@ -110,8 +110,8 @@ class VGG16Features(keras.layers.Layer):
         Dict of layer name to float32 (N, H / 2^(b-1), W / 2^(b-1), channels) for a layer of block b.
 
     Raises:
-        ValueError: If no weights are given, they cannot be found or lack a layer, a name or option is unknown, or the
-            frames are not RGB or too small.
+        ValueError: If weights are missing or incomplete, a name or option is unknown, or the frames are not RGB or are too
+            small.
 
     Example:
         >>> maps = VGG16Features(("block1_conv2",), weights="random")(keras.ops.zeros((1, 8, 8, 3)))

@@ -1,8 +1,8 @@
-"""Weight files of published networks, read into named arrays without the library that wrote them.
+"""Reads weight files of published networks into named arrays, without the library that wrote them.
 
-Read are NumPy `.npz`, PyTorch checkpoints of either format (`.pt`, `.pth`, `.pth.tar`), HDF5 files of Keras (`.h5`),
+Supported are NumPy `.npz`, PyTorch checkpoints of either format (`.pt`, `.pth`, `.pth.tar`), Keras HDF5 files (`.h5`),
 TensorFlow checkpoints by their prefix, and the variables of a SavedModel folder. A PyTorch file is a pickle; only the few
-names that make up a state dict are let through, so no code of such a file can run.
+names that make up a state dict are allowed, so it cannot execute code.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tfvidgen.storage import plain_path
 
 @dataclasses.dataclass(frozen=True)
 class WeightsInfo:
-    """What a user has to know to get the weights of a network.
+    """How to obtain the weights of a network.
 
     Attributes:
         network: The network and what it was trained on.
-        files: The published files, by name.
-        source: Where they are.
-        licence: Under which terms.
+        files: Names of the published files.
+        source: Where they are published.
+        licence: Their licence.
         how: What to pass, and as which argument.
     """
 
@@ -41,26 +41,26 @@ class WeightsInfo:
     how: str
 
     def error(self, problem: str) -> ValueError:
-        """The error that says what is wrong and where the weights are to be had. Nothing is put in their place."""
+        """The error with the problem and where to obtain the weights. There is no fallback."""
         return ValueError(
             f"{self.network}: {problem}. Needed: {self.files}. Source: {self.source}. Licence: {self.licence}. {self.how}."
         )
 
 
 def read_arrays(path: str | pathlib.Path, info: WeightsInfo) -> dict[str, np.ndarray]:
-    """Read every array of a weight file, told apart by content.
+    """Read every array of a weight file, detecting the format from content.
 
     Args:
         path: A `.npz`, a PyTorch checkpoint, an HDF5 file, the prefix of a TensorFlow checkpoint (the name without
             `.index`), or a SavedModel or TF-Hub folder.
-        info: Of the network, for messages.
+        info: The network, for messages.
 
     Returns:
-        Name to array. PyTorch: the state dict, without the `module.` that a parallel model puts before each key. HDF5: the
-        datasets by their path in the file.
+        Name to array. PyTorch: the state dict, without the `module.` prefix of data-parallel models. HDF5: the datasets by
+        their path in the file.
 
     Raises:
-        ValueError: If there is no such file, or it is of another kind, damaged, or holds more than arrays.
+        ValueError: If the file is missing, damaged, of an unsupported format, or contains more than arrays.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -98,16 +98,16 @@ def read_arrays(path: str | pathlib.Path, info: WeightsInfo) -> dict[str, np.nda
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str, info: WeightsInfo) -> None:
-    """Put arrays into variables of the same names.
+    """Assign arrays to variables of the same names.
 
     Args:
         variables: Name to Keras or TensorFlow variable.
-        arrays: Name to array of the variable's shape; more than needed is fine.
+        arrays: Name to array of the variable's shape; extra entries are allowed.
         source: Name of the file, for messages.
-        info: Of the network, for messages.
+        info: The network, for messages.
 
     Raises:
-        ValueError: If an array is missing or has another shape. No variable is changed then.
+        ValueError: If an array is missing or has the wrong shape; no variable is changed then.
     """
     missing = [name for name in variables if name not in arrays]
     if missing:
@@ -124,7 +124,7 @@ def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], sourc
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, and how many more there are."""
+    """The first few names, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
@@ -160,14 +160,14 @@ def _read_tensorflow(prefix: pathlib.Path, info: WeightsInfo) -> dict[str, np.nd
         with plain_path(prefix) as plain:
             reader = tf.train.load_checkpoint(plain)
             arrays = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-        # beside variables, a checkpoint of TensorFlow 2 holds a description of itself
+        # besides variables, a TensorFlow 2 checkpoint contains its object graph
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray | np.number)}
     except (tf.errors.OpError, ValueError) as error:
         raise info.error(f"the checkpoint {str(prefix)!r} cannot be read ({error})") from error
 
 
 # ---------------------------------------------------------------- PyTorch
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of files before PyTorch 1.6
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of files from before PyTorch 1.6
 _DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -182,7 +182,7 @@ _DTYPES = {
 
 
 class _Storage:
-    """A block of numbers; in the older format it arrives after the tensors that lie in it."""
+    """A tensor storage; in the older format it comes after the tensors that refer to it."""
 
     def __init__(self, kind: str, size: int):
         self.dtype, self.size = np.dtype(_DTYPES[kind]).newbyteorder("<"), size
@@ -211,7 +211,7 @@ class _Tensor:
             raise pickle.UnpicklingError("a tensor beyond its storage")
         strides = [stride * self.storage.dtype.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(self.storage.values[self.offset :], self.shape, strides)
-        return np.array(view, order="C")  # `ascontiguousarray` would give a number an axis
+        return np.array(view, order="C")  # `ascontiguousarray` would add an axis to a scalar
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *unused) -> _Tensor:
@@ -232,7 +232,7 @@ _ALLOWED = {
 
 
 class _TorchUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers, strings and tensors; any other name in the file is refused."""
+    """Unpickles dicts, lists, numbers, strings and tensors; any other name in the file is rejected."""
 
     def __init__(self, file, storage_of_key):
         super().__init__(file, encoding="utf-8")
@@ -274,7 +274,7 @@ def _read_torch_legacy(path: pathlib.Path) -> Any:
         return storages.setdefault(key, _Storage(kind, size))
 
     with open(path, "rb") as file:
-        for _ in range(3):  # magic number, version, facts about the machine
+        for _ in range(3):  # magic number, version, system information
             _TorchUnpickler(file, storage_of_key).load()
         content = _TorchUnpickler(file, storage_of_key).load()
         for key in _TorchUnpickler(file, storage_of_key).load():
@@ -287,7 +287,7 @@ def _read_torch_legacy(path: pathlib.Path) -> Any:
 
 
 def _state_dict(content: Any, path: pathlib.Path, info: WeightsInfo) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint: the dict itself, or the one that it keeps under a usual name."""
+    """The tensors of a checkpoint: the dict itself, or the nested one under a common key."""
     for name in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -1,7 +1,7 @@
 """Motion and frame consistency of NAVSynth (MCS, FCS).
 
-The paper leaves several choices open. Here MCS takes feature maps as given, flattened (the paper's are those of VGG16 after
-relu3_3 on frames at their own size), and comes as four numbers: signed and absolute differences, log10(x) and log10(1 + x).
+The paper leaves several choices open. Here MCS uses feature maps as given, flattened (the paper's are VGG16 relu3_3 at the
+frames' own size), and is reported in four variants: signed and absolute differences, each with log10(x) and log10(1 + x).
 
     real, generated = FrameDifferences(), FrameDifferences()
     for features in real_batches:                   # (n, T, ...) feature maps of the frames of n videos
@@ -9,7 +9,7 @@ relu3_3 on frames at their own size), and comes as four numbers: signed and abso
     ...
     motion_consistency(real, generated).signed.mcs
 
-Source: Aich et al., CVPR 2020, Sec. 4.2, https://arxiv.org/abs/2003.09565. No public code computes these scores.
+Source: Aich et al., CVPR 2020, Sec. 4.2, https://arxiv.org/abs/2003.09565. There is no public code for these scores.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class MCS:
     """A motion consistency score; lower is better.
 
     Attributes:
-        squared_distance: |f - f^|^2 of the mean differences of the two sets.
-        mcs: log10 of it; minus infinity for equal ones.
-        mcs1: log10(1 + squared distance), whose bound is the 0 of the paper's table. Above 2.6 the two agree to 0.0011.
+        squared_distance: |f - f^|^2 between the mean differences of the two sets.
+        mcs: log10 of the squared distance; minus infinity if it is 0.
+        mcs1: log10(1 + squared distance), bounded by 0 as in the paper's table. Above 2.6 the two agree to 0.0011.
     """
 
     squared_distance: float
@@ -39,10 +39,10 @@ class MCS:
 
 @dataclasses.dataclass(frozen=True)
 class MotionConsistency:
-    """MCS from signed differences, as the paper writes it, and from absolute ones.
+    """MCS from signed differences, as in the paper, and from absolute ones.
 
-    Signed differences telescope: their mean over a video is (last - first) / (T - 1), so only the first and last frame
-    count, and a motion that returns to its start scores like none. The absolute ones see every step.
+    Signed differences telescope: their mean over a video is (last - first) / (T - 1), so only the first and last frames
+    count, and a motion that returns to its start scores like no motion. Absolute differences capture every frame.
     """
 
     signed: MCS
@@ -51,14 +51,14 @@ class MotionConsistency:
 
 @dataclasses.dataclass(frozen=True)
 class FrameConsistency:
-    """FCS of generated videos beside that of real ones.
+    """FCS of generated videos, with that of real ones for reference.
 
     Attributes:
-        generated: Mean SSIM of frames 2..T with frame 1, mean over videos.
-        real: The same of the real set. A frozen video scores 1, above every real one, so compare with this.
-        difference: |generated - real|, what to rank by.
-        generated_with_first: The first frame, whose SSIM is 1, averaged too.
-        real_with_first: The same of the real set.
+        generated: Mean SSIM of frames 2..T with frame 1, averaged over videos.
+        real: The same for the real set. A frozen video scores 1, above every real one, so compare with this.
+        difference: |generated - real|, for ranking models.
+        generated_with_first: As `generated`, including the first frame, whose SSIM is 1.
+        real_with_first: The same for the real set.
     """
 
     generated: float
@@ -69,9 +69,9 @@ class FrameConsistency:
 
 
 class FrameDifferences:
-    """Mean difference of the features of consecutive frames, signed and absolute, gathered batch by batch in float64.
+    """Mean signed and absolute feature difference of consecutive frames, accumulated in float64 over batches.
 
-    The mean is over all pairs of frames of all videos. Any split into batches or parts gives the same up to rounding.
+    The mean is over all consecutive pairs of all videos. The split into batches or parts does not matter, up to rounding.
 
     Attributes:
         count: Pairs of frames seen so far.
@@ -87,10 +87,10 @@ class FrameDifferences:
         """Adds the features of a batch of videos.
 
         Args:
-            features: Finite numbers (n, T, ...), T at least 2; maps are flattened.
+            features: Finite values (n, T, ...), T at least 2; maps are flattened.
 
         Raises:
-            ValueError: If they are not, or their width is not that of the batches before.
+            ValueError: If they are not, or their width differs from earlier batches.
         """
         features = np.asarray(features)
         if features.ndim < 3 or features.shape[1] < 2 or 0 in features.shape or features.dtype.kind not in "fiub":
@@ -118,7 +118,7 @@ class FrameDifferences:
         self.num_videos += len(features)
 
     def merge(self, *others: FrameDifferences) -> FrameDifferences:
-        """Return the differences of this part and others together; no part is changed.
+        """Return the combined differences of this part and others; no part is modified.
 
         Raises:
             ValueError: If the widths differ.
@@ -158,10 +158,10 @@ def motion_consistency(real, generated) -> MotionConsistency:
 
     Args:
         real: `FrameDifferences`, or features (N, T, ...) of all frames.
-        generated: The same of the generated set. Sets may differ in size and in frames per video.
+        generated: The same for the generated set. Sets may differ in size and in frames per video.
 
     Raises:
-        ValueError: If features are not finite, have a single frame, or the widths differ.
+        ValueError: If features are not finite, have only one frame, or differ in width.
     """
     real, generated = _differences(real), _differences(generated)
     if len(real.signed) != len(generated.signed):
@@ -175,18 +175,18 @@ def motion_consistency(real, generated) -> MotionConsistency:
 def frame_consistency_score(videos, include_first: bool = False) -> np.ndarray:
     """Return the frame consistency (FCS) of each video: the mean SSIM of its frames with its first frame.
 
-    A frozen video scores 1, above every real one, so compare the score with that of real videos. The paper does not say
-    whether the first frame itself, whose SSIM is 1, is among the averaged ones; by default it is not.
+    A frozen video scores 1, above every real one, so compare with the score of real videos. The paper does not say
+    whether the average includes the first frame itself, whose SSIM is 1; by default it does not.
 
     Args:
         videos: uint8 (N, T, H, W, 3), T at least 2, H and W at least 11.
-        include_first: Average the first frame too: (1 + (T - 1) * score) / T.
+        include_first: Include the first frame in the average: (1 + (T - 1) * score) / T.
 
     Returns:
         float64 (N,). The score of a set of videos is the mean.
 
     Raises:
-        ValueError: If the videos are not uint8 (N, T, H, W, 3), are too small, or have a single frame.
+        ValueError: If the videos are not uint8 (N, T, H, W, 3), are too small, or have only one frame.
     """
     videos = check_frames("videos", videos, num_axes=5)
     check_ssim_size(videos.shape)
@@ -198,11 +198,11 @@ def frame_consistency_score(videos, include_first: bool = False) -> np.ndarray:
 
 
 def frame_consistency(real, generated) -> FrameConsistency:
-    """Return FCS of a generated set with the real set's value beside it.
+    """Return FCS of a generated set, with the real set's value for reference.
 
     Args:
         real: uint8 (N, T, H, W, 3).
-        generated: uint8 (M, T', H, W, 3), at the same size.
+        generated: uint8 (M, T', H, W, 3), of the same frame size.
 
     Raises:
         ValueError: As `frame_consistency_score`, for either set, or if there are no videos.

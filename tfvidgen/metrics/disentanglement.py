@@ -1,8 +1,8 @@
-"""Does a code hold what it should? Judged by a frozen classifier that was trained on real labels.
+"""Disentanglement of latent codes, as judged by a frozen classifier trained on real labels.
 
-The Sprites protocol keeps one factor of a test video (say its motion), draws the other from the prior, decodes and
-classifies: the kept attributes should stay (accuracy), the drawn ones should fall to chance (swapped-attribute accuracy).
-Accuracy alone also rewards a model that ignores the drawn code.
+The Sprites protocol keeps one factor of a test video (e.g. its motion), samples the other from the prior, decodes and
+classifies: kept attributes should be preserved (accuracy), resampled ones should fall to chance (swapped-attribute accuracy).
+Accuracy alone also rewards a model that ignores the resampled code.
 
 Source: Bai, Wang, Gomes, "Contrastively Disentangled Sequential Variational Autoencoder", NeurIPS 2021,
 https://arxiv.org/abs/2110.12091; official code JunwenBai/C-DSVAE, test_sprite_cls.py.
@@ -30,17 +30,17 @@ _NUMBERS_PER_CHUNK = 2**23
 
 @dataclasses.dataclass(frozen=True)
 class JudgeScores:
-    """What a judge says of videos decoded with one factor kept and the other drawn.
+    """A judge's measures of videos decoded with one factor kept and the other resampled.
 
     Attributes:
-        accuracy: Share of videos whose predicted class is that of the kept factor's source; all videos.
+        accuracy: Share of videos whose predicted class is that of the kept factor's source; over all videos.
         inception_score: exp(H(y) - H(y|x)), on a balanced subset; at most the number of classes.
-        marginal_entropy: H(y) in nats, on the subset; high is good, ln K at most.
-        conditional_entropy: H(y|x) in nats, on the subset; low is good.
+        marginal_entropy: H(y) in nats, on the subset; higher is better, at most ln K.
+        conditional_entropy: H(y|x) in nats, on the subset; lower is better.
         divergence: Mean KL(p(y|generated) || p(y|source)) in nats over all videos, with the official code's 1e-16 in both
             logs; None without the source's probabilities.
-        num_videos: All videos.
-        num_balanced: Videos of the subset.
+        num_videos: Number of videos.
+        num_balanced: Number of videos in the subset.
     """
 
     accuracy: float
@@ -54,13 +54,13 @@ class JudgeScores:
 
 @dataclasses.dataclass(frozen=True)
 class AttributeAccuracy:
-    """How often a judge still sees the source's value of an attribute.
+    """How often a judge recognises the source's value of an attribute.
 
     Attributes:
         accuracy: Share of videos.
-        interval: Wilson's, 95 %.
+        interval: 95 % Wilson interval.
         chance: 1 / K.
-        kept: Whether the attribute belongs to the kept factor: its accuracy should be 1, that of the others `chance`.
+        kept: Whether the attribute belongs to the kept factor: its accuracy should be 1, that of others `chance`.
     """
 
     accuracy: float
@@ -71,14 +71,14 @@ class AttributeAccuracy:
 
 @dataclasses.dataclass(frozen=True)
 class ExchangeAccuracy:
-    """Shares of exchanged videos of which the identity, the action, or both are the intended ones.
+    """Shares of exchanged videos with the intended identity, the intended action, or both.
 
     Attributes:
         identity: Share with the identity of the static source.
         action: Share with the action of the motion source.
         both: Share with both.
-        both_interval: Wilson's, 95 %.
-        num_videos: Videos judged.
+        both_interval: 95 % Wilson interval.
+        num_videos: Number of videos judged.
     """
 
     identity: float
@@ -89,17 +89,17 @@ class ExchangeAccuracy:
 
 
 def judge_scores(probabilities, true_labels, source_probabilities=None, balanced: bool = True) -> JudgeScores:
-    """Return the judge's measures of one attribute (on Sprites: of the 9 actions).
+    """Return the judge's measures for one attribute (on Sprites, the 9 actions).
 
     Args:
-        probabilities: (N, K), of the decoded videos.
-        true_labels: int (N,), 0..K-1, of the videos whose factor was kept.
-        source_probabilities: (N, K), of those videos themselves, or None.
-        balanced: Score entropies on the first n videos of each class, n the size of the rarest class present, as the
-            official code does; otherwise on all.
+        probabilities: (N, K), for the decoded videos.
+        true_labels: int (N,), 0..K-1, of the source videos of the kept factor.
+        source_probabilities: (N, K), for those source videos, or None.
+        balanced: Compute entropies on the first n videos of each class, n being the size of the rarest class present, as
+            in the official code; otherwise on all.
 
     Raises:
-        ValueError: If rows are no probabilities, or labels do not fit them.
+        ValueError: If rows are not probabilities, or labels do not match them.
     """
     p = check_probabilities(probabilities)
     labels = check_labels(true_labels, len(p), p.shape[1], "true_labels")
@@ -128,15 +128,15 @@ def judge_scores(probabilities, true_labels, source_probabilities=None, balanced
 def attribute_accuracies(
     probabilities: Mapping[str, np.ndarray], true_labels: Mapping[str, np.ndarray], kept: Collection[str]
 ) -> dict[str, AttributeAccuracy]:
-    """Return the accuracy of every attribute against the source video, kept and swapped ones.
+    """Return the accuracy of every attribute, kept or swapped, against the source video.
 
     Args:
-        probabilities: (N, K) of the decoded videos for each attribute, for instance "action", "body", "hair".
+        probabilities: (N, K) of the decoded videos for each attribute, e.g. "action", "body", "hair".
         true_labels: int (N,) of the source videos for each attribute.
-        kept: Attributes of the factor that was kept; those of the drawn one are the swapped attributes.
+        kept: Attributes of the kept factor; those of the resampled one are the swapped attributes.
 
     Raises:
-        ValueError: If the names differ, a kept one is unknown, or as `judge_scores`.
+        ValueError: If the names differ, a kept one is unknown, or as in `judge_scores`.
     """
     if not probabilities or set(probabilities) != set(true_labels) or not set(kept) <= set(probabilities):
         raise ValueError(
@@ -155,7 +155,7 @@ def attribute_accuracies(
 def exchange_accuracy(predicted_identity, predicted_action, identity, action) -> ExchangeAccuracy:
     """Return how often an exchange has the identity of one source and the action of the other.
 
-    Predictions come from classifiers, or from `nearest_cell` where every cell of identities and actions exists.
+    Predictions come from classifiers, or from `nearest_cell` where every (identity, action) cell exists.
 
     Args:
         predicted_identity: int (N,).
@@ -164,7 +164,7 @@ def exchange_accuracy(predicted_identity, predicted_action, identity, action) ->
         action: int (N,), of the motion sources.
 
     Raises:
-        ValueError: If they are not whole numbers of one length, at least 1.
+        ValueError: If they are not integers of equal length, at least 1.
     """
     arrays = {
         name: check_labels(values, None, None, name)
@@ -191,22 +191,22 @@ def exchange_accuracy(predicted_identity, predicted_action, identity, action) ->
 
 
 def nearest_cell(generated, truth, truth_identity, truth_action) -> tuple[np.ndarray, np.ndarray]:
-    """Return identity and action of the true clip that is nearest to each generated one.
+    """Return the identity and action of the true clip nearest to each generated one.
 
-    Where the true clip of every identity and action exists, that is a judge without a network: an exchange is right if no
-    other cell is nearer to it than its own.
+    Where the true clip of every identity and action exists, this is a judge without a network: an exchange is correct if no
+    other cell is nearer than its own.
 
     Args:
-        generated: Numbers (N, ...), videos or features.
-        truth: Numbers (M, ...) of the same trailing shape, one or more clips of every cell.
+        generated: Array (N, ...), videos or features.
+        truth: Array (M, ...) of the same trailing shape, one or more clips of every cell.
         truth_identity: int (M,).
         truth_action: int (M,).
 
     Returns:
-        int64 (N,) and int64 (N,); of equally near clips the first.
+        int64 (N,) and int64 (N,); ties go to the first clip.
 
     Raises:
-        ValueError: If shapes do not fit, something is not finite, or labels are no whole numbers.
+        ValueError: If shapes do not match, values are not finite, or labels are not integers.
     """
     generated, truth = np.asarray(generated), np.asarray(truth)
     if generated.shape[1:] != truth.shape[1:]:
@@ -219,7 +219,7 @@ def nearest_cell(generated, truth, truth_identity, truth_action) -> tuple[np.nda
         raise ValueError(f"There must be clips on both sides. Received shapes {generated.shape} and {truth.shape}.")
     generated, truth = generated.reshape(len(generated), -1), truth.reshape(len(truth), -1)
     nearest, best = np.zeros(len(generated), np.int64), np.full(len(generated), np.inf)
-    step = max(1, _NUMBERS_PER_CHUNK // truth.shape[1])  # clips of pixels are as wide as a set is long
+    step = max(1, _NUMBERS_PER_CHUNK // truth.shape[1])  # in pixels, a clip can have as many values as there are clips
     for start in range(0, len(truth), step):
         some = check_features(truth[start : start + step], "truth")
         for first in range(0, len(generated), step):
@@ -232,10 +232,10 @@ def nearest_cell(generated, truth, truth_identity, truth_action) -> tuple[np.nda
 
 
 def check_labels(labels, num_labels: int | None, num_classes: int | None, name: str) -> np.ndarray:
-    """Return labels as int64 (N,), or refuse them.
+    """Return labels as int64 (N,), after checking them.
 
     Raises:
-        ValueError: If they are not whole numbers (N,) of this length and below this number of classes.
+        ValueError: If they are not integers (N,) of this length and below this number of classes.
     """
     array = np.asarray(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (num_labels is not None and len(array) != num_labels):
@@ -259,7 +259,7 @@ def _first_of_each_class(labels: np.ndarray) -> np.ndarray:
 
 
 def measure_accuracy(measured: Measured) -> Outcome:
-    """The metric `accuracy`: how often a judge sees the class that a clip was made of."""
+    """The metric `accuracy`: how often a judge recognises the class that a clip was conditioned on."""
     labels, _ = measured.matched_labels(measured.clips)
     real, generated = (softmax(logits) for logits in measured.features("logits"))
     scores = judge_scores(generated, labels)
@@ -277,9 +277,9 @@ def measure_accuracy(measured: Measured) -> Outcome:
 
 
 def _attributes(videos: Any) -> dict[str, np.ndarray]:
-    """Labels of each attribute, int (N,): the action and the identity, or what an identity is made of where its name says."""
+    """Labels of each attribute, int (N,): action and identity, or the attributes encoded in identity names."""
     parts = [re.findall(r"([a-z]+)(\d+)(?:_|$)", name) for name in videos.identity_names]
-    names = [name for name, _ in parts[0]]  # of Sprites: body, bottom, top, hair
+    names = [name for name, _ in parts[0]]  # for Sprites: body, bottom, top, hair
     if len(names) < 2 or any([name for name, _ in part] != names for part in parts):
         return {"action": videos.action, "identity": videos.identity}
     choices = np.array([[int(choice) for _, choice in part] for part in parts])[videos.identity]
@@ -288,7 +288,7 @@ def _attributes(videos: Any) -> dict[str, np.ndarray]:
 
 
 def measure_swap(measured: Measured) -> Outcome:
-    """The metric `judge_swap`: what judges see where one code of training videos is kept and the others are drawn anew."""
+    """The metric `judge_swap`: judges' accuracies when one code of training videos is kept and the others are resampled."""
     real, made, frames = measured.real_clips, measured.generated_clips, (measured.num_frames, measured.stride)
     is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
     if not isinstance(made, ModelClips) or not is_trained:

@@ -1,7 +1,8 @@
-"""Distances between two sets of feature vectors: Frechet, its bias and its limit, and polynomial kernels.
+"""Distances between two sets of feature vectors: Frechet, its bias and infinite-sample limit, and polynomial kernels.
 
-One Frechet routine serves FVD, video FID and the rest; only the features differ. Its covariance term is the nuclear norm
-of a product of two roots, from singular values in float64: never complex, no regularisation, singular covariances welcome.
+FVD, video FID and the rest share one Frechet routine; only the features differ. Its covariance term is the nuclear norm
+of a product of two matrix roots, from singular values in float64: never complex, no regularisation, works with singular
+covariances.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ import numpy as np
 from tfvidgen.metrics.statistics import FeatureStatistics, SampleSizeWarning, check_ddof, check_features
 
 _KERNEL_ENTRIES_PER_CHUNK = 2**22
-# An eigenvalue this far below zero, relative to the largest, is no rounding.
+# An eigenvalue this far below zero, relative to the largest, is not a rounding error.
 _NEGATIVE_EIGENVALUE = 1e-6
-_MIN_SIZES = 3  # points below which a line through distances is no fit
+_MIN_SIZES = 3  # fewest points for fitting a line
 
 
 @dataclasses.dataclass(frozen=True)
 class FrechetResult:
-    """A Frechet distance and what it is made of.
+    """A Frechet distance and its components.
 
     Attributes:
-        value: The distance, at least 0. It is a squared distance; nobody takes the root.
-        unclamped: The same before rounding below zero was cut off.
-        mean_term: Squared distance of the means.
+        value: The distance, at least 0. By convention a squared distance, without the root.
+        unclamped: The same before clamping at 0.
+        mean_term: Squared distance between the means.
         covariance_term: tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), unclamped.
-        num_real: Feature vectors of the real set.
-        num_generated: Feature vectors of the generated set.
-        dim: Width of a feature vector.
+        num_real: Number of real feature vectors.
+        num_generated: Number of generated feature vectors.
+        dim: Feature dimension.
         ddof: 1 for covariances divided by N - 1, 0 for N.
     """
 
@@ -47,15 +48,15 @@ class FrechetResult:
 
 @dataclasses.dataclass(frozen=True)
 class FrechetExtrapolation:
-    """The line FD = value + slope / N through distances at several numbers of samples.
+    """The line FD = value + slope / N fitted to distances at several sample sizes.
 
     Attributes:
-        value: The limit of many samples.
-        slope: Bias times N of what was subsampled.
-        standard_error: Of `value`, as of a line through independent points. The subsets overlap, so it is too small.
-        sizes: int64 (S,), numbers of samples.
-        distances: float64 (S,), the mean distance at each.
-        subsample: "generated" leaves the real side's share of the bias in; "both" removes both.
+        value: The limit of infinitely many samples.
+        slope: Bias of the subsampled side, times N.
+        standard_error: Of `value`, assuming independent points. The subsets overlap, so it is an underestimate.
+        sizes: int64 (S,), sample sizes.
+        distances: float64 (S,), the mean distance at each size.
+        subsample: "generated" leaves the real side's share of the bias; "both" removes both.
     """
 
     value: float
@@ -73,7 +74,7 @@ class KernelEstimate:
     Attributes:
         value: The mean.
         standard_error: Of the mean; NaN for a single block.
-        num_blocks: How many blocks.
+        num_blocks: Number of blocks.
     """
 
     value: float
@@ -85,18 +86,18 @@ class KernelEstimate:
 
 
 def frechet_distance(real, generated, ddof: int = 1) -> float:
-    """Return |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) of two sets of features.
+    """Return |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2) for two sets of features.
 
     Args:
-        real: Numbers (N1, D) or `FeatureStatistics`; at least 2 vectors.
-        generated: Numbers (N2, D) or `FeatureStatistics`; at least 2 vectors.
-        ddof: 1 divides covariances by N - 1, as the original FVD does; 0 by N, as StyleGAN-V does.
+        real: Array (N1, D) or `FeatureStatistics`; at least 2 vectors.
+        generated: Array (N2, D) or `FeatureStatistics`; at least 2 vectors.
+        ddof: 1 divides covariances by N - 1, as in the original FVD; 0 by N, as in StyleGAN-V.
 
     Raises:
         ValueError: If features are not finite, too few, or of different widths.
 
     Warns:
-        SampleSizeWarning: If a set has no more vectors than a vector has numbers, or the sets differ in size.
+        SampleSizeWarning: If a set has no more vectors than feature dimensions, or the sets differ in size.
 
     Source: Dowson & Landau 1982; Heusel et al., NeurIPS 2017; Unterthiner et al. 2018, https://arxiv.org/abs/1812.01717
     """
@@ -104,7 +105,7 @@ def frechet_distance(real, generated, ddof: int = 1) -> float:
 
 
 def frechet_result(real, generated, ddof: int = 1) -> FrechetResult:
-    """Return the distance of `frechet_distance` with its terms and the unclamped value. Arguments and errors as there."""
+    """Return `frechet_distance` with its terms and the unclamped value. Same arguments and errors."""
     check_ddof(ddof)
     real, generated = _Root.of(real, "real"), _Root.of(generated, "generated")
     if real.dim != generated.dim:
@@ -120,8 +121,7 @@ def frechet_from_moments(real_mean, real_covariance, generated_mean, generated_c
     """Return the Frechet distance of two Gaussians given by mean (D,) and covariance (D, D).
 
     Raises:
-        ValueError: If the shapes do not fit, something is not finite, or a covariance is not symmetric and positive
-            semi-definite.
+        ValueError: If shapes do not match, values are not finite, or a covariance is not symmetric positive semi-definite.
     """
     means = [np.asarray(mean, np.float64) for mean in (real_mean, generated_mean)]
     roots = [_covariance_root(covariance) for covariance in (real_covariance, generated_covariance)]
@@ -136,18 +136,18 @@ def frechet_from_moments(real_mean, real_covariance, generated_mean, generated_c
 
 
 def trace_sqrt_product(covariance, other_covariance) -> float:
-    """Return tr (S1 S2)^(1/2) of two covariances (D, D), positive semi-definite but not necessarily regular."""
+    """Return tr (S1 S2)^(1/2) of two positive semi-definite covariances (D, D), which may be singular."""
     return _nuclear_norm(_covariance_root(covariance) @ _covariance_root(other_covariance).T)
 
 
 def frechet_bias(covariance, num_real: int, num_generated: int | None = None) -> float:
-    """Return the Frechet distance to expect between two samples of one Gaussian, whose true distance is 0.
+    """Return the expected Frechet distance between two samples of the same Gaussian, whose true distance is 0.
 
     To first order in 1/N, for N well above D:
 
         (1/N1 + 1/N2) (tr S + 1/2 sum_ij l_i l_j (1 + [i = j]) / (l_i + l_j)),  l the eigenvalues of S
 
-    For S = I and N1 = N2 = N that is 2 D / N + D (D + 1) / (2 N): 39.6 for the 400 numbers of FVD at 2048 clips.
+    For S = I and N1 = N2 = N this is 2 D / N + D (D + 1) / (2 N): 39.6 for FVD's 400 features at 2048 clips.
 
     Args:
         covariance: (D, D), or its eigenvalues (D,).
@@ -155,7 +155,7 @@ def frechet_bias(covariance, num_real: int, num_generated: int | None = None) ->
         num_generated: N2, or None for N1.
 
     Raises:
-        ValueError: If a number is below 2, or the covariance is none.
+        ValueError: If a sample size is below 2, or `covariance` is not a covariance.
     """
     num_generated = num_real if num_generated is None else num_generated
     if min(num_real, num_generated) < 2:
@@ -181,23 +181,23 @@ def frechet_infinity(
     ddof: int = 1,
     seed: int = 0,
 ) -> FrechetExtrapolation:
-    """Return the limit of the Frechet distance for many samples (FVD-infinity).
+    """Return the Frechet distance extrapolated to infinitely many samples (FVD-infinity).
 
-    The bias of a sample of N falls as 1/N, with a slope that differs between models, so even at equal N it does not cancel
-    in a comparison. Here random subsets of several sizes give distances, and a line in 1/N through them gives the limit.
+    The bias at sample size N falls as 1/N, with a model-dependent slope, so it does not cancel in comparisons even at equal
+    N. Distances at random subsets of several sizes are extrapolated with a line in 1/N.
 
     Args:
-        real: Numbers (N1, D); with `subsample="generated"` also `FeatureStatistics`.
-        generated: Numbers (N2, D).
-        num_sizes: Sizes of subsets, evenly spaced from `min_size` to all, the last being all.
-        min_size: The smallest, or None for the larger of a tenth of all and 2 D: below, the bias is no longer 1/N.
-        subsample: "generated" keeps the real set whole, so the real side's half of the bias stays; "both" draws from both.
-        repeats: Subsets drawn of each size.
+        real: Array (N1, D); with `subsample="generated"` also `FeatureStatistics`.
+        generated: Array (N2, D).
+        num_sizes: Number of subset sizes, evenly spaced from `min_size` to the full set.
+        min_size: Smallest size, or None for the larger of a tenth of the set and 2 D: below, the bias is no longer 1/N.
+        subsample: "generated" uses the full real set, so the real side's half of the bias remains; "both" subsamples both.
+        repeats: Subsets drawn per size.
         ddof: As in `frechet_distance`.
-        seed: Decides the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: As `frechet_distance`; and if there are too few samples for three sizes, or an argument is unknown.
+        ValueError: As in `frechet_distance`; if there are too few samples for three sizes, or an option is unknown.
 
     Source: Chong & Forsyth, CVPR 2020, https://arxiv.org/abs/1911.07023
     """
@@ -254,7 +254,7 @@ def frechet_infinity(
 
 @dataclasses.dataclass(frozen=True)
 class _Root:
-    """A matrix R (K, D) with R'R the scatter of a set: its covariance times (N - ddof)."""
+    """A matrix R (K, D) with R'R the scatter matrix of a set: its covariance times (N - ddof)."""
 
     count: int
     mean: np.ndarray
@@ -275,13 +275,13 @@ class _Root:
         centred = features - mean
         if len(centred) <= centred.shape[1]:
             return cls(len(features), mean, centred)
-        # A QR decomposition would keep eigenvalues below 1e-13 of the largest as well, which no distance shows, and takes
-        # twice the time; with other work on the cores, whose threads it waits for at every step, twenty times.
+        # A QR decomposition would also preserve eigenvalues below 1e-13 of the largest, which never affect a distance, and
+        # takes twice as long; twenty times on busy cores, since it synchronises threads at every step.
         return cls(len(features), mean, _covariance_root(centred.T @ centred))
 
 
 def _frechet(real: _Root, generated: _Root, ddof: int) -> FrechetResult:
-    # Sizes have been looked at: subsets of an extrapolation come here without warnings.
+    # Sample sizes are checked by callers, so that subsets of an extrapolation do not warn.
     first, second = real.count - ddof, generated.count - ddof
     shift = real.mean - generated.mean
     mean_term = float(shift @ shift)
@@ -313,7 +313,7 @@ def _covariance_root(covariance) -> np.ndarray:
             f"A covariance must be positive semi-definite. Received one with the eigenvalue {eigenvalues[0]:g} beside "
             f"{largest:g}."
         )
-    # What rounding leaves of a zero eigenvalue would come back as its root, a hundred million times larger.
+    # The square root would amplify the rounding error of a zero eigenvalue a hundred million times.
     kept = eigenvalues > len(covariance) * np.finfo(np.float64).eps * largest
     return np.sqrt(eigenvalues[kept])[:, None] * vectors[:, kept].T
 
@@ -350,12 +350,12 @@ def polynomial_mmd(
     """Return the squared maximum mean discrepancy with the kernel (gamma a.b + coef0)^degree.
 
     Args:
-        real: Numbers (N1, D), at least 2 vectors.
-        generated: Numbers (N2, D), at least 2 vectors.
-        degree: Of the polynomial, at least 1.
+        real: Array (N1, D), at least 2 vectors.
+        generated: Array (N2, D), at least 2 vectors.
+        degree: Degree of the polynomial, at least 1.
         gamma: Factor of the inner product, or None for 1/D.
-        coef0: Added to it.
-        unbiased: The U-statistic, which leaves a vector's kernel with itself out and may be negative. Otherwise the
+        coef0: Constant term.
+        unbiased: The U-statistic, which excludes a vector's kernel with itself and can be negative. Otherwise the
             V-statistic, which is at least 0 and biased upwards.
 
     Raises:
@@ -395,13 +395,13 @@ def kernel_distance(real, generated, block_size: int | None = None) -> KernelEst
     """Return the kernel distance of KVD and KID: unbiased, kernel (a.b/D + 1)^3.
 
     Args:
-        real: Numbers (N1, D).
-        generated: Numbers (N2, D).
-        block_size: Most vectors in a block, or None for a single block: all pairs, the estimate of least variance. Blocks
-            give a standard error. They are cut in order, so shuffle features that are sorted.
+        real: Array (N1, D).
+        generated: Array (N2, D).
+        block_size: Maximum vectors per block, or None for a single block: all pairs, the lowest-variance estimate. Blocks
+            give a standard error. They are taken in order, so shuffle sorted features.
 
     Raises:
-        ValueError: As `polynomial_mmd`, and if a block would have fewer than 2 vectors.
+        ValueError: As in `polynomial_mmd`, and if a block would have fewer than 2 vectors.
 
     Source: Unterthiner et al. 2018, https://arxiv.org/abs/1812.01717; blocks as in TF-GAN's
         `kernel_classifier_distance_and_std_from_activations`.
@@ -425,7 +425,7 @@ def kernel_distance(real, generated, block_size: int | None = None) -> KernelEst
 def jedi_distance(real, generated) -> float:
     """Return JEDi's distance: 100 times the V-statistic with the kernel (a.b/D)^2.
 
-    It is 100 |E[xx'] - E[yy']|^2 / D^2 over uncentred second moments, so features and their negatives are at distance 0.
+    It equals 100 |E[xx'] - E[yy']|^2 / D^2 (uncentred second moments), so features and their negatives are at distance 0.
 
     Source: Luo et al., ICLR 2025, https://arxiv.org/abs/2410.05203; official code videojedi 1.1.0.
     """

@@ -1,7 +1,7 @@
-"""Diversity and memorisation: what a generator covers, what it copies, and whether it moves.
+"""Diversity, memorisation and motion: coverage of the data, copying of training samples, amount of motion.
 
-Distances are computed from differences in float64, not from |a|^2 + |b|^2 - 2ab, whose rounding turns equal vectors into
-near ones and decides ties at random.
+Distances are computed from differences in float64, not as |a|^2 + |b|^2 - 2ab, whose rounding makes equal vectors differ
+and breaks ties arbitrarily.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Coverage:
     Attributes:
         precision: Share of generated samples inside the ball of some real one.
         recall: Share of real samples inside the ball of some generated one.
-        density: Mean number of real balls around a generated sample, over k. May exceed 1; 1 is expected of equal
-            distributions.
-        coverage: Share of real samples whose own ball holds a generated one; `expected_coverage` of equal distributions.
+        density: Mean number of real balls containing a generated sample, divided by k. Can exceed 1; 1 is expected for
+            equal distributions.
+        coverage: Share of real samples whose ball contains a generated one; `expected_coverage` for equal distributions.
     """
 
     precision: float
@@ -39,12 +39,12 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class CopyingTest:
-    """Are generated samples nearer to the training set than real samples that were held out?
+    """Tests whether generated samples are nearer to the training set than held-out real samples.
 
     Attributes:
-        u: Mann-Whitney's U of the generated distances.
-        share: U / (m n): the chance that a generated sample is farther than a held-out one; 0.5 without copying.
-        z: U standardised; far below 0 says copying, far above 0 that samples lie off the data.
+        u: Mann-Whitney U of the generated distances.
+        share: U / (m n): the probability that a generated sample is farther than a held-out one; 0.5 without copying.
+        z: Standardised U; far below 0 indicates copying, far above 0 samples far from the data.
         p_value: Two-sided, normal approximation without continuity correction.
     """
 
@@ -56,16 +56,15 @@ class CopyingTest:
 
 @dataclasses.dataclass(frozen=True)
 class Memorisation:
-    """Nearest training samples of generated ones, beside those of held-out real ones.
+    """Nearest training samples of generated samples, compared with those of held-out real samples.
 
     Attributes:
-        indices: int64 (M, k), nearest training samples, the nearest first.
+        indices: int64 (M, k), nearest training samples, nearest first.
         distances: float64 (M, k).
-        held_out_distances: float64 (H,), of each held-out sample to its nearest training sample.
-        median_ratio: Median nearest distance of generated over that of held-out samples; well below 1 says copying.
-            Infinity where the held-out median is 0.
-        share_below: Share of generated samples nearer than all but the nearest 1 % of the held-out ones: 0.01 without
-            copying.
+        held_out_distances: float64 (H,), from each held-out sample to its nearest training sample.
+        median_ratio: Median nearest distance of generated over that of held-out samples; well below 1 indicates copying.
+            Infinity if the held-out median is 0.
+        share_below: Share of generated samples below the 1st percentile of held-out distances: 0.01 without copying.
         test: The data-copying test.
     """
 
@@ -83,7 +82,7 @@ class ContentDistance:
 
     Attributes:
         all_pairs: float64 (N,), mean distance over all pairs of frames.
-        consecutive: float64 (N,), mean distance of each frame from the one before.
+        consecutive: float64 (N,), mean distance between consecutive frames.
     """
 
     all_pairs: np.ndarray
@@ -91,13 +90,13 @@ class ContentDistance:
 
 
 def precision_recall(real, generated, k: int = 5) -> Coverage:
-    """Return precision, recall, density and coverage from balls that reach to the k-th nearest neighbour of the same set.
+    """Return precision, recall, density and coverage, using k-th nearest neighbour balls within each set.
 
-    "Inside" is strict, so balls of radius 0 hold nothing: where more than k vectors are equal, all four fall.
+    "Inside" is strict, so balls of radius 0 are empty: if more than k vectors are equal, all four drop.
 
     Args:
-        real: Numbers (N, D), N above k.
-        generated: Numbers (M, D), M above k.
+        real: Array (N, D), N above k.
+        generated: Array (M, D), M above k.
         k: Neighbours, not counting the sample itself.
 
     Raises:
@@ -127,7 +126,7 @@ def precision_recall(real, generated, k: int = 5) -> Coverage:
 
 
 def expected_coverage(num_real: int, num_generated: int, k: int = 5) -> float:
-    """Return the coverage to expect of equal distributions, 1 - prod_{i<k} (N - 1 - i) / (N + M - 1 - i).
+    """Return the expected coverage for equal distributions, 1 - prod_{i<k} (N - 1 - i) / (N + M - 1 - i).
 
     Raises:
         ValueError: If `k` is not in 1..num_real - 1, or `num_generated` is below 1.
@@ -144,21 +143,21 @@ def expected_coverage(num_real: int, num_generated: int, k: int = 5) -> float:
 def nearest_neighbours(
     queries, references, k: int = 1, metric: str = "euclidean", exclude_self: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k nearest references of each query, the nearest first, equally near ones in the order of their index.
+    """Return the k nearest references of each query, nearest first, ties in index order.
 
     Args:
-        queries: Numbers (M, D).
-        references: Numbers (N, D).
+        queries: Array (M, D).
+        references: Array (N, D).
         k: 1..N.
-        metric: "euclidean" or "cosine" (1 - cosine of the angle).
-        exclude_self: Queries and references are the same set; a sample is no neighbour of itself.
+        metric: "euclidean" or "cosine" (1 - cosine similarity).
+        exclude_self: Queries and references are the same set; a sample is not its own neighbour.
 
     Returns:
         Distances float64 (M, k) and indices int64 (M, k).
 
     Raises:
-        ValueError: If features are not finite or of different widths, there are fewer than k references, or a vector of
-            zeros has no direction.
+        ValueError: If features are not finite or differ in width, there are fewer than k references, or, for "cosine", a
+            vector is zero.
     """
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"`metric` must be 'euclidean' or 'cosine'. Received {metric!r}.")
@@ -181,24 +180,24 @@ def nearest_neighbours(
         all_indices[rows] = indices
         all_distances[rows] = np.take_along_axis(distances, indices, axis=1)
     if metric == "cosine":
-        all_distances = all_distances**2 / 2  # of unit vectors: 1 - a.b
+        all_distances = all_distances**2 / 2  # for unit vectors: 1 - a.b
     return all_distances, all_indices
 
 
 def memorisation(generated, train, held_out, k: int = 5, metric: str = "euclidean") -> Memorisation:
-    """Return the nearest training samples of generated ones, and whether they are nearer than real ones would be.
+    """Return the nearest training samples of generated ones, and test whether they are closer than real ones would be.
 
-    A copy that is shifted or mirrored is far in pixels: use features, and add flipped and shifted clips to `train`.
+    A shifted or mirrored copy is far away in pixel space: use features, and add flipped and shifted clips to `train`.
 
     Args:
-        generated: Numbers (M, D).
-        train: Numbers (N, D), what the generator was trained on.
-        held_out: Numbers (H, D), real samples of the same distribution that it never saw.
-        k: Neighbours to return.
+        generated: Array (M, D).
+        train: Array (N, D), the generator's training set.
+        held_out: Array (H, D), unseen real samples of the same distribution.
+        k: Number of neighbours to return.
         metric: As in `nearest_neighbours`.
 
     Raises:
-        ValueError: As `nearest_neighbours`.
+        ValueError: As in `nearest_neighbours`.
 
     Source: Meehan, Chaudhuri, Dasgupta, AISTATS 2020, https://arxiv.org/abs/2004.05675 (the test)
     """
@@ -216,14 +215,14 @@ def memorisation(generated, train, held_out, k: int = 5, metric: str = "euclidea
 
 
 def data_copying_test(generated_distances, held_out_distances) -> CopyingTest:
-    """Return Mann-Whitney's test of distances to the training set, with its correction for ties.
+    """Return the Mann-Whitney test on distances to the training set, with correction for ties.
 
     Args:
-        generated_distances: Numbers (M,), of generated samples to their nearest training sample.
-        held_out_distances: Numbers (H,), of held-out real samples.
+        generated_distances: Array (M,), from generated samples to their nearest training sample.
+        held_out_distances: Array (H,), from held-out real samples.
 
     Raises:
-        ValueError: If there are none, or one is not finite.
+        ValueError: If there are none, or any is not finite.
 
     Source: Meehan, Chaudhuri, Dasgupta, AISTATS 2020, https://arxiv.org/abs/2004.05675
     """
@@ -238,18 +237,18 @@ def data_copying_test(generated_distances, held_out_distances) -> CopyingTest:
     u = stats.rankdata(pooled)[:m].sum() - m * (m + 1) / 2
     ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
     variance = m * n / 12 * (m + n + 1 - np.sum(ties**3 - ties) / ((m + n) * (m + n - 1)))
-    z = (u - m * n / 2) / math.sqrt(variance) if variance > 0 else 0.0  # all equal: nothing to tell apart
+    z = (u - m * n / 2) / math.sqrt(variance) if variance > 0 else 0.0  # all distances equal
     return CopyingTest(float(u), float(u / (m * n)), float(z), float(2 * special.ndtr(-abs(z))))
 
 
 def average_content_distance(frame_features) -> ContentDistance:
     """Return ACD, the mean Euclidean distance between the features of a video's frames; lower is more consistent.
 
-    The paper says "average pairwise"; codes differ between all pairs and consecutive frames, so both are given. A frozen
-    video has 0, below every real one: put the real value beside it.
+    The paper says "average pairwise"; implementations use either all pairs or consecutive frames, so both are given. A
+    frozen video scores 0, below every real one: compare with the real value.
 
     Args:
-        frame_features: Numbers (N, T, D), T at least 2: `mean_colours`, or an embedding of the face in each frame.
+        frame_features: Array (N, T, D), T at least 2: `mean_colours`, or a face embedding of each frame.
 
     Raises:
         ValueError: If they are not finite (N, T, D) with at least 2 frames.
@@ -270,11 +269,11 @@ def average_content_distance(frame_features) -> ContentDistance:
 
 
 def mean_colours(videos, masks=None) -> np.ndarray:
-    """Return the mean colour of every frame in [0, 1], the features of ACD for coloured shapes.
+    """Return the mean colour of every frame in [0, 1], the ACD features for coloured shapes.
 
     Args:
         videos: uint8 (N, T, H, W, 3).
-        masks: bool (N, T, H, W), where the object is; None for the whole frame.
+        masks: bool (N, T, H, W), object masks; None for the whole frame.
 
     Returns:
         float64 (N, T, 3).
@@ -297,7 +296,7 @@ def mean_colours(videos, masks=None) -> np.ndarray:
 
 
 def motion_energy(videos) -> np.ndarray:
-    """Return the mean square change of a pixel from a frame to the next, values in [0, 1].
+    """Return the mean squared frame-to-frame change per pixel, for values in [0, 1].
 
     Args:
         videos: uint8 (N, T, H, W, 3), T at least 2.
@@ -306,7 +305,7 @@ def motion_energy(videos) -> np.ndarray:
         float64 (N,); 0 for a frozen video.
 
     Raises:
-        ValueError: If the videos are not uint8 RGB or have a single frame.
+        ValueError: If the videos are not uint8 RGB or have only one frame.
     """
     videos = _check_videos("videos", videos, min_frames=2)
     energies = [np.mean(np.square(np.diff(video.astype(np.float32), axis=0)), dtype=np.float64) for video in videos]
@@ -314,14 +313,14 @@ def motion_energy(videos) -> np.ndarray:
 
 
 def motion_energy_ratio(real, generated) -> float:
-    """Return mean motion energy of generated over that of real videos: 1 is as much motion, 0 is frozen; noise lies far above.
+    """Return mean motion energy of generated over real videos: 1 is equal motion, 0 frozen; noise is far above 1.
 
     Args:
-        real: uint8 (N, T, H, W, 3), at the frame rate and size of the generated ones.
+        real: uint8 (N, T, H, W, 3), with the frame rate and size of the generated videos.
         generated: uint8 (M, T', H, W, 3).
 
     Raises:
-        ValueError: As `motion_energy`; if sizes of frames differ, or the real videos do not move.
+        ValueError: As in `motion_energy`; if frame sizes differ, or the real videos do not move.
     """
     real, generated = _check_videos("real", real, 2), _check_videos("generated", generated, 2)
     if real.shape[2:] != generated.shape[2:]:
@@ -336,12 +335,12 @@ def motion_energy_ratio(real, generated) -> float:
 
 
 def _radius(features: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each sample from its k-th nearest other one; the first of the sorted row is the sample itself, at 0."""
+    """Distance of each sample to its k-th nearest neighbour; sorted rows start with the sample itself, at 0."""
     return np.concatenate([np.partition(d, k, axis=1)[:, k] for _, d in _distance_chunks(features, features)])
 
 
 def _distance_chunks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Euclidean distances of some rows of `a` at a time from all of `b`."""
+    """Euclidean distances to all of `b`, for a chunk of rows of `a` at a time."""
     step = max(1, _DISTANCES_PER_CHUNK // len(b))
     for start in range(0, len(a), step):
         rows = slice(start, min(start + step, len(a)))

@@ -1,4 +1,4 @@
-"""Measures clips that a model made against real ones, in one pass over each side.
+"""Evaluates generated clips against real ones, in one pass over each side.
 
 results = evaluate("fvd2048_16f,fcs", generated, real, Networks({"i3d": "i3d-kinetics-400"}), cache_dir="cache")
 print("\n".join(table(results)))
@@ -42,27 +42,27 @@ def evaluate(
     seed: int = 0,
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Measures generated clips against real ones.
+    """Evaluates generated clips against real ones.
 
     Args:
-        names: Names of protocols, with commas between them or as a list.
-        generated: What a model made: clips, a collection, or an array (N, T, H, W, 3), uint8 or floats in [-1, 1].
-        real: The same of the real side. Videos of a collection are taken in random order and cut at random places.
-        networks: Where weights lie, and the judge.
-        features: "judge" measures with the judge what can be measured with it.
+        names: Protocol names, comma-separated or as a list.
+        generated: Generated videos: clips, a collection, or an array (N, T, H, W, 3), uint8 or floats in [-1, 1].
+        real: The same for the real side. Videos of a collection are taken in random order and cut at random positions.
+        networks: Paths of weights, and the judge.
+        features: "judge" uses the judge for every metric that supports it.
         held_out: Real clips that the model was not trained on, for the data-copying test.
-        default_frames: Of a clip, where a name does not say.
-        cache_dir: Features of real clips are kept here, under the digest of clips and network; None keeps none.
-        sheet_dir: Folder for the pictures of nearest real clips; None draws none.
-        seed: Of the order of clips, where `generated` and `real` are no `Clips`, and of bootstraps.
-        on_result: Called with each result as soon as it is there.
+        default_frames: Frames per clip, unless given in the name.
+        cache_dir: Cache of features of real clips, keyed by the digest of clips and network; None disables caching.
+        sheet_dir: Folder for sheets of nearest real clips; None draws none.
+        seed: Seed of the clip order, if `generated` or `real` are not `Clips`, and of bootstraps.
+        on_result: Called with each result as soon as it is available.
 
     Returns:
-        A result for each protocol, in the order of the names.
+        A result per protocol, in the order of the names.
 
     Raises:
-        ValueError: If a name is unknown; clips are too few, too short, of several sizes, out of range or, in a folder,
-            there twice; weights are missing; or the real side lacks labels that a metric needs.
+        ValueError: If a name is unknown; clips are too few, too short, of mixed sizes, out of range or, in a folder,
+            duplicated; weights are missing; or the real side lacks labels that a metric needs.
     """
     if features not in ("pretrained", "judge"):
         raise ValueError(f"`features` must be 'pretrained' or 'judge'. Received {features!r}.")
@@ -77,7 +77,7 @@ def evaluate(
             f"At least 2 clips are needed on each side. Received {generated.available} of {generated.origin['source']!r} and "
             f"{real.available} of {real.origin['source']!r}."
         )
-    for protocol in protocols:  # missing weights and labels should be known before the work begins
+    for protocol in protocols:  # fail early on missing weights and labels
         for name in protocol.networks:
             networks.get(name, protocol.frames, protocol.stride)
     groups: dict[tuple[int, int, int], list[Protocol]] = {}  # by frames, stride and clips: measured in one pass
@@ -106,7 +106,7 @@ def _num_runs(protocol: Protocol, generated: Clips) -> int:
 
 @dataclasses.dataclass
 class _Sides:
-    """Both sides of a comparison, and where the rows of their clips are kept."""
+    """Both sides of a comparison, and the storage of their rows."""
 
     generated: Clips
     real: Clips
@@ -154,7 +154,7 @@ class _Sides:
             )
 
     def _jobs(self, protocols: Sequence[Protocol], num_frames: int, stride: int) -> dict[str, Job]:
-        """What has to be computed of each clip, once for all protocols."""
+        """What to compute for each clip, shared by all protocols."""
         wanted: dict[str, set[str]] = {"sha256": set()}
         searching = set()
         for protocol in protocols:
@@ -169,7 +169,7 @@ class _Sides:
         }
 
     def _real_rows(self, jobs: Iterable[Job], num_clips: int, num_frames: int, stride: int):
-        """As many real rows as each job wants, where there are so many."""
+        """As many real rows as each job requests, if available."""
         available = self.real.available or 2 * num_clips
         if available < 2:
             raise ValueError(
@@ -185,9 +185,9 @@ class _Sides:
         return rows, shape
 
     def _rows(self, side: str, clips: Clips, jobs: Iterable[Job], num_clips: int, num_frames: int, stride: int):
-        """Rows by output, and height and width of a frame where clips had to be looked at."""
+        """Rows by output, and frame height and width if clips had to be read."""
         rows, stores, missing = {}, {}, []
-        may_keep = side != "generated" and "digest" in clips.origin  # else other clips might be taken for these
+        may_keep = side != "generated" and "digest" in clips.origin  # otherwise other clips might share the key
         for job in jobs:
             stores[id(job)] = self.store if may_keep and job.is_costly else self.scratch
             for output, facts in job.outputs.items():
@@ -342,7 +342,7 @@ def _codec_words(codec: str) -> str:
 
 @contextlib.contextmanager
 def _noted():
-    """Collects warnings about the measurement as text; others go their way."""
+    """Collects warnings about the measurement as text; others are passed on."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Scores of an identity x action exchange where the truth of unseen cells is known, beside honest baselines."""
+"""Scores of identity x action exchange on held-out cells with known ground truth, and baselines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tfvidgen.metrics.image import psnr
 def mean_frame_baseline(
     trained: np.ndarray, trained_identity: np.ndarray, identity: np.ndarray, shape: tuple
 ) -> np.ndarray:
-    """Predicts, for every frame of a clip, the mean of all trained frames of its identity.
+    """Predicts, for every frame of a clip, the mean of all training frames of its identity.
 
     Args:
-        trained: uint8 (N, T, H, W, 3), the trained clips.
+        trained: uint8 (N, T, H, W, 3), the training clips.
         trained_identity: int (N,).
-        identity: int (M,), whose clips are predicted.
+        identity: int (M,), identities of the clips to predict.
         shape: (T, H, W, 3) of a prediction.
 
     Returns:
@@ -31,7 +31,7 @@ def mean_frame_baseline(
 
 
 def nearest_clip_baseline(trained: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Predicts the trained clip that is nearest to the truth in mean square: the best that pure memory could do.
+    """Predicts the training clip nearest to the truth in mean squared error: the best that pure memorisation could do.
 
     Args:
         trained: uint8 (N, T, H, W, 3).
@@ -49,5 +49,5 @@ def nearest_clip_baseline(trained: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_psnr(truth: np.ndarray, generated: np.ndarray) -> float:
-    """Mean over all frames of each frame's PSNR in dB, uint8 (..., H, W, 3); frames that are equal count as 100 dB."""
+    """Mean per-frame PSNR in dB, uint8 (..., H, W, 3); identical frames count as 100 dB."""
     return float(np.minimum(psnr(truth, generated), 100.0).mean())

@@ -1,6 +1,6 @@
-"""The metrics there are, by the names of their families: what each needs of every clip, and what measures it.
+"""The table of metric families: what each needs from every clip, and the function that measures it.
 
-A family is a metric without its numbers of clips and frames; `protocols` puts them together.
+A family is a metric without its numbers of clips and frames, which `protocols` adds.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class Family:
     """A metric without numbers of clips and frames.
 
     Attributes:
-        help: One line.
-        measure: Computes it.
-        networks: Feature networks that it may run on, the default first; empty for none.
-        outputs: What it needs of its network, or jobs by name where it has none.
-        variants: Words that may stand at the end of its name.
+        help: One-line description.
+        measure: Computes the metric.
+        networks: Supported feature networks, the default first; empty for none.
+        outputs: Outputs needed from its network, or job names if it has none.
+        variants: Allowed name suffixes.
         ranks: Whether models can be ranked by it.
-        searches_all: Whether it looks at all real clips there are, not at as many as generated ones.
-        num_runs: Independent runs of the generator, each of the named number of clips.
-        default_clips: Where the name has no number; None for as many as there are real clips, at most 2048.
-        default_frames: Where the name has none; None for the length that the generator makes.
+        searches_all: Whether it searches all available real clips rather than as many as generated ones.
+        num_runs: Independent runs of the generator, each with the named number of clips.
+        default_clips: Clips if the name gives no number; None for as many as there are real clips, at most 2048.
+        default_frames: Frames if the name gives none; None for the generator's own length.
     """
 
     help: str

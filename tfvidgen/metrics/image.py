@@ -1,4 +1,4 @@
-"""Measures of single frames against each other: PSNR, SSIM, and the frame consistency of a video.
+"""Frame similarity: PSNR, SSIM, and the frame consistency of a video.
 
 All take uint8 RGB arrays and compute in float64.
 """
@@ -12,13 +12,13 @@ _SSIM_RADIUS = 5
 _SSIM_SIGMA = 1.5
 _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
-# Pixels in flight at a time, so that their float64 maps stay in the caches.
+# Pixels processed at a time, so that their float64 maps fit in the CPU cache.
 _PIXELS_PER_CHUNK = 2**14
-_BLOCK = 18  # rows or columns of window means in a matrix product; measured best for 64 to 256 pixels
+_BLOCK = 18  # rows or columns per matrix product; fastest for 64 to 256 pixels
 
 
 def check_frames(name: str, frames, num_axes: int | None = None) -> np.ndarray:
-    """Return frames as an array, or refuse what is not uint8 (..., H, W, 3), with `num_axes` axes where that is given."""
+    """Return frames as an array. Raises ValueError unless uint8 (..., H, W, 3), with `num_axes` axes if given."""
     frames = np.asarray(frames)
     expected = {4: "(T, H, W, 3)", 5: "(N, T, H, W, 3)"}.get(num_axes, "(..., H, W, 3)")
     if frames.dtype != np.uint8:
@@ -39,7 +39,7 @@ def _check_pair(a, b) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_ssim_size(shape: tuple[int, ...]) -> None:
-    """Refuse frames (..., H, W, 3) that are smaller than the window."""
+    """Raise ValueError if frames (..., H, W, 3) are smaller than the window."""
     window = 2 * _SSIM_RADIUS + 1
     if min(shape[-3:-1]) < window:
         raise ValueError(
@@ -49,7 +49,7 @@ def check_ssim_size(shape: tuple[int, ...]) -> None:
 
 
 def psnr(a, b) -> np.ndarray:
-    """Return the peak signal-to-noise ratio of each pair of frames, in dB, for the range 0..255.
+    """Return the peak signal-to-noise ratio of each pair of frames in dB, for the range 0..255.
 
     Args:
         a: uint8 (..., H, W, 3).
@@ -69,7 +69,7 @@ def psnr(a, b) -> np.ndarray:
 
 
 def _band(size: int) -> np.ndarray:
-    """(size, size + 10): row i is the Gaussian window from column i on."""
+    """(size, size + 10): row i is the Gaussian window starting at column i."""
     taps = np.exp(-0.5 * (np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1) / _SSIM_SIGMA) ** 2)
     taps /= taps.sum()
     band = np.zeros((size, size + 2 * _SSIM_RADIUS))
@@ -82,9 +82,9 @@ _BAND = _band(_BLOCK)
 
 
 def _window_mean(maps: np.ndarray) -> np.ndarray:
-    """Gaussian mean of float64 (..., H, W) over the windows that lie inside: (..., H - 10, W - 10).
+    """Gaussian-weighted means of float64 (..., H, W) over valid windows: (..., H - 10, W - 10).
 
-    Matrix products with a narrow band, a few rows or columns at a time: for 64 pixels a sixth of the time of shifted sums.
+    Uses band matrix products over a few rows or columns at a time: six times as fast as shifted sums at 64 pixels.
     """
     margin = 2 * _SSIM_RADIUS
     height, width = maps.shape[-2] - margin, maps.shape[-1] - margin
@@ -103,9 +103,9 @@ def _window_mean(maps: np.ndarray) -> np.ndarray:
 
 def _ssim_per_channel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """SSIM of frames with values 0..255; (F or 1, H, W, 3) against (F, H, W, 3) -> (F, 3)."""
-    # Sums and products of whole numbers are exact in float64.
+    # Sums and products of integers are exact in float64.
     a, b = (np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float64) for x in (a, b))
-    maps = np.concatenate([a, b, a * a + b * b, a * b])  # of the variances only their sum is needed
+    maps = np.concatenate([a, b, a * a + b * b, a * b])  # only the sum of the variances is needed
     mean_a, mean_b, squares, product = np.split(_window_mean(maps), np.cumsum([len(a), len(b), len(b)]))
     means_product, means_squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
     similar = (2 * means_product + _SSIM_C1) * (2 * (product - means_product) + _SSIM_C2)
@@ -116,9 +116,8 @@ def _ssim_per_channel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def ssim(a, b) -> np.ndarray:
     """Return the structural similarity of each pair of frames.
 
-    Values are scaled to [0, 1]; Gaussian window of 11x11 pixels with sigma 1.5, windows inside the frame only,
-    population covariance, each of R, G, B by itself and then the mean. These are the numbers of `tf.image.ssim` with
-    `max_val=1.0`.
+    Values are scaled to [0, 1]; 11x11 Gaussian window with sigma 1.5, valid windows only, population covariance, computed
+    per channel and averaged. Matches `tf.image.ssim` with `max_val=1.0`.
 
     Args:
         a: uint8 (..., H, W, 3), H and W at least 11.
@@ -145,7 +144,7 @@ def ssim(a, b) -> np.ndarray:
 
 
 def ssim_with_first(video) -> np.ndarray:
-    """Return the SSIM of frames 2..T with frame 1: uint8 (T, H, W, 3) -> float64 (T - 1,). As `ssim`, and faster."""
+    """Return the SSIM of frames 2..T with frame 1: uint8 (T, H, W, 3) -> float64 (T - 1,). Like `ssim`, but faster."""
     video = check_frames("video", video, num_axes=4)
     check_ssim_size(video.shape)
     step = _frames_per_chunk(video.shape[1:])

@@ -1,9 +1,9 @@
-"""Inception Score of class probabilities: exp of the mean divergence of p(y|x) from p(y), by every published variant.
+"""Inception Score of class probabilities, exp of the mean KL(p(y|x) || p(y)), in every published variant.
 
     inception_score(probabilities)                                   # the definition
-    inception_score_of_variant("tganv2", [run_1, ..., run_10])       # as one paper computed it
+    inception_score_of_variant("tganv2", [run_1, ..., run_10])       # as computed in one paper
 
-The classifier decides the scale: scores of C3D on UCF-101, of another network and of a judge do not compare.
+The classifier sets the scale: scores from C3D on UCF-101, another network or a judge are not comparable.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class InceptionScore:
     """An Inception Score.
 
     Attributes:
-        value: Mean over splits, and over runs where there are several.
-        spread: Standard deviation (population) over splits or over runs, whichever the variant reports; 0 for one.
-        splits: The score of every split, run after run.
+        value: Mean over splits, and over runs if there are several.
+        spread: Population standard deviation over splits or over runs, whichever the variant reports; 0 for one.
+        splits: The score of every split, run by run.
         marginal_entropy: H(y) in nats, mean over splits: high for diverse samples.
-        conditional_entropy: H(y|x) in nats, mean over splits: low for samples that are clearly of a class.
-        num_samples: Samples of a run.
+        conditional_entropy: H(y|x) in nats, mean over splits: low for samples clearly of one class.
+        num_samples: Samples per run.
         variant: Name of the variant.
     """
 
@@ -45,17 +45,17 @@ class InceptionScore:
 
 @dataclasses.dataclass(frozen=True)
 class InceptionVariant:
-    """How a public code computes the score.
+    """How a public codebase computes the score.
 
     Attributes:
-        num_samples: Of a run.
+        num_samples: Samples per run.
         num_runs: Independent runs of the generator.
-        num_splits: Parts of a run that are scored by themselves. More splits lower the score.
-        shuffle_seed: Of the permutation before splitting, or None.
-        epsilon: Added against log 0.
+        num_splits: Parts of a run that are scored separately. More splits lower the score.
+        shuffle_seed: Seed of the permutation before splitting, or None.
+        epsilon: Added to avoid log 0.
         epsilon_place: "logs" for log(p + epsilon), "probabilities" for p + epsilon throughout.
         spread_over: "runs" or "splits".
-        source: The code.
+        source: The codebase.
     """
 
     num_samples: int
@@ -69,7 +69,7 @@ class InceptionVariant:
 
 
 INCEPTION_VARIANTS: dict[str, InceptionVariant] = {
-    # 10000 // 48 * 48 samples: the last, incomplete batch of 48 is never made.
+    # 10000 // 48 * 48 samples: the last, incomplete batch of 48 is never generated.
     "tgan": InceptionVariant(9984, 4, epsilon=1e-7, source="pfnet-research/tgan, evaluation/calc_inception.py"),
     "tganv2": InceptionVariant(
         2048,
@@ -95,16 +95,16 @@ def inception_score(
 ) -> InceptionScore:
     """Return the Inception Score, between 1 and the number of classes.
 
-    Few samples lower it: the marginal of N rows is itself estimated. So do splits, and splits of samples that are sorted by
-    class destroy it: give a `shuffle_seed` then.
+    Few samples bias it downwards, since the marginal is estimated from N rows. So do splits, and splitting samples sorted by
+    class makes it meaningless: set `shuffle_seed` in that case.
 
     Args:
-        probabilities: (N, K) with rows of sum 1, or logits.
+        probabilities: (N, K) with rows summing to 1, or logits.
         num_splits: Contiguous parts, each with its own marginal.
-        shuffle_seed: Of `np.random.RandomState(seed).permutation` before splitting, or None for the order given.
-        epsilon: Added against log 0 as some codes do. 0 is exact: 0 log 0 counts as 0.
+        shuffle_seed: Seed for `np.random.RandomState(seed).permutation` before splitting, or None for the given order.
+        epsilon: Added to avoid log 0, as in some codebases. 0 is exact, with 0 log 0 = 0.
         epsilon_place: "logs" or "probabilities"; see `InceptionVariant`.
-        from_logits: Take `probabilities` as logits.
+        from_logits: Treat `probabilities` as logits.
 
     Raises:
         ValueError: If rows are not finite probabilities, or there are fewer rows than splits.
@@ -144,18 +144,18 @@ def inception_score(
 
 
 def inception_score_of_variant(variant: str, runs: Sequence, from_logits: bool = False) -> InceptionScore:
-    """Return the Inception Score as a public code computes it.
+    """Return the Inception Score as computed by a public codebase.
 
     Args:
-        variant: A name of `INCEPTION_VARIANTS`.
-        runs: (N, K) probabilities or logits of every run, each of newly generated samples.
-        from_logits: Take them as logits.
+        variant: A name in `INCEPTION_VARIANTS`.
+        runs: (N, K) probabilities or logits of every run, each from newly generated samples.
+        from_logits: Treat them as logits.
 
     Raises:
-        ValueError: If the variant is unknown, there are no runs, or as `inception_score`.
+        ValueError: If the variant is unknown, there are no runs, or as in `inception_score`.
 
     Warns:
-        SampleSizeWarning: If the numbers of samples or runs are not those of the variant.
+        SampleSizeWarning: If the number of samples or runs differs from the variant's.
     """
     if variant not in INCEPTION_VARIANTS:
         raise ValueError(f"`variant` must be one of {', '.join(INCEPTION_VARIANTS)}. Received {variant!r}.")
@@ -188,16 +188,16 @@ def inception_score_of_variant(variant: str, runs: Sequence, from_logits: bool =
 
 
 def class_entropies(probabilities) -> tuple[float, float]:
-    """Return (H(y), H(y|x)) in nats of probabilities (N, K): entropy of the mean row, and mean entropy of the rows."""
+    """Return (H(y), H(y|x)) in nats for probabilities (N, K): entropy of the mean row, and mean entropy of the rows."""
     p = np.asarray(probabilities, np.float64)
     return float(special.entr(p.mean(axis=0)).sum()), float(special.entr(p).sum(axis=1).mean())
 
 
 def check_probabilities(probabilities, name: str = "probabilities", from_logits: bool = False) -> np.ndarray:
-    """Return float64 probabilities (N, K), from logits where told so, or refuse what is none.
+    """Return checked float64 probabilities (N, K), converted from logits if `from_logits`.
 
     Raises:
-        ValueError: If a row is not finite, negative somewhere, or has another sum than 1.
+        ValueError: If a row is not finite, has negative entries, or does not sum to 1.
     """
     p = check_features(probabilities, name)
     if from_logits:

@@ -1,6 +1,6 @@
-"""How each metric's value and interval come of the rows of real and generated clips.
+"""Computes each metric's value and interval from the rows of real and generated clips.
 
-Measures that need classifiers trained on labels stand beside their arithmetic, in `disentanglement` and `s3`.
+Measures based on classifiers trained on labels are in `disentanglement` and `s3`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from tfvidgen.metrics.statistics import (
     wilson_interval,
 )
 
-NEIGHBOURS = 5  # of precision, recall, density and coverage: prdc's default
-_WIDE = 1024  # features from here on make a jackknife of a Frechet distance slow: half as many groups
+NEIGHBOURS = 5  # for precision, recall, density and coverage: prdc's default
+_WIDE = 1024  # from this feature dimension on, Frechet jackknives are slow: use half as many groups
 _SHEET_CLIPS, _SHEET_NEIGHBOURS = 6, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a family computes its value from.
+    """The inputs from which a family computes its value.
 
     Attributes:
-        clips: N, clips of one run of the generator.
-        num_frames, stride: Of a clip.
+        clips: N, clips per run of the generator.
+        num_frames, stride: Frames per clip, and the distance between them.
         network: Name of the feature network, or "".
-        variants: Of the name, such as `covn`.
-        real, generated: Rows by output. There are up to N real ones, of a network's up to 2 N, or all there are.
+        variants: Name suffixes, such as `covn`.
+        real, generated: Rows by output. Up to N real ones, up to 2 N for network outputs, or all available.
         held_out: Rows of real clips that were not trained on, or None.
-        real_clips, generated_clips: Where clips come from, for pictures and labels.
+        real_clips, generated_clips: Sources of clips, for images and labels.
         networks: For families that train their own.
-        sheet: File of a picture to draw, or None.
-        seed: Of draws.
+        sheet: Path of a sheet to draw, or None.
+        seed: Seed of random draws.
     """
 
     clips: int
@@ -67,12 +67,12 @@ class Measured:
     seed: int = 0
 
     def features(self, output: str = "features") -> tuple[np.ndarray, np.ndarray]:
-        """Rows of up to N real and N generated clips."""
+        """Rows of at most N real and N generated clips."""
         name = f"{self.network}/{output}"
         return self.real[name][: self.clips], self.generated[name][: self.clips]
 
     def matched_labels(self, count: int) -> tuple[np.ndarray, int]:
-        """Labels of generated clips as those of real ones, and the number of classes."""
+        """Labels of generated clips, mapped to those of real ones, and the number of classes."""
         real_names, names = self.real_clips.label_names(), self.generated_clips.label_names()
         labels = self.generated_clips.labels(count)
         if real_names is None or labels is None:
@@ -99,16 +99,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A value with what belongs to it.
+    """A metric's value with its details.
 
     Attributes:
         value: The metric.
-        values: Every number of it, by name.
-        interval: 95 %, or None.
-        interval_of: How the interval was made, in words.
-        beside: What to read the value beside, in a few words.
-        facts: What else of the computation could change the number.
-        loss: What to minimise in a comparison of models, or None.
+        values: All numbers of the metric, by name.
+        interval: 95 % interval, or None.
+        interval_of: How the interval was computed, in words.
+        beside: Reference values to compare with, in a few words.
+        facts: Other details of the computation that could change the number.
+        loss: What to minimise when comparing models, or None.
     """
 
     value: float
@@ -137,11 +137,11 @@ def _quiet() -> Iterator[None]:
 
 
 class _Parts:
-    """A set of features in groups, of which any can be left out. Memory does not grow with the number of features."""
+    """Features in groups, any of which can be left out. Memory does not grow with the number of feature vectors."""
 
     def __init__(self, rows: np.ndarray, num_groups: int):
         slices = _groups(len(rows), num_groups)
-        # no more rows than a row has numbers: then the rows are the smaller description
+        # with no more rows than columns, the rows themselves are smaller than a covariance
         self._is_rows = len(rows) <= rows.shape[1]
         self._parts = [
             np.asarray(rows[part], np.float64) if self._is_rows else FeatureStatistics.from_features(rows[part])
@@ -154,7 +154,7 @@ class _Parts:
 
 
 def frechet(measured: Measured) -> Outcome:
-    """Frechet distance of the features, with the floor that two sets of real clips have."""
+    """Frechet distance of the features, with the floor between two sets of real clips."""
     real, generated = measured.features()
     ddof = 0 if "covn" in measured.variants else 1
     num_groups = min(GROUPS if real.shape[1] < _WIDE else GROUPS // 2, len(real) // 2, len(generated) // 2)
@@ -196,7 +196,7 @@ def _statistics(rows: np.ndarray) -> Any:
 
 
 def _floor(measured: Measured, distance: Callable[[np.ndarray, np.ndarray], float]) -> tuple[float | None, int]:
-    """The distance of real clips from other real clips, at N each or, with fewer than 2 N, at half of them each."""
+    """The distance between two sets of real clips, N each, or half of them each if there are fewer than 2 N."""
     rows = measured.real[f"{measured.network}/features"]
     count = min(measured.clips, len(rows) // 2)
     if count < 2:
@@ -205,7 +205,7 @@ def _floor(measured: Measured, distance: Callable[[np.ndarray, np.ndarray], floa
 
 
 def frechet_infinity(measured: Measured) -> Outcome:
-    """The Frechet distance in the limit of many generated clips, from a line through subsets."""
+    """The Frechet distance extrapolated to infinitely many generated clips, from a line through subsets."""
     real, generated = measured.features()
     ddof = 0 if "covn" in measured.variants else 1
     limit = distances.frechet_infinity(
@@ -230,7 +230,7 @@ def frechet_infinity(measured: Measured) -> Outcome:
 
 
 def kernel_distance(measured: Measured) -> Outcome:
-    """Kernel distance of the features, unbiased, with the floor that two sets of real clips have."""
+    """Unbiased kernel distance of the features, with the floor between two sets of real clips."""
     real, generated = measured.features()
     value = distances.kernel_distance(real, generated).value
     count = min(len(real), len(generated))
@@ -259,7 +259,7 @@ def kernel_distance(measured: Measured) -> Outcome:
 
 
 def coverage(measured: Measured) -> Outcome:
-    """Coverage, beside precision, recall and density."""
+    """Coverage, with precision, recall and density."""
     real, generated = measured.features()
     result = diversity.precision_recall(real, generated, NEIGHBOURS)
     expected = diversity.expected_coverage(len(real), len(generated), NEIGHBOURS)
@@ -275,7 +275,7 @@ def coverage(measured: Measured) -> Outcome:
 
 
 def inception_score(variant: str, measured: Measured) -> Outcome:
-    """Inception Score by the rules of a published variant, or plain for `variant` ""."""
+    """Inception Score in a published variant, or the plain definition if `variant` is ""."""
     logits = measured.generated[f"{measured.network}/logits"]
     runs = [logits[i : i + measured.clips] for i in range(0, len(logits), measured.clips)]
     runs = [run for run in runs if len(run) == measured.clips]
@@ -317,7 +317,7 @@ def inception_score(variant: str, measured: Measured) -> Outcome:
 
 
 def motion_consistency(measured: Measured) -> Outcome:
-    """MCS, from the mean frame differences of groups of clips."""
+    """MCS from the mean frame differences of groups of clips."""
     num_real = min(measured.clips, measured.real_clips.available or measured.clips)
     real = DifferenceGroups(measured.real["differences"], num_real)
     generated = DifferenceGroups(measured.generated["differences"], measured.clips)
@@ -355,7 +355,7 @@ def _log10(squared: float) -> float:
 
 
 def frame_consistency(measured: Measured) -> Outcome:
-    """FCS of the generated clips, beside that of the real ones."""
+    """FCS of the generated clips, with that of the real ones."""
     real, generated = measured.real["fcs"][:, 0], measured.generated["fcs"][:, 0]
     value, beside = float(generated.mean()), float(real.mean())
     frames = measured.num_frames
@@ -377,7 +377,7 @@ def frame_consistency(measured: Measured) -> Outcome:
 
 
 def content_distance(measured: Measured) -> Outcome:
-    """ACD of mean colours of the generated clips, beside that of the real ones."""
+    """ACD of mean colours of the generated clips, with that of the real ones."""
     real, generated = measured.real["acd"], measured.generated["acd"]
     value, beside = float(generated[:, 0].mean()), float(real[:, 0].mean())
     return Outcome(
@@ -397,7 +397,7 @@ def content_distance(measured: Measured) -> Outcome:
 
 
 def motion_energy(measured: Measured) -> Outcome:
-    """Motion energy of the generated clips over that of the real ones; NaN where the real ones do not move."""
+    """Motion energy of generated over real clips; NaN if the real ones do not move."""
     real, generated = np.array(measured.real["motion"][:, 0]), np.array(measured.generated["motion"][:, 0])
     reference = float(real.mean())
     if reference == 0:
@@ -418,7 +418,7 @@ def motion_energy(measured: Measured) -> Outcome:
 
 
 def duplicates(measured: Measured) -> Outcome:
-    """Share of generated clips that repeat an earlier one, and of those that equal a real one."""
+    """Share of generated clips that repeat an earlier one, and share that equal a real one."""
     generated = [row.tobytes() for row in measured.generated["sha256"][: measured.clips]]
     real = {row.tobytes() for row in measured.real["sha256"]}
     repeated = len(generated) - len(set(generated))
@@ -436,7 +436,7 @@ def duplicates(measured: Measured) -> Outcome:
 
 
 def nearest(measured: Measured) -> Outcome:
-    """Median distance to the nearest real clip over the usual one, the data-copying test, and a sheet if asked for."""
+    """Median distance to the nearest real clip over the usual one, the data-copying test, and a sheet if requested."""
     real = measured.real[f"{measured.network}/features"]
     generated = measured.generated[f"{measured.network}/features"][: measured.clips]
     k = min(_SHEET_NEIGHBOURS, len(real))
@@ -479,7 +479,7 @@ def nearest(measured: Measured) -> Outcome:
 
 
 def _draw_nearest(measured: Measured, near: np.ndarray, indices: np.ndarray) -> None:
-    """The generated clips that lie nearest to a real one, each above its nearest real ones."""
+    """Draws the generated clips nearest to a real one, each above its nearest real clips."""
     from tfvidgen import visualize
 
     closest = np.argsort(near[:, 0], kind="stable")[:_SHEET_CLIPS]
@@ -500,7 +500,7 @@ def _draw_nearest(measured: Measured, near: np.ndarray, indices: np.ndarray) -> 
 
 
 def lpips_diversity(measured: Measured) -> Outcome:
-    """Mean LPIPS of random pairs of generated clips, beside that of real ones."""
+    """Mean LPIPS of random pairs of generated clips, with that of real ones."""
     real, generated = (np.array(side["lpips"][:, 0]) for side in (measured.real, measured.generated))
     value, beside = float(generated.mean()), float(real.mean())
     return Outcome(

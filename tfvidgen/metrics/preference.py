@@ -1,10 +1,10 @@
-"""What the votes of a forced choice between two clips (2AFC) say: shares with their intervals, and Bradley-Terry strengths.
+"""Analysis of two-alternative forced-choice (2AFC) votes: preference shares with intervals, and Bradley-Terry strengths.
 
     result = analyse(read_votes("votes.jsonl", trials), "ours", "baseline")
     strengths = rank_models(votes, reference="baseline")
 
-Trials and votes are made by `tfvidgen.study`. Votes on one pair agree with each other, and so do votes of one rater, so 640 of
-them are fewer independent ones: next to the naive interval the analysis gives bootstraps over pairs, over raters and over both.
+Trials and votes come from `tfvidgen.study`. Votes on the same pair, or by the same rater, are correlated, so 640 votes carry
+less information than 640 independent ones: besides the naive interval, bootstraps over pairs, raters and both are given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.sparse import csgraph
 from tfvidgen.metrics.statistics import Interval, percentile_interval, wilson_interval
 from tfvidgen.study import Vote
 
-# Of the penalty on Bradley-Terry strengths in resampled votes, where a model may happen to win or lose all.
+# Penalty on Bradley-Terry strengths in resampled votes, where a model may happen to win or lose every vote.
 _RESAMPLE_REGULARISATION = 0.01
 
 
@@ -29,23 +29,23 @@ class Preference:
 
     Attributes:
         model: The model.
-        baseline: What it was compared with.
+        baseline: The model it was compared with.
         wins: Votes for the model.
         num_votes: All votes between the two.
-        num_pairs: Pairs of clips voted on.
-        num_raters: Raters.
+        num_pairs: Number of clip pairs voted on.
+        num_raters: Number of raters.
         share: wins / num_votes; 0.5 is no preference.
-        wilson: 95 % interval as if votes were independent: too narrow.
+        wilson: 95 % Wilson interval, treating votes as independent: too narrow.
         by_pair: 95 % bootstrap interval over pairs.
-        by_rater: The same over raters.
-        by_pair_and_rater: Over both at once: the one to report.
-        p_value: Two-sided exact binomial test of 0.5, as if votes were independent.
-        majority_share: Share of pairs whose votes were mostly for the model; a tied pair counts half.
-        majority_wilson: Its interval; pairs are independent.
+        by_rater: 95 % bootstrap interval over raters.
+        by_pair_and_rater: 95 % bootstrap interval over both: the one to report.
+        p_value: Two-sided exact binomial test against 0.5, treating votes as independent.
+        majority_share: Share of pairs with a majority for the model; ties count half.
+        majority_wilson: Its Wilson interval; pairs are independent.
         left_share: Share of votes for the left side, whatever the model.
-        left_wilson: Its interval. A bias to one side costs power; drawn sides keep it out of `share`.
-        icc: Intraclass correlation of the votes on a pair, 0..1, or None where no pair has two votes.
-        design_effect: How many times more votes are needed than if they were independent between pairs, or None.
+        left_wilson: Its Wilson interval. A side bias reduces power, but randomised sides keep it out of `share`.
+        icc: Intraclass correlation of the votes on a pair, 0..1, or None if no pair has two votes.
+        design_effect: How many times more votes are needed than if votes on a pair were independent, or None.
         effective_num_votes: num_votes / design_effect, or None.
     """
 
@@ -72,12 +72,12 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """Bradley-Terry strength of a model: it wins against another with probability 1 / (1 + exp(other - this)).
+    """Bradley-Terry strength of a model: it beats another with probability 1 / (1 + exp(other - this)).
 
     Attributes:
-        log_odds: Against the reference model, whose own is 0.
+        log_odds: Relative to the reference model, which has 0.
         interval: 95 % bootstrap interval over pairs.
-        num_votes: Votes in which the model took part.
+        num_votes: Votes involving the model.
     """
 
     log_odds: float
@@ -93,18 +93,18 @@ def analyse(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Preference:
-    """Return how often raters chose a model over a baseline. Votes on other models and catch trials are left out.
+    """Return how often raters chose a model over a baseline, ignoring votes on other models and catch trials.
 
     Args:
-        votes: From `read_votes`, after `drop_inattentive` where there are catch trials.
+        votes: From `read_votes`, after `drop_inattentive` if there are catch trials.
         model: Name of the model.
-        baseline: Name of the other one.
-        num_resamples: Of each bootstrap.
-        confidence: Of every interval.
-        seed: Of the bootstraps.
+        baseline: Name of the baseline model.
+        num_resamples: Resamples per bootstrap.
+        confidence: Confidence level of every interval.
+        seed: Seed of the bootstraps.
 
     Raises:
-        ValueError: If no vote is between the two.
+        ValueError: If there are no votes between the two.
     """
     votes = [v for v in votes if v.expected is None and {v.left_model, v.right_model} == {model, baseline}]
     if not votes or model == baseline:
@@ -117,7 +117,7 @@ def analyse(
     rater_weights = _resampled_weights(random, len(rater_names), num_resamples)[:, rater]
 
     def interval(weights):
-        totals = weights.sum(axis=1)  # 0 where the drawn raters saw none of the drawn pairs
+        totals = weights.sum(axis=1)  # 0 if the resampled raters saw none of the resampled pairs
         return percentile_interval((weights @ won)[totals > 0] / totals[totals > 0], confidence)
 
     num_votes, wins, num_pairs = len(votes), int(won.sum()), len(pair_names)
@@ -150,7 +150,7 @@ def analyse(
 
 
 def design_effect(votes_per_pair: float, icc: float) -> float:
-    """Return 1 + (n - 1) ICC: the factor by which correlated votes on a pair widen a variance.
+    """Return 1 + (n - 1) ICC: the variance inflation from correlated votes on a pair.
 
     Raises:
         ValueError: If `votes_per_pair` is below 1 or `icc` outside 0..1.
@@ -163,14 +163,14 @@ def design_effect(votes_per_pair: float, icc: float) -> float:
 
 
 def intraclass_correlation(values, groups) -> float | None:
-    """Return the share of variance that lies between groups, by analysis of variance with one way, cut to 0..1.
+    """Return the intraclass correlation, the between-group share of variance by one-way ANOVA, clipped to 0..1.
 
     Args:
-        values: Numbers (N,).
-        groups: (N,), the group of each.
+        values: Array (N,).
+        groups: (N,), the group of each value.
 
     Returns:
-        The correlation; 0 where nothing varies; None where no group has two values or there is a single group.
+        The correlation; 0 if all values are equal; None if no group has two values or there is only one group.
     """
     values = np.asarray(values, np.float64)
     _, groups = np.unique(np.asarray(groups), return_inverse=True)
@@ -186,19 +186,19 @@ def intraclass_correlation(values, groups) -> float | None:
 
 
 def bradley_terry(wins, regularisation: float = 0.0) -> np.ndarray:
-    """Return the strengths b with P(i beats j) = 1 / (1 + exp(b_j - b_i)) of greatest likelihood, b_0 = 0.
+    """Return the maximum-likelihood strengths b with P(i beats j) = 1 / (1 + exp(b_j - b_i)) and b_0 = 0.
 
     Args:
-        wins: Numbers (K, K), at least 0: how often i won against j, or rates. The diagonal is not looked at.
-        regularisation: Factor of the squared strengths, around their mean, that are subtracted from the log-likelihood.
-            Above 0 it keeps a model that won or lost everything finite.
+        wins: Non-negative array (K, K): how often i beat j, or rates. The diagonal is ignored.
+        regularisation: Weight of an L2 penalty on the centred strengths in the log-likelihood. If positive, strengths stay
+            finite even for a model that won or lost every vote.
 
     Returns:
         float64 (K,).
 
     Raises:
-        ValueError: If `wins` is none, or without regularisation the strengths are not finite: some models never lost
-            against the others, or were never compared with them.
+        ValueError: If `wins` is not such an array, or if without regularisation the strengths are not finite: some models
+            never lost to the others, or were never compared with them.
 
     Source: Bradley & Terry, Biometrika 1952; for existence Ford, American Mathematical Monthly 1957.
     """
@@ -234,13 +234,13 @@ def bradley_terry(wins, regularisation: float = 0.0) -> np.ndarray:
         spread = special.expit(b[:, None] - b)
         weights = games * spread * (1 - spread)
         penalty = 2 * regularisation * (np.eye(len(b)) - 1 / len(b))
-        # The sum of the strengths is free; this fixes it without moving their differences.
+        # The sum of the strengths is undetermined; this fixes it without changing their differences.
         return np.diag(weights.sum(axis=1)) - weights + penalty + 1 / len(b)
 
     strengths = optimize.minimize(
         lambda b: loss(b)[0], np.zeros(len(wins)), jac=lambda b: loss(b)[1], hess=hessian, method="trust-exact"
     ).x
-    for _ in range(3):  # Newton's steps from there take the last digits
+    for _ in range(3):  # Newton steps for full precision
         strengths = strengths - np.linalg.solve(hessian(strengths), loss(strengths)[1])
     return strengths - strengths[0]
 
@@ -253,18 +253,18 @@ def rank_models(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Strength]:
-    """Return the Bradley-Terry strength of every model that was voted on, the strongest first. Catch trials are left out.
+    """Return the Bradley-Terry strength of every model in the votes, strongest first, ignoring catch trials.
 
     Args:
         votes: From `read_votes`.
         reference: The model with strength 0.
-        regularisation: As in `bradley_terry`; in resampled votes at least 0.01, since there a model may win or lose all.
-        num_resamples: Of the bootstrap over pairs.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        regularisation: As in `bradley_terry`; at least 0.01 in resamples, where a model may win or lose every vote.
+        num_resamples: Resamples of the bootstrap over pairs.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: If no vote has the reference, or as `bradley_terry`.
+        ValueError: If no vote involves the reference, or as in `bradley_terry`.
     """
     votes = [v for v in votes if v.expected is None]
     models = sorted({m for v in votes for m in (v.left_model, v.right_model)}, key=lambda m: (m != reference, m))
@@ -295,5 +295,5 @@ def rank_models(
 
 
 def _resampled_weights(random: np.random.Generator, num: int, num_resamples: int) -> np.ndarray:
-    """How often each of `num` things is drawn when `num` are drawn with replacement: (num_resamples, num)."""
+    """Bootstrap counts (num_resamples, num): how often each of `num` items is drawn with replacement."""
     return random.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)

@@ -1,8 +1,8 @@
-"""Metrics by names that say how they are measured: `fvd2048_16f`, `mcs500_16f_stride2`, `judge_prdc256_16f`.
+"""Metric names that specify the protocol: `fvd2048_16f`, `mcs500_16f_stride2`, `judge_prdc256_16f`.
 
-A name is a family, the number of generated clips, their frames and, if not 1, their stride; before it the network where it
-is not the family's own (`judge_`, `pixels_`), behind it variants (`_halfpixel`, `_covn`). What is left out is filled in and
-the result bears the full name. Its record holds everything else that could change the number.
+A name consists of a family, the number of generated clips, frames per clip and, if not 1, the stride; a prefix for a
+non-default network (`judge_`, `pixels_`) and suffixes for variants (`_halfpixel`, `_covn`). Omitted parts get defaults and
+the result carries the full name. Its record holds everything else that could change the number.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tfvidgen.metrics.families import FAMILIES, Family
 from tfvidgen.metrics.rows import NETWORK_OF_JOB
 from tfvidgen.metrics.sampling import Clips
 
-VERSION = 2  # of the definitions: raise it when a name would mean another number
+VERSION = 2  # of the definitions: increment when a name would give a different number
 MAX_DEFAULT_CLIPS = 2048
 PREFIXES = ("judge", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """A metric with its numbers.
+    """A fully or partly specified metric.
 
     Attributes:
-        family: A name of `FAMILIES`.
+        family: A name in `FAMILIES`.
         network: The feature network, or "".
-        clips: Generated clips in a run, or None until it is resolved.
-        frames: Of a clip, or None until it is resolved.
-        stride: Distance of a clip's frames, in frames of what is measured.
-        variants: Words behind the name.
+        clips: Generated clips per run, or None until resolved.
+        frames: Frames per clip, or None until resolved.
+        stride: Distance between a clip's frames, in frames of the measured videos.
+        variants: Suffixes of the name.
     """
 
     family: str
@@ -51,7 +51,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """The name that `parse` reads as this."""
+        """The full name, which `parse` reads back."""
         prefix = f"{self.network}_" if self.network in PREFIXES else ""
         clips = "" if self.clips is None else ("_" if self.family[-1].isdigit() else "") + str(self.clips)
         frames = "" if self.frames is None else f"_{self.frames}f"
@@ -64,22 +64,22 @@ class Protocol:
 
     @property
     def network_name(self) -> str:
-        """Name of the feature network with its resizing, or ""."""
+        """Name of the feature network including its resize mode, or ""."""
         return f"{self.network}_halfpixel" if "halfpixel" in self.variants else self.network
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Names of the networks that it needs, as `Networks.get` takes them."""
+        """Names of the required networks, for `Networks.get`."""
         if self.network:
             return (self.network_name,)
         return tuple(NETWORK_OF_JOB[job] for job in self.rules.outputs if job in NETWORK_OF_JOB)
 
     def resolved(self, generated: Clips, real: Clips, default_frames: int) -> Protocol:
-        """The protocol with numbers for what its name left out.
+        """The protocol with defaults for the parts missing from its name.
 
         Args:
-            generated, real: The clips of both sides: as many are measured as both have, where the name does not say.
-            default_frames: Of a clip, where neither the name nor the family says.
+            generated, real: The clips of both sides: the default number of clips is what both have.
+            default_frames: Frames per clip if neither the name nor the family specifies it.
         """
         published = self.rules.default_frames if self.network not in PREFIXES else None
         frames = self.frames or published or default_frames
@@ -94,19 +94,19 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A metric that was measured.
+    """The result of a metric.
 
     Attributes:
         name: Full name of the protocol.
         value: The metric.
-        values: Every number of it, by name.
-        interval: 95 %, or None.
-        beside: What to read it beside, in a few words.
-        loss: What to minimise when models are compared by it, or None.
-        protocol: Everything that could change the number, ready for JSON.
-        notes: What a reader of the number should know: biases, doubts.
-        seconds: Of the metric itself.
-        pass_seconds: Of making clips and features, together for all metrics of these numbers of clips and frames.
+        values: All numbers of the metric, by name.
+        interval: 95 % interval, or None.
+        beside: Reference values to compare with, in a few words.
+        loss: What to minimise when comparing models, or None.
+        protocol: Everything that could change the number, JSON-serialisable.
+        notes: Caveats, such as biases.
+        seconds: Time for the metric itself.
+        pass_seconds: Time for clips and features, shared by all metrics with these numbers of clips and frames.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Result:
     pass_seconds: float
 
     def record(self) -> dict[str, Any]:
-        """The result for a line of JSON; what JSON has no number for, such as infinity, is text."""
+        """The result as a JSON-serialisable dict; non-finite numbers, such as infinity, become strings."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "name"}
         return _plain({"metric": self.name, **fields, "versions": versions()})
 
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes a metric."""
+    """Versions of the packages that compute a metric."""
     return {"protocols": str(VERSION), **runs.versions("tensorflow", "keras", "numpy", "scipy")}
 
 
@@ -153,14 +153,15 @@ _NAME = re.compile(
 
 
 def parse(name: str, features: str = "pretrained") -> Protocol:
-    """Reads a name.
+    """Parses a name.
 
     Args:
-        name: For instance `fvd2048_16f`.
-        features: "judge" reads a family that can run on a judge as if `judge_` stood before it.
+        name: For example `fvd2048_16f`.
+        features: "judge" adds the prefix `judge_` to families that support it.
 
     Raises:
-        ValueError: If it names no metric (with the nearest one, and all), or a number, prefix or variant does not fit.
+        ValueError: If the metric is unknown (suggesting the nearest and listing all), or a number, prefix or variant is
+            invalid.
     """
     found = _NAME.fullmatch(name)
     if found is None:
@@ -191,13 +192,13 @@ def parse(name: str, features: str = "pretrained") -> Protocol:
 
 
 def parse_all(names: str | Iterable[str], features: str = "pretrained") -> list[Protocol]:
-    """Reads names with commas between them, or a list of them; the same metric twice is once. Raises as `parse`."""
+    """Parses a list of names or a comma-separated string, dropping duplicates. Raises as in `parse`."""
     names = names.split(",") if isinstance(names, str) else names
     return list(dict.fromkeys(parse(name.strip(), features) for name in names if name.strip()))
 
 
 def families_text() -> list[str]:
-    """A line for each family: its name, the networks it runs on, what it is."""
+    """A line per family: name, supported networks, description."""
     rows = []
     for name, rules in FAMILIES.items():
         prefixed = "/".join(network for network in rules.networks if network in PREFIXES)
@@ -205,11 +206,11 @@ def families_text() -> list[str]:
     return rows
 
 
-# ---- saying ---------------------------------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------------------------------
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """Results as lines for a terminal: name, value, interval, and what to read it beside; then the notes, each once."""
+    """Results as lines for a terminal: name, value, interval and reference values; then the notes, each once."""
     intervals = [
         "" if result.interval is None else f"[{_number(result.interval[0])}, {_number(result.interval[1])}]"
         for result in results
@@ -232,7 +233,7 @@ def _number(value: float) -> str:
 
 
 def append_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
-    """Appends a line of JSON for each record, all in one write."""
+    """Appends each record as a JSON line, all in one write."""
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

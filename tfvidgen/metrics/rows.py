@@ -1,8 +1,8 @@
-"""What is computed once of each clip, whatever the number of metrics, and where the rows of numbers are kept.
+"""Per-clip values ("rows"), computed once and shared by all metrics, and their cache.
 
-Rows are gathered clip by clip in one pass over each side. They go onto disk one block after the other, so memory does not grow
-with the number of clips, and are read back as a memory map. Those of real clips are the same for every model that is measured
-against them: they are kept under the SHA-256 of everything they were computed from.
+Rows are collected in one pass over each side. They are written to disk block by block, so memory does not grow with the number
+of clips, and read back as a memory map. Rows of real clips are the same for every model evaluated against them: they are cached
+under the SHA-256 of everything they were computed from.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tfvidgen.features.base import FeatureExtractor
 from tfvidgen.features.networks import Networks
 from tfvidgen.metrics import consistency, diversity
 
-VERSION = 1  # of what a key means: raise it when the same key would give other rows
-GROUPS = 10  # that clips are dealt into, of which a jackknife leaves out one at a time
+VERSION = 1  # of the keys: increment when the same key would give different rows
+GROUPS = 10  # groups that clips are dealt into; a jackknife leaves out one at a time
 
 
 class Job:
-    """Something computed of every clip in a pass over one side.
+    """A computation on every clip in a pass over one side.
 
     Attributes:
-        outputs: Names of what it gives -> what they were computed with, ready for JSON.
-        is_costly: Whether the rows of real clips are worth keeping.
-        real_share: How many real clips are wanted for each generated one: 2 to compare real clips with real ones besides,
-            infinity to search all.
+        outputs: Output names -> what they are computed with, JSON-serialisable.
+        is_costly: Whether rows of real clips are worth caching.
+        real_share: Real clips requested per generated one: 2 to also compare real clips with real ones, infinity to search
+            all.
     """
 
     outputs: dict[str, dict[str, Any]]
@@ -42,16 +42,16 @@ class Job:
     real_share: float = 1
 
     def add(self, clips: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        """Rows of the next clips, uint8 (n, T, H, W, 3), by output; nothing where rows come at the end."""
+        """Rows by output for the next clips, uint8 (n, T, H, W, 3); empty if rows are only available at the end."""
         raise NotImplementedError(f"{type(self).__name__} must implement `add`.")
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Rows that only the whole set gives. The job is as new afterwards."""
+        """Rows that depend on the whole set. Resets the job."""
         return {}
 
 
 class ClipRows(Job):
-    """A function of a batch of clips that gives a row for each."""
+    """A function of a batch of clips that returns a row for each."""
 
     def __init__(self, name: str, function: Callable[[np.ndarray], np.ndarray]):
         self._name, self._function = name, function
@@ -78,7 +78,7 @@ class NetworkRows(Job):
 
 
 class DifferenceRows(Job):
-    """Mean signed and absolute difference of VGG16 maps from a frame to the next, of GROUPS parts of the clips."""
+    """Mean signed and absolute difference of VGG16 maps between consecutive frames, for GROUPS parts of the clips."""
 
     is_costly = True
 
@@ -98,18 +98,18 @@ class DifferenceRows(Job):
         return {}
 
     def finish(self):
-        """(2 G, D): a signed and an absolute row of each group that has clips."""
+        """(2 G, D): a signed and an absolute row per non-empty group."""
         groups = [group for group in self._groups if group.count]
         self._new()
         return {"differences": np.stack([row for group in groups for row in (group.signed, group.absolute)])}
 
 
 class DifferenceGroups:
-    """Rows of `DifferenceRows`, joined again with the weights of their groups."""
+    """Rows of `DifferenceRows`, recombined with the weights of their groups."""
 
     def __init__(self, rows: np.ndarray, num_clips: int):
         self._rows = rows.reshape(-1, 2, rows.shape[-1])
-        self._weights = np.bincount(np.arange(num_clips) % GROUPS)  # clips were dealt in turn
+        self._weights = np.bincount(np.arange(num_clips) % GROUPS)  # clips were dealt round-robin
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -122,7 +122,7 @@ class DifferenceGroups:
 
 
 class PairRows(Job):
-    """LPIPS of neighbouring clips, frame by frame: random pairs, because the order of clips is random."""
+    """LPIPS of consecutive clips, frame by frame: random pairs, because the order of clips is random."""
 
     is_costly = True
 
@@ -163,7 +163,7 @@ _CLIP_FUNCTIONS = {"sha256": digests, "fcs": _fcs, "acd": _acd, "motion": _motio
 def make_job(
     name: str, networks: Networks, num_frames: int, stride: int, outputs: Sequence[str], searches_all: bool
 ) -> Job:
-    """The job of a name: a function of clips, or a network."""
+    """Creates the job of a name: a function of clips, or a network."""
     if name in _CLIP_FUNCTIONS:
         return ClipRows(name, _CLIP_FUNCTIONS[name])
     network = networks.get(NETWORK_OF_JOB.get(name, name), num_frames, stride)
@@ -175,24 +175,24 @@ def make_job(
 
 
 class RowStore:
-    """A folder of two-dimensional arrays, each in a folder of its own named by the digest of its key.
+    """A folder of two-dimensional arrays, each in its own subfolder named by the digest of its key.
 
-    An entry is there whole or not at all, also when processes write the same one at once or are killed.
+    Entries are written atomically, even when processes write the same one concurrently or are killed.
 
     Args:
-        folder: Where entries are kept; made when the first is written.
+        folder: Location of the entries; created on the first write.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
 
     def path(self, key: Mapping[str, Any]) -> pathlib.Path:
-        """Folder of an entry, there or not. `key` is anything that JSON holds; the order of its names is no matter."""
+        """Folder of an entry, whether or not it exists. `key` is JSON-serialisable; the order of its keys is irrelevant."""
         described = json.dumps({"version": VERSION, **key}, sort_keys=True)
         return self.folder / hashlib.sha256(described.encode()).hexdigest()
 
     def read(self, key: Mapping[str, Any]) -> np.ndarray | None:
-        """The rows of a key as a read-only memory map, or None where there are none.
+        """The rows of a key as a read-only memory map, or None if there are none.
 
         Raises:
             ValueError: If the entry is damaged.
@@ -209,7 +209,7 @@ class RowStore:
 
     @contextlib.contextmanager
     def writer(self, key: Mapping[str, Any]) -> Iterator[storage.ArrayWriter]:
-        """Gives a writer; its rows become the entry when the block ends without an error, and vanish when it does not."""
+        """A writer whose rows become the entry if the block ends without an error, and are discarded otherwise."""
         with storage.whole_folder(self.path(key), may_exist=True) as part:
             with storage.ArrayWriter(part / "rows.npy") as rows:
                 yield rows

@@ -1,7 +1,8 @@
-"""S3, the substitute score of MVT-GAN: what generated clips are worth to a classifier, and it to them.
+"""S3, the substitute score of MVT-GAN: how well generated clips substitute for real ones in a classifier's training and test.
 
-SeR: trained on synthetic clips, tested on real ones. ReS: trained on real, tested on synthetic. ReR: real and real.
-S3 = sqrt(SeR ReS) / ReR. It depends on the classifier, may exceed 1, and chance level is c / ReR, not 0.
+SeR: trained on synthetic clips, tested on real ones. ReS: trained on real, tested on synthetic. ReR: trained and tested on
+real. S3 = sqrt(SeR ReS) / ReR. It depends on the classifier, can exceed 1, and its chance level is c / ReR, not 0, where c is
+chance accuracy.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from tfvidgen.metrics.sampling import Clips
 from tfvidgen.metrics.statistics import Interval, percentile_interval
 
 SEEDS = 3
-_DRAWS = 4  # clips that a model may make for each real one, to have as many of every class
+_DRAWS = 4  # clips that a model may generate per real one, to match the class counts
 _MAX_PERCENT = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class S3:
-    """S3 and the accuracies it is made of, each a share in [0, 1] and a mean over seeds.
+    """S3 and its component accuracies, each in [0, 1] and averaged over seeds.
 
     Attributes:
         value: sqrt(SeR ReS) / ReR of the mean accuracies.
         ser: Trained on synthetic, tested on real.
         res: Trained on real, tested on synthetic.
         rer: Trained on real, tested on real.
-        interval: 95 % bootstrap interval of `value` over the tested clips, seeds kept.
-        per_seed: S3 of every seed, or empty where the numbers of seeds differ.
-        spread: Standard deviation (population) of `per_seed`; 0 for one or none.
-        num_real: Real test clips.
-        num_synthetic: Synthetic test clips.
+        interval: 95 % bootstrap interval of `value` over the test clips, with seeds fixed.
+        per_seed: S3 for every seed, or empty if the numbers of seeds differ.
+        spread: Population standard deviation of `per_seed`; 0 for one or none.
+        num_real: Number of real test clips.
+        num_synthetic: Number of synthetic test clips.
     """
 
     value: float
@@ -53,7 +54,7 @@ def s3_score(ser: float, res: float, rer: float) -> float:
     """Return sqrt(SeR ReS) / ReR.
 
     Args:
-        ser: Accuracy of a classifier trained on synthetic and tested on real clips; share or percent, as all three.
+        ser: Accuracy of a classifier trained on synthetic and tested on real clips; all three as shares or all in percent.
         res: Trained on real, tested on synthetic.
         rer: Trained on real, tested on real; above 0.
 
@@ -73,14 +74,14 @@ def s3_score(ser: float, res: float, rer: float) -> float:
 
 
 def accuracy(predicted, true_labels) -> float:
-    """Return the share of right predictions.
+    """Return the share of correct predictions.
 
     Args:
-        predicted: int (N,), or (S, N) of S seeds.
+        predicted: int (N,), or (S, N) for S seeds.
         true_labels: int (N,).
 
     Raises:
-        ValueError: If they are not whole numbers of fitting shapes, N at least 1.
+        ValueError: If they are not integers of matching shapes, N at least 1.
     """
     return float(_hits(predicted, true_labels, "predictions").mean())
 
@@ -96,16 +97,16 @@ def s3_from_predictions(
     """Return S3 from predictions and labels, with an interval.
 
     Args:
-        ser: Predictions int (N,) or (S, N) of S classifiers trained with other seeds, and labels int (N,), of the real test
-            clips, by the classifiers trained on synthetic clips.
-        res: The same of the synthetic test clips, (M,) or (S, M), by the classifiers trained on real clips.
-        rer: The same of the real test clips of `ser`, in the same order, by the classifiers trained on real clips.
-        num_resamples: Of the bootstrap, which draws real test clips (for SeR and ReR together) and synthetic ones.
-        confidence: Of the interval.
-        seed: Of the bootstrap.
+        ser: Predictions for the real test clips, int (N,), or (S, N) for S classifiers with different seeds, by classifiers
+            trained on synthetic clips; and labels int (N,).
+        res: The same for the synthetic test clips, (M,) or (S, M), by the classifiers trained on real clips.
+        rer: The same for the real test clips of `ser`, in the same order, by the classifiers trained on real clips.
+        num_resamples: Resamples of the bootstrap, over real test clips (jointly for SeR and ReR) and synthetic ones.
+        confidence: Confidence level of the interval.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: If shapes or labels do not fit, or ReR is 0.
+        ValueError: If shapes or labels do not match, or ReR is 0.
     """
     hits = {
         name: _hits(*pair, name=name) for name, pair in (("ser", ser), ("res", res), ("rer", rer))
@@ -145,7 +146,7 @@ def s3_from_predictions(
 
 
 def _hits(predicted, true_labels, name: str) -> np.ndarray:
-    """Right or wrong, bool (S, N)."""
+    """Whether each prediction is correct, bool (S, N)."""
     predicted, true_labels = np.asarray(predicted), np.asarray(true_labels)
     kinds = predicted.dtype.kind + true_labels.dtype.kind
     if (
@@ -169,7 +170,7 @@ def measure_s3(network: str, measured: Measured) -> Outcome:
     """The metric `s3_*`: trains classifiers on real and on generated clips, and tests each on clips of both sides."""
 
     def clips(source: Clips, labels: np.ndarray, is_chosen: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """(clips, labels) to train on and to test on: two thirds and one third of each class."""
+        """(clips, labels) for training and for testing: two thirds and one third of each class."""
         kept, first = [], 0
         for batch in source.batches(len(labels), measured.num_frames, measured.stride):
             kept.append(batch[is_chosen[first : first + len(batch)]])
@@ -220,9 +221,9 @@ def measure_s3(network: str, measured: Measured) -> Outcome:
 
 
 def _class_matched(made: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """bool (N,): the first generated clips of each class, as many as real ones; labels are int (N,) and (M,).
+    """bool (N,): the first generated clips of each class, as many as there are real ones; labels are int (N,) and (M,).
 
-    Of two training sets the larger or better balanced one teaches more, whatever it shows.
+    A larger or better balanced training set gives higher accuracy, whatever its quality.
     """
     wanted = np.bincount(real, minlength=made.max(initial=0) + 1)
     is_chosen = _rank_in_class(made) < wanted[made]
@@ -237,7 +238,7 @@ def _class_matched(made: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """int (N,): how many earlier ones have the same label."""
+    """int (N,): the number of earlier elements with the same label."""
     rank = np.zeros(len(labels), int)
     for label in np.unique(labels):
         rank[labels == label] = np.arange((labels == label).sum())

@@ -1,12 +1,12 @@
-"""Means and covariances of features gathered batch by batch, and intervals around a result.
+"""Means and covariances of features accumulated over batches, and confidence intervals.
 
     statistics = FeatureStatistics(400)
     for features in batches:                      # (n, 400) each, any n
         statistics.update(features)
-    total = statistics.merge(other_statistics)    # of another process or replica
+    total = statistics.merge(other_statistics)    # from another process or replica
     total.mean, total.covariance()
 
-Everything is float64, whatever the features are.
+Everything is float64, whatever the dtype of the features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROWS_PER_CHUNK = 4096
 
 
 class SampleSizeWarning(UserWarning):
-    """Numbers of samples that bias a result; the message says how."""
+    """Sample sizes that bias a result; the message says how."""
 
 
 class Interval(NamedTuple):
@@ -33,16 +33,16 @@ class Interval(NamedTuple):
 
 
 def check_features(features, name: str = "features", min_samples: int = 1, dim: int | None = None) -> np.ndarray:
-    """Return features as float64 (N, D), or refuse them.
+    """Return features as float64 (N, D), after checking them.
 
     Args:
-        features: Numbers of shape (N, D).
-        name: What messages call them.
-        min_samples: Fewest rows.
-        dim: The width they must have, or None.
+        features: Array of shape (N, D).
+        name: Their name in messages.
+        min_samples: Minimum number of rows.
+        dim: Required width, or None.
 
     Raises:
-        ValueError: If they are not a finite numeric (N, D) array with so many rows and this width.
+        ValueError: If they are not a finite numeric (N, D) array with enough rows and this width.
     """
     array = np.asarray(features)
     if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiub":
@@ -68,16 +68,16 @@ def check_features(features, name: str = "features", min_samples: int = 1, dim: 
 
 
 class FeatureStatistics:
-    """Number, mean and covariance of feature vectors, gathered batch by batch; memory does not grow with their number.
+    """Count, mean and covariance of feature vectors, accumulated over batches in constant memory.
 
-    Sums are kept centred (Chan et al.), so a mean far from zero costs no digits. Any split into batches or parts gives the
-    same numbers up to rounding.
+    Sums are kept centred (Chan et al.), so a mean far from zero costs no precision. The split into batches or parts does not
+    matter, up to rounding.
 
     Args:
-        dim: Width D of a feature vector.
+        dim: Feature dimension D.
 
     Attributes:
-        dim: As given.
+        dim: Feature dimension D.
         count: Vectors seen so far.
         mean: float64 (D,).
         scatter: float64 (D, D), the sum of outer products of the centred vectors.
@@ -108,7 +108,7 @@ class FeatureStatistics:
         """Adds a batch of feature vectors (n, D).
 
         Raises:
-            ValueError: If they are not finite numbers of this width.
+            ValueError: If they are not finite or have the wrong width.
         """
         features = check_features(features, dim=self.dim)
         mean = features.mean(axis=0)
@@ -116,7 +116,7 @@ class FeatureStatistics:
         self._add(len(features), mean, centred.T @ centred)
 
     def merge(self, *others: FeatureStatistics) -> FeatureStatistics:
-        """Return the statistics of this part and others together; no part is changed.
+        """Return the combined statistics of this part and others; no part is modified.
 
         Raises:
             ValueError: If the widths differ.
@@ -132,10 +132,10 @@ class FeatureStatistics:
         """Return the covariance, float64 (D, D).
 
         Args:
-            ddof: 1 divides by N - 1, as the original FVD does; 0 divides by N, as StyleGAN-V does.
+            ddof: 1 divides by N - 1, as in the original FVD; 0 by N, as in StyleGAN-V.
 
         Raises:
-            ValueError: If fewer than 2 vectors were seen.
+            ValueError: If fewer than 2 vectors have been seen.
         """
         check_ddof(ddof)
         if self.count < 2:
@@ -143,15 +143,15 @@ class FeatureStatistics:
         return self.scatter / (self.count - ddof)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what `from_state` needs, as arrays for `np.savez`."""
+        """Return the state for `from_state`, as arrays for `np.savez`."""
         return {"count": np.int64(self.count), "mean": self.mean, "scatter": self.scatter}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> FeatureStatistics:
-        """Return statistics from what `state` gave.
+        """Return the statistics saved by `state`.
 
         Raises:
-            ValueError: If something is missing or the shapes do not fit.
+            ValueError: If entries are missing or shapes do not match.
         """
         missing = [name for name in ("count", "mean", "scatter") if name not in state]
         if missing:
@@ -177,7 +177,7 @@ class FeatureStatistics:
 
 
 def check_ddof(ddof: int) -> None:
-    """Refuse a `ddof` that is neither 1 (divide by N - 1) nor 0 (divide by N)."""
+    """Raise ValueError unless `ddof` is 1 (divide by N - 1) or 0 (divide by N)."""
     if ddof not in (0, 1):
         raise ValueError(f"`ddof` must be 1 (divide by N - 1) or 0 (divide by N). Received {ddof!r}.")
 
@@ -185,12 +185,12 @@ def check_ddof(ddof: int) -> None:
 def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval of a share.
 
-    It stays within [0, 1] and is not empty when none or all succeed. Trials must be independent: for votes that share a
-    pair or a rater see `preference.analyse`.
+    It stays within [0, 1] and has positive width even if none or all succeed. Trials must be independent: for votes that share
+    a pair or a rater see `preference.analyse`.
 
     Args:
         successes: 0..trials.
-        trials: Above 0. May be an effective number, so not a whole one.
+        trials: Above 0. May be an effective, non-integer number.
         confidence: In (0, 1).
 
     Raises:
@@ -207,7 +207,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
-    # At the ends the two terms are equal but for rounding.
+    # At the ends the two terms are equal up to rounding.
     low, high = (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
     return Interval(max(0.0, low), min(1.0, high))
 
@@ -220,16 +220,16 @@ def bootstrap(
     seed: int = 0,
     clusters=None,
 ) -> np.ndarray:
-    """Return a statistic of samples drawn again with replacement, many times.
+    """Return a statistic of many resamples drawn with replacement.
 
-    Not for Frechet distances: a resampled set repeats vectors, which biases its covariance.
+    Not for Frechet distances: a resample contains duplicates, which bias its covariance.
 
     Args:
-        samples: Array (N, ...), or several arrays with one N, whose rows belong together and are drawn together.
-        statistic: Called with as many arrays as were given; returns a number or an array.
-        num_resamples: How many times.
-        seed: Decides every draw.
-        clusters: int or str (N,), or None. Rows of one cluster are drawn as a whole: votes on one pair, clips cut from one
+        samples: Array (N, ...), or several arrays of equal N, whose rows are resampled jointly.
+        statistic: Called with as many arrays as given; returns a number or an array.
+        num_resamples: Number of resamples.
+        seed: Seed of every draw.
+        clusters: int or str (N,), or None. Rows of a cluster are drawn together: votes on the same pair, clips from the same
             video.
 
     Returns:
@@ -241,7 +241,7 @@ def bootstrap(
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
     arrays = (np.asarray(samples),) if isinstance(samples, np.ndarray) else tuple(np.asarray(s) for s in samples)
-    if arrays and all(a.ndim == 0 for a in arrays):  # a plain list of numbers is one array
+    if arrays and all(a.ndim == 0 for a in arrays):  # a plain list of numbers is a single array
         arrays = (np.asarray(samples),)
     lengths = [len(a) for a in arrays] + ([len(clusters)] if clusters is not None else [])
     if not lengths or len(set(lengths)) > 1 or lengths[0] == 0:
@@ -266,7 +266,7 @@ def bootstrap(
 
 
 def percentile_interval(values, confidence: float = 0.95) -> Interval:
-    """Return the middle of resampled values (R, ...): the share `confidence` of them lies inside."""
+    """Return the central interval containing the share `confidence` of resampled values (R, ...)."""
     _check_confidence(confidence)
     low, high = np.quantile(np.asarray(values, np.float64), [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
     return Interval(float(low), float(high)) if low.ndim == 0 else Interval(low, high)
@@ -281,22 +281,22 @@ def bootstrap_interval(
     seed: int = 0,
     clusters=None,
 ) -> Interval:
-    """Return the percentile interval of `bootstrap`, whose arguments these are."""
+    """Return the percentile interval of `bootstrap`. Same arguments."""
     values = bootstrap(samples, statistic, num_resamples=num_resamples, seed=seed, clusters=clusters)
     return percentile_interval(values, confidence)
 
 
 def jackknife_interval(value: float, left_out: Sequence[float]) -> Interval | None:
-    """Return the 95 % interval of a value from those that come when each of some groups of samples is left out in turn.
+    """Return the 95 % jackknife interval of a value, from values with one group of samples left out in turn.
 
-    Unlike a bootstrap it repeats no sample, so it may be used with covariances and neighbours.
+    Unlike the bootstrap it duplicates no samples, so it is safe for covariances and nearest neighbours.
 
     Args:
-        value: Of all samples.
-        left_out: The value without each group.
+        value: The value on all samples.
+        left_out: The values with each group left out.
 
     Returns:
-        The interval, by Student's t; None below three groups, or where a value is not finite.
+        The interval, using Student's t; None for fewer than three groups, or if a value is not finite.
     """
     count = len(left_out)
     if count < 3 or not np.isfinite([value, *left_out]).all():

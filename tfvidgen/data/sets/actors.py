@@ -1,12 +1,12 @@
-"""A built-in set of little people who each perform every action, drawn by this file alone.
+"""A built-in dataset of cartoon people who each perform every action, rendered entirely by this file.
 
-Every (identity, action) cell exists and all identities are in phase, so content and motion factorise exactly: exchange
-and interpolation have a ground truth. Nothing is downloaded, and the same call gives the same pixels.
+Every (identity, action) cell exists and all identities are in phase, so content and motion factorise exactly: exchange and
+interpolation have a ground truth. Nothing is downloaded, and rendering is deterministic.
 
-How a frame is made: an action is a function of time that gives joint angles and offsets (`_Pose`), an identity is a row
-of proportions, garments and colours (`Identity`), and `_draw` paints signed-distance shapes from both, all frames at
-once. Lengths are in units of 1/64 of the frame, x to the right and y down; points are complex numbers x + iy, so that a
-rotation is a product. `left` and `right` are the viewer's.
+Rendering: an action maps time to joint angles and offsets (`_Pose`), an identity is a row of proportions, garments and
+colours (`Identity`), and `_draw` paints signed-distance shapes from both, all frames at once. Lengths are in units of 1/64
+of the frame, x to the right and y down; points are complex numbers x + iy, so that rotation is multiplication. `left` and
+`right` are the viewer's.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MIN_SIZE = 16
 _DESIGN = 64.0  # side of the frame in design units
 _MIDDLE = 32.0  # x of a standing figure
 _GROUND = 58.4  # y of the soles
-_ANKLE = 2.4  # height of the ankle over the sole
+_ANKLE = 2.4  # height of the ankle above the sole
 _LEFT, _RIGHT = 0, 1
 _SIDES = (-1.0, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Shapes: a signed distance in design units, negative inside, and the box outside which nothing is painted.
+# Shapes: a signed distance in design units, negative inside, and a bounding box.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Shape:
 
 
 def _column(values: Any) -> np.ndarray:
-    """Scalar or (T,) -> float32 (1 or T, 1, 1), to meet pixel coordinates."""
+    """Scalar or (T,) -> float32 (1 or T, 1, 1), to broadcast against pixel coordinates."""
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
@@ -68,7 +68,7 @@ def _box(points: Sequence[Any], margin: float) -> tuple[float, float, float, flo
 
 
 def _capsule(start: Any, end: Any, start_radius: float, end_radius: float) -> _Shape:
-    """A limb: a disc that slides from `start` to `end` while its radius changes."""
+    """A limb: a capsule from `start` to `end` whose radius varies along its length."""
     (sx, sy), (ax, ay) = _xy(start), _xy(end - start)
     squared_length = np.maximum(ax * ax + ay * ay, np.float32(1e-6))
 
@@ -86,7 +86,7 @@ def _disc(centre: Any, radius: float) -> _Shape:
 
 
 def _ellipse(centre: Any, radius_x: Any, radius_y: Any, axis: Any = 1.0) -> _Shape:
-    """Ellipse whose x axis points along the unit number `axis`. First-order distance, exact on the outline."""
+    """Ellipse whose x axis points along the unit complex number `axis`. First-order distance, exact on the outline."""
     (cx, cy), (ux, uy), rx, ry = _xy(centre), _xy(axis), _column(radius_x), _column(radius_y)
 
     def distance(x, y):
@@ -99,7 +99,7 @@ def _ellipse(centre: Any, radius_x: Any, radius_y: Any, axis: Any = 1.0) -> _Sha
 
 
 def _polygon(corners: Sequence[Any], rounding: float = 0.0) -> _Shape:
-    """Exact distance to a simple polygon, grown by `rounding`."""
+    """Exact distance to a simple polygon, dilated by `rounding`."""
     edges = [(*_xy(a), *_xy(b - a)) for a, b in zip(corners, [*corners[1:], corners[0]], strict=True)]
 
     def distance(x, y):
@@ -127,12 +127,12 @@ class _Canvas:
     def paint(
         self, shape: _Shape, colour: np.ndarray, opacity: float = 1.0, rim: float = 0.0, soft: float = 0.0
     ) -> None:
-        """Lays `colour` (3,) over the shape.
+        """Fills the shape with `colour` (3,).
 
         Args:
             opacity: 0..1.
-            rim: How much darker the colour is at the outline, 0..1; it separates parts of one colour.
-            soft: Width in design units over which the edge fades, beyond one pixel.
+            rim: Darkening at the outline, 0..1; separates parts of the same colour.
+            soft: Width in design units over which the edge fades, at least one pixel.
         """
         margin = soft + 1.0 / self.pixels_per_unit
         left, top = (max(0, math.floor((v - margin) * self.pixels_per_unit)) for v in shape.box[:2])
@@ -141,7 +141,7 @@ class _Canvas:
             return
         x, y = self.centres[None, None, left:right], self.centres[None, top:bottom, None]
         distance = shape.distance(x, y)
-        # A straight edge covers a pixel in proportion to its distance from the centre: this is the anti-aliasing.
+        # Anti-aliasing: a straight edge covers a pixel in proportion to its distance from the pixel's centre.
         coverage = np.clip(0.5 - distance / max(soft, 1.0 / self.pixels_per_unit), 0.0, 1.0)
         if soft:
             coverage = coverage * coverage * (3 - 2 * coverage)
@@ -160,8 +160,8 @@ class _Canvas:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Actions: joint angles and offsets as functions of time. Angles are radians, offsets are leg lengths. Swings are
-# cosines, so that the few frames of a short video fall on the extremes and not on the middle.
+# Actions: joint angles and offsets as functions of time. Angles are in radians, offsets in leg lengths. Swings are
+# cosines, so that the few frames of a short video hit the extremes rather than the middle.
 
 
 @dataclasses.dataclass
@@ -190,7 +190,7 @@ def _wave_01(angle: np.ndarray) -> np.ndarray:
 
 
 def _keys(time: np.ndarray, *keys: tuple[float, float]) -> np.ndarray:
-    """Eases through (time, value) pairs; each key is reached at rest."""
+    """Interpolates smoothly through (time, value) keyframes, with zero velocity at each."""
     times, values = (np.array(v, float) for v in zip(*keys, strict=True))
     position = np.interp(time, times, np.arange(len(times)))
     before = np.minimum(position.astype(int), len(times) - 2)
@@ -199,7 +199,7 @@ def _keys(time: np.ndarray, *keys: tuple[float, float]) -> np.ndarray:
 
 
 def _spread(foot: Any) -> np.ndarray:
-    """How far the hips sink, in leg lengths, when a straight leg stands `foot` leg lengths aside."""
+    """How far the hips drop, in leg lengths, when a straight leg is `foot` leg lengths to the side."""
     return np.sqrt(np.maximum(1 - np.square(foot), 0)) - 1
 
 
@@ -358,7 +358,7 @@ def _lunge(time: np.ndarray) -> _Pose:
     )
 
 
-# name: (pose as a function of time in 0..1, whether time 1 is time 0 again). The first eight are the default set.
+# name: (pose as a function of time in 0..1, whether it is periodic). The first eight are the default set.
 _ACTIONS: dict[str, tuple[Callable[[np.ndarray], _Pose], bool]] = {
     "wave": (_wave, True),
     "jumping_jack": (_jumping_jack, True),
@@ -376,7 +376,7 @@ ACTION_NAMES: tuple[str, ...] = tuple(_ACTIONS)
 
 
 def is_periodic(action: int) -> bool:
-    """Whether the action loops without a seam; the others run once, from a first frame to a last one."""
+    """Whether the action loops seamlessly; the others run once from a first pose to a last."""
     return _ACTIONS[ACTION_NAMES[_checked_action(action)]][1]
 
 
@@ -400,7 +400,7 @@ _COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What one person looks like: colours by name, factors relative to the average person."""
+    """A person's appearance: colours by name, proportions relative to the average person."""
 
     skin: str
     hair: str  # a style of _draw_hair_behind, _draw_hair_front or _draw_hat
@@ -424,7 +424,7 @@ class Identity:
         return next((name for name in (self.top, self.second, self.bottom_colour) if name not in pale), "sky")
 
 
-# Fields of Identity in their order, one person a line.
+# Fields of Identity in order, one person per line.
 _HAND_MADE_TABLE = """
     peach short    coffee   red     plain    white  short trousers navy    white   1.00 1.00 1.00 -
     umber long     black    yellow  plain    white  long  dress    yellow  white   0.90 0.98 1.00 -
@@ -470,12 +470,12 @@ _PATTERNS = "plain stripes zip band heart star dots sash overalls".split()
 
 @functools.lru_cache(maxsize=4096)
 def identity_of(index: int) -> Identity:
-    """The person with this index: the first 24 are made by hand, the others are drawn by lot, seeded by the index."""
+    """The person with this index: the first 24 are hand-designed, the others random, seeded by the index."""
     if index < 0:
         raise ValueError(f"An identity's index must be 0 or more. Received {index}.")
     if index < len(_HAND_MADE):
         return _HAND_MADE[index]
-    # RandomState: its streams are frozen by NumPy's compatibility policy, those of Generator are not.
+    # RandomState: NumPy's compatibility policy freezes its streams, unlike those of Generator.
     random = np.random.RandomState(index)
 
     def one_of(names, *taken):
@@ -490,7 +490,7 @@ def identity_of(index: int) -> Identity:
     return Identity(
         skin=skin,
         hair=hair,
-        # Brown hair on brown skin would hide where one ends.
+        # Brown hair would be indistinguishable from brown skin.
         hair_colour=one_of(_HAIR_COLOURS, *(("coffee", "chestnut") if skin in ("brown", "umber", "ebony") else ())),
         top=top,
         pattern=pattern,
@@ -513,11 +513,11 @@ _INK = np.array([0.16, 0.13, 0.18], np.float32)
 _MOUTH = np.array([0.55, 0.16, 0.2], np.float32)
 _SKY, _FLOOR = np.array([0.955, 0.96, 0.975], np.float32), np.array([0.895, 0.905, 0.93], np.float32)
 _RIM = 0.22
-_FAR_SIDE = 0.86  # brightness of the limbs behind a body seen from the side
+_FAR_SIDE = 0.86  # brightness of the limbs behind a body in profile
 
 
 def _two_bones(start: np.ndarray, end: np.ndarray, length: float, bend: float) -> np.ndarray:
-    """The joint between two bones of `length` / 2 each; a limb that cannot reach is stretched."""
+    """Two-bone inverse kinematics, bones of `length` / 2 each; a limb that cannot reach is stretched."""
     reach = np.abs(end - start)
     height = np.sqrt(np.maximum((length / 2) ** 2 - (reach / 2) ** 2, 0))
     direction = (end - start) / np.maximum(reach, 1e-6)
@@ -534,7 +534,7 @@ class _Figure:
         self.leg, torso, arm = 15.2 * who.height, 11.8 * who.height, 15.2 * who.height
         self.head_radius = 8.3 * who.head
         self.limb_width = 0.75 + 0.25 * who.build
-        # Half widths. Seen from the side a body is narrow.
+        # Half widths; a body in profile is narrower.
         self.shoulder_width = 4.9 * who.build * (1 - 0.55 * pose.profile)
         self.waist = 3.6 * who.build * (1 - 0.25 * pose.profile)
         hip_width = 2.75 * who.build * (1 - 0.6 * pose.profile)
@@ -572,7 +572,7 @@ class _Figure:
         return _FAR_SIDE if self.in_profile and side == _LEFT else 1.0
 
     def on_torso(self, x: float, y: float) -> np.ndarray:
-        """A point `x` units across from the middle line, at a fraction `y` of the way from hips to chest."""
+        """A point `x` units from the centre line, at a fraction `y` of the way from hips to chest."""
         return self.hips + self.across * x + self.up * self.torso_height * y
 
     # Head. Lengths in head radii from the head's centre; `face` 1 moves with the face, 0 stays with the skull.
@@ -702,7 +702,7 @@ def _draw_body(canvas: _Canvas, figure: _Figure) -> None:
     if who.bottom == "dress":
         belt = [figure.hips + across * x + up * y for x, y in ((-9, 1.2), (9, 1.2), (9, 2.9), (-9, 2.9))]
         canvas.paint(_polygon(belt).within(torso), _COLOURS[who.second])
-    # The chin's shadow keeps head and torso apart.
+    # The chin's shadow separates head and torso.
     canvas.paint(figure.head_ellipse(0.05, 0.3, 0.8, 1.0).within(torso), _INK, 0.16)
 
 
@@ -869,14 +869,14 @@ def _render(who: Identity, action: int, times: np.ndarray, size: int) -> np.ndar
 
 
 def render_actor(identity: int, action: int, num_frames: int = 16, size: int = 64) -> np.ndarray:
-    """Draws one person who performs one action.
+    """Renders one person performing one action.
 
     Args:
         identity: Index of the person, 0 or more; see `identity_of`.
         action: Index into `ACTION_NAMES`.
-        num_frames: Frames, 1 or more. They sample one run of the action whatever their number: a periodic action
-            without its end, so that the video loops; another action from its first pose to its last. Fewer than 4
-            catch little of the motion.
+        num_frames: Frames, 1 or more, sampling one run of the action: one period of a periodic action without its end
+            point, so that the video loops; other actions from the first pose to the last. Fewer than 4 capture little of
+            the motion.
         size: Height and width in pixels, 16 or more.
 
     Returns:
@@ -892,16 +892,16 @@ def render_actor(identity: int, action: int, num_frames: int = 16, size: int = 6
 
 
 def actors(num_identities: int = 12, num_actions: int = 8, num_frames: int = 16, size: int = 64) -> VideoCollection:
-    """Draws the built-in set: every one of the first people in every one of the first actions.
+    """Renders the built-in dataset: each of the first people performing each of the first actions.
 
     Args:
         num_identities: People, 1 or more.
-        num_actions: Actions, the first ones of `ACTION_NAMES`.
-        num_frames: Frames of every video, 1 or more.
+        num_actions: Number of actions, the first of `ACTION_NAMES`.
+        num_frames: Frames per video, 1 or more.
         size: Height and width in pixels, 16 or more.
 
     Returns:
-        `num_identities * num_actions` videos, identity by identity; video `i * num_actions + a` is
+        `num_identities * num_actions` videos, grouped by identity; video `i * num_actions + a` is
         `render_actor(i, a, num_frames, size)`.
 
     Raises:

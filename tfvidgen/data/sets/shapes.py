@@ -14,27 +14,27 @@ import numpy as np
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import check_size, read_strip, resize_video
 
-FPS = 16.0  # the files name no rate; a shape crosses its 32 frames in two seconds
+FPS = 16.0  # the files specify no rate; 32 frames last two seconds
 _FOLDERS = {"0": "up", "1": "left"}
 
 ACTION_NAMES: tuple[str, ...] = tuple(_FOLDERS.values())
 
 
 def shapes(root: str | os.PathLike, size: int | None = None, num_videos: int | None = None) -> VideoCollection:
-    """Reads squares and discs of many sizes and colours that cross a black ground on a curve, upwards or to the left.
+    """Reads squares and discs of many sizes and colours that move along a curve on black, upwards or to the left.
 
     Args:
-        root: Folder with the folders 0 and 1, one per action. In them `NNNNNNNN.png` holds square frames side by side, left
-            to right. Alpha is dropped.
-        size: Height and width of a frame in pixels; None for that of the files, 64.
-        num_videos: Read only so many, alike of both actions; None for all (1200 in the public selection, about half a
-            gigabyte).
+        root: Folder with the subfolders 0 and 1, one per action. Each file `NNNNNNNN.png` holds square frames side by side,
+            left to right. Alpha is dropped.
+        size: Height and width of a frame in pixels; None for the files' own, 64.
+        num_videos: Read only this many, evenly from both actions; None for all (1200 in the public selection, about half
+            a gigabyte).
 
     Returns:
-        Videos of 32 frames, one action after the other; `action` is up or left. There are no identities.
+        Videos of 32 frames, grouped by action; `action` is up or left. There are no identities.
 
     Raises:
-        ValueError: If a folder is missing or empty, a file cannot be read or is no strip, or `num_videos` is out of range.
+        ValueError: If a folder is missing or empty, a file is unreadable or not a strip, or `num_videos` is out of range.
     """
     root, size = pathlib.Path(root), check_size(size)
     found = [(action, path) for action, folder in enumerate(_FOLDERS) for path in _strips(root / folder)]

@@ -1,4 +1,4 @@
-"""The Sprites set of Li & Mandt: characters that walk, cast spells and slash, composed of Liberated Pixel Cup sheets.
+"""The Sprites dataset of Li & Mandt: characters that walk, cast spells and slash, composed from Liberated Pixel Cup sheets.
 
 Source: Li & Mandt, "Disentangled Sequential Autoencoder", ICML 2018, https://arxiv.org/abs/1803.02991; official code
 github.com/YingzhenLi/Sprites, `random_character.py` (cells, order of the layers) and `frame_to_npy.py` (split).
@@ -24,9 +24,9 @@ NUM_CHARACTERS = NUM_CHOICES**4
 NUM_TRAIN = 1000
 SPLIT_SEED = 423
 
-# Attributes in the order of their digits in a character's index, which is also the order of the layers, bottom to top.
+# Attributes in the order of their digits in a character's index, which is also the layer order, bottom to top.
 _ATTRIBUTES = ("body", "bottomwear", "topwear", "hair")
-_SHOES = 1  # the same pair for every character, on top of all
+_SHOES = 1  # the same pair for every character, the topmost layer
 _SHEET_COLUMNS, _SHEET_ROWS = 13, 21
 # Row of a sheet = row of the action + row of the direction; the columns are the frames.
 _ACTIONS = {
@@ -40,7 +40,7 @@ _MOTIONS = {
     for action, (first_row, columns) in _ACTIONS.items()
     for direction, row in _DIRECTIONS.items()
 }
-_CELLS = sorted({cell for cells in _MOTIONS.values() for cell in cells})  # (row, column) of every picture in use
+_CELLS = sorted({cell for cells in _MOTIONS.values() for cell in cells})  # (row, column) of every cell in use
 _FRAMES_OF_MOTIONS = np.array([[_CELLS.index(cell) for cell in cells] for cells in _MOTIONS.values()])  # (9, 8)
 
 ACTION_NAMES: tuple[str, ...] = tuple(_MOTIONS)
@@ -48,7 +48,7 @@ ACTION_NAMES: tuple[str, ...] = tuple(_MOTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """What a character wears: the number of a sheet for each attribute, 0..5."""
+    """A character's sheet number for each attribute, 0..5."""
 
     body: int
     bottomwear: int
@@ -61,14 +61,14 @@ class Character:
 
 
 def character(index: int) -> Character:
-    """The character whose digits in base 6 are its index: body * 216 + bottomwear * 36 + topwear * 6 + hair."""
+    """The character with this index, in base 6: body * 216 + bottomwear * 36 + topwear * 6 + hair."""
     if not 0 <= index < NUM_CHARACTERS:
         raise ValueError(f"A character's index must lie in 0..{NUM_CHARACTERS - 1}. Received {index}.")
     return Character(*(int(digit) for digit in np.unravel_index(int(index), (NUM_CHOICES,) * 4)))
 
 
 def published_split(seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the characters to train and to test on: int64 (1000,) and (296,) indices, in the published order."""
+    """The train and test split of the characters: int64 (1000,) and (296,) indices, in the published order."""
     order = np.random.RandomState(seed).permutation(NUM_CHARACTERS)
     return order[:NUM_TRAIN], order[NUM_TRAIN:]
 
@@ -79,22 +79,22 @@ def sprites(
     identities: Sequence[int] | np.ndarray | None = None,
     seed: int = SPLIT_SEED,
 ) -> VideoCollection:
-    """Composes characters from their sheets: nine motions of each, in phase.
+    """Composes characters from their sheets: nine motions each, in phase.
 
     Args:
         root: Folder with the sheets `body/0.png` ... `body/5.png`, likewise `bottomwear`, `topwear` and `hair`, and
             `shoes/1.png`; a sheet has 13 x 21 cells of 64x64 pixels.
-        num_identities: How many characters, 1..1000, of the training split in its order.
-        identities: Indices of the characters, 0..1295, instead; see `character`. When neither is given, all 1296 in the
-            order of their indices (1.1 GB).
-        seed: Seed of the split that `num_identities` takes from; 423 is the published one.
+        num_identities: Number of characters, 1..1000, taken from the training split in order.
+        identities: Alternatively, indices of the characters, 0..1295; see `character`. If neither is given, all 1296 in
+            index order (1.1 GB).
+        seed: Seed of the split used by `num_identities`; 423 is the published one.
 
     Returns:
-        Nine videos per character, uint8 (8, 64, 64, 3) each, character by character in the order of `ACTION_NAMES`.
-        Identities are numbered in the order asked for; `identity_names` holds their attributes.
+        Nine videos per character, uint8 (8, 64, 64, 3) each, grouped by character in the order of `ACTION_NAMES`.
+        Identities are numbered in the requested order; `identity_names` gives their attributes.
 
     Raises:
-        ValueError: If a count or an index is out of range, or a sheet is missing, unreadable or of another size.
+        ValueError: If a count or an index is out of range, or a sheet is missing, unreadable or of the wrong size.
     """
     indices = _chosen(num_identities, identities, seed)
     characters = [character(index) for index in indices]
@@ -136,7 +136,7 @@ def _chosen(num_identities: int | None, identities: Sequence[int] | np.ndarray |
 
 
 class _Layers:
-    """The cells in use of every sheet, one under the other, read when first worn."""
+    """The used cells of every sheet, stacked vertically and read on first use."""
 
     def __init__(self, root: pathlib.Path):
         if not root.is_dir():
@@ -148,7 +148,7 @@ class _Layers:
         self._strips: dict[str, Image.Image] = {}
 
     def compose(self, person: Character) -> np.ndarray:
-        """uint8 (cells, 64, 64, 3): the layers over black."""
+        """uint8 (cells, 64, 64, 3): the layers composited over black."""
         worn = [f"{attribute}/{getattr(person, attribute)}.png" for attribute in _ATTRIBUTES]
         strip = Image.new("RGBA", (FRAME_SIZE, FRAME_SIZE * len(_CELLS)), "black")
         for sheet in (*worn, f"shoes/{_SHOES}.png"):

@@ -1,4 +1,4 @@
-"""The Weizmann human actions as strips of square frames, as MoCoGAN's public code ships them.
+"""The Weizmann human action dataset as strips of square frames, as shipped with MoCoGAN's public code.
 
 Source: Blank et al., "Actions as Space-Time Shapes", ICCV 2005; Tulyakov et al., "MoCoGAN", CVPR 2018,
 https://arxiv.org/abs/1707.04993, official code github.com/sergeytulyakov/mocogan, `data/actions`.
@@ -21,22 +21,23 @@ ACTION_NAMES: tuple[str, ...] = tuple(_FOLDERS.values())
 
 
 def weizmann(root: str | os.PathLike, mirrored: bool = False, size: int | None = None) -> VideoCollection:
-    """Reads nine people who perform four actions; six of the 36 cells were never filmed.
+    """Reads nine people performing four actions; six of the 36 cells were never filmed.
 
-    People start an action at different phases and videos differ in length.
+    People start actions at different phases, and videos differ in length.
 
     Args:
-        root: Folder with the folders 0, 1, 3 and 4, one per action. In them `NNNNNNNN.jpg` holds square frames side by
-            side, left to right; the person is NNNNNNNN // 8 and an odd number is the mirror image of the one before.
-            The content tells the format (the public files are PNG with alpha, which is dropped).
-        mirrored: Whether to read the mirror images too.
-        size: Height and width of a frame in pixels; None for that of the files, 64.
+        root: Folder with the subfolders 0, 1, 3 and 4, one per action. Each file `NNNNNNNN.jpg` holds square frames side
+            by side, left to right; the person is NNNNNNNN // 8, and an odd number is the mirror image of the one before.
+            The format is detected from content (the public files are PNG with alpha, which is dropped).
+        mirrored: Whether to include the mirror images.
+        size: Height and width of a frame in pixels; None for the files' own, 64.
 
     Returns:
-        30 videos, or 60, person by person. `identity_names` holds all nine people, `action_names` all four actions.
+        30 videos, or 60 with `mirrored`, grouped by person. `identity_names` lists all nine people, `action_names` all four
+        actions.
 
     Raises:
-        ValueError: If a folder is missing or empty, or a file has an unknown number, cannot be read, or is no strip.
+        ValueError: If a folder is missing or empty, or a file has an unknown number, is unreadable, or is not a strip.
     """
     root, size = pathlib.Path(root), check_size(size)
     clips = []  # (number, action, path)
