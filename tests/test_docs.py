@@ -102,7 +102,10 @@ def test_programs_and_targets_that_are_named_exist():
     for module in {*re.findall(r"python -m ((?:trainers|export|benchmarks)\.\w+)", text)}:
         assert 'if __name__ == "__main__"' in inspect.getsource(importlib.import_module(module)), module
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {*re.findall(r"`make (\w+)`", text), *re.findall(r"^(?: {4})?make (\w+)", text, re.MULTILINE)} <= targets
+    assert {
+        *re.findall(r"`make (\w+)`", text),
+        *re.findall(r"^(?: {4}|(?=make \w+(?: {2}|$)))make (\w+)", text, re.MULTILINE),
+    } <= targets
 
 
 @pytest.mark.parametrize("page", [page for page, text in PRESENT.items() if "```python" in text])
