@@ -232,6 +232,7 @@ def outside(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_system_from_outside_is_recorded_by_its_import_path(outside):
     description = json.loads((outside / "run" / "config.json").read_text())
     assert description["system"] == "my_package.glo"

@@ -150,6 +150,7 @@ def test_optimizers_have_their_slots_before_the_first_step(system):
 
 
 # ---------------------------------------------------------------- 4 and 5
+@pytest.mark.long
 def test_replicas_keep_equal_batch_norm_statistics(mirrored_run):
     model = mirrored_run[1]
     assert np.abs(model.norm.moving_mean.numpy()).max() > 0

@@ -36,7 +36,7 @@ def _when(system: System) -> list:
     """When contracts that train run over a system: always for one of each kind, else in the tests of CI."""
     if is_variant(system):
         return [pytest.mark.slow]
-    return [] if system.name in ("navsynth", "vgan", "tgan_conditional") else [pytest.mark.long]
+    return [] if system.name in ("navsynth", "tgan_conditional") else [pytest.mark.long]
 
 
 @pytest.fixture(params=[pytest.param(system, id=system.name, marks=_when(system)) for system in SYSTEMS])
@@ -239,10 +239,8 @@ def test_micro_batches_equal_one_batch(trained_system, fixed_norms, monkeypatch)
 ON_REPLICAS = [("navsynth", {"accumulate": 2}), ("rmocogan", {"accumulate": 2}), ("vgan", {"discriminator_steps": 2})]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [pytest.param(*each, id=each[0], marks=pytest.mark.long if each[0] != "vgan" else []) for each in ON_REPLICAS],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "options"), ON_REPLICAS, ids=[name for name, _ in ON_REPLICAS])
 def test_parts_of_a_batch_are_the_same_on_two_replicas(name, options, fixed_norms, monkeypatch, two_replicas):
     [system] = [system for system in SYSTEMS if system.name == name]
     states = []

@@ -684,6 +684,7 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     assert_same_frames(lookup(video_id=tf.constant(ids))["video"].numpy(), model.decode(model.lookup(ids)))
 
 
+@pytest.mark.long
 def test_a_path_that_is_no_text_can_be_printed(run, tmp_path):
     out = tmp_path / os.fsdecode(b"caf\xe9")
     command = [sys.executable, "-m", "export.saved_model", f"--run_dir={run.config.run_dir}", f"--out={out}"]

@@ -90,6 +90,7 @@ def ours(checkpoint):
     return I3DFeatures(checkpoint)
 
 
+@pytest.mark.long
 def test_published_graph_gives_the_same_logits(shared, arrays, checkpoint, ours, monkeypatch):
     """The graph is read by TensorFlow alone; only a download needs tensorflow-hub."""
     monkeypatch.setitem(sys.modules, "tensorflow_hub", None)

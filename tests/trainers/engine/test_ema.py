@@ -222,6 +222,7 @@ def run(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.long
 def test_a_run_is_measured_with_its_average(run):
     def measured() -> dict:
         content = json.loads((run / "evaluation.json").read_text())
