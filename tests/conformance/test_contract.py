@@ -159,6 +159,26 @@ def test_a_step_moves_every_weight_and_code(trained_system):
         assert (moved > 0).all(), f"rows of {name} did not move: {np.flatnonzero(moved == 0)}"
 
 
+@pytest.mark.low_precision
+def test_low_precision_is_for_networks_alone(trained_system):
+    """Latents, recurrences, videos, losses and weights stay in float32."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = compiled(trained_system)
+    finally:
+        keras.config.set_dtype_policy(before)
+    layers = model._flatten_layers()
+    assert {layer.compute_dtype for layer in layers if isinstance(layer, keras.layers.RNN)} <= {"float32"}
+    assert any(layer.compute_dtype == "bfloat16" for layer in layers)
+    logs = model.train_step(next(iter(dataset())))
+    assert all(value.dtype == tf.float32 and np.isfinite(float(value)) for value in logs.values())
+    latents = model.sample_latents(2)
+    assert {value.dtype for value in latents.values()} <= {tf.float32, tf.int32}
+    assert model.decode(latents).dtype == tf.float32
+    assert not any(weight.dtype in ("bfloat16", "float16") for weight in model.weights)
+
+
 def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
     """A system without players learns the batch; of an adversarial one, each player wins against those that are held."""
     batch = next(iter(dataset()))

@@ -1,4 +1,4 @@
-"""Spectral normalisation of a kernel."""
+"""Spectral normalisation of a kernel, and a dense layer that may use it."""
 
 from __future__ import annotations
 
@@ -58,3 +58,25 @@ class SpectralNorm(keras.layers.Layer):
             self.v.assign(v)
         sigma = ops.sum(u * ops.matmul(matrix, v))
         return kernel / sigma
+
+
+class NormedDense(keras.layers.Dense):
+    """A dense layer in float32 whose kernel may be divided by its largest singular value.
+
+    Variables that a layer reads have that layer's compute dtype: were this product taken in the `call` of a discriminator that
+    computes in bfloat16, kernel and bias would be rounded to it.
+
+    Call arguments:
+        inputs: float32 (B, features).
+        norm: A built `SpectralNorm` of the kernel, or None.
+        training: Whether the norm does a power iteration.
+    """
+
+    def __init__(self, units: int, **kwargs):
+        super().__init__(units, dtype="float32", **kwargs)
+
+    def call(self, inputs, norm=None, training=False):
+        if norm is None:
+            return super().call(inputs)
+        outputs = ops.matmul(inputs, norm(self.kernel, training=training))
+        return outputs + self.bias if self.use_bias else outputs

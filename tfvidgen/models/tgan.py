@@ -38,7 +38,7 @@ from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import add_noise, num_rows, replica_uniform, split_key, update_key
 from tfvidgen.layers.gradients import clip_to_norm
 from tfvidgen.layers.replicas import step_key
-from tfvidgen.layers.spectral_norm import SpectralNorm
+from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D
 from tfvidgen.losses.adversarial import Kind, check_kind, discriminator_loss, generator_loss, l2_penalty, r1_penalty
@@ -277,9 +277,7 @@ class VideoDiscriminator(keras.layers.Layer):
                 dtype=policy,
                 name="of_category",
             )
-        self.head = keras.layers.Dense(
-            1, use_bias=False, kernel_initializer=_kernel(seed, 20), dtype="float32", name="head"
-        )
+        self.head = NormedDense(1, use_bias=False, kernel_initializer=_kernel(seed, 20), name="head")
         self.head_norm = SpectralNorm(seed=_seed(seed, 21), name="head_norm") if spectral_norm else None
 
     @property
@@ -313,10 +311,7 @@ class VideoDiscriminator(keras.layers.Layer):
             x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
         # the last convolution covers the whole map, so it is a matrix product
         features = ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")  # (B, 8192)
-        if self.head_norm is None:
-            return self.head(features)[:, 0]  # (B, 1) -> (B,)
-        kernel = self.head_norm(self.head.kernel, training=training)  # (8192, 1)
-        return ops.matmul(features, kernel)[:, 0]  # (B,)
+        return self.head(features, norm=self.head_norm, training=training)[:, 0]  # (B, 1) -> (B,)
 
 
 # ---------------------------------------------------------------- singular value clipping (paper)

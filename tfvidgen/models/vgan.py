@@ -34,7 +34,7 @@ from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key, update_key
 from tfvidgen.layers.replicas import num_replicas, step_key
-from tfvidgen.layers.spectral_norm import SpectralNorm
+from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D, UpConv3D
 from tfvidgen.losses.adversarial import (
@@ -301,7 +301,7 @@ class VideoDiscriminator(keras.layers.Layer):
         self.norms = [
             _norm(seed, 10 + i, epsilon=1e-3, dtype=policy, name=f"norm_{i}") for i in range(1, len(self.downs))
         ]
-        self.head = keras.layers.Dense(1, kernel_initializer=_kernel(seed, 20), dtype="float32", name="head")
+        self.head = NormedDense(1, kernel_initializer=_kernel(seed, 20), name="head")
         self.head_norm = None
         if spectral_norm:
             self.head_norm = SpectralNorm(seed=None if seed is None else seed + 21, name="head_norm")
@@ -328,11 +328,8 @@ class VideoDiscriminator(keras.layers.Layer):
 
     def call(self, video, training=False):
         # the last 2x4x4 convolution covers the whole map, so it is a matrix product
-        features = self.features(video, training=training)
-        if self.head_norm is None:
-            return self.head(features)[:, 0]  # (B, 16384) -> (B, 1) -> (B,)
-        kernel = self.head_norm(self.head.kernel, training=training)  # (16384, 1)
-        return (ops.matmul(features, kernel) + self.head.bias)[:, 0]  # (B,)
+        features = self.features(video, training=training)  # (B, 16384)
+        return self.head(features, norm=self.head_norm, training=training)[:, 0]  # (B, 1) -> (B,)
 
 
 # ---------------------------------------------------------------- the system
