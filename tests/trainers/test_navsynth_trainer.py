@@ -228,13 +228,13 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch
 @pytest.mark.parametrize("system", ["navsynth", "tgan", "vgan"])
 def test_the_memory_of_a_dry_run_is_that_of_the_run(system, tmp_path):
     """Within 15 % of the peak of a process that trains, of whichever system."""
-    flags = ["--preset=smoke", "--size=64", "--width=32", "--batch_size=4", "--num_identities=4", "--num_actions=4"]
-    flags += ["--noevaluate", "--notensorboard", "--total_steps=3", "--sample_every_steps=1000"]
+    flags = ["--preset=smoke", "--size=64", "--num_frames=16", "--width=32", "--batch_size=4", "--num_identities=4"]
+    flags += ["--num_actions=4", "--noevaluate", "--notensorboard", "--total_steps=3", "--sample_every_steps=1000"]
     program = f"""
 import re, sys
 from trainers import {system}
 status = {system}.main(sys.argv[1:])
-kib = int(re.search("VmHWM: *\t*(\\d+) kB", open("/proc/self/status").read())[1])
+kib = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 print(f"peak {{kib / 1024:.0f}}")
 sys.exit(status)
 """
