@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -246,17 +247,23 @@ class ValidationLosses:
         run_dir: str | pathlib.Path,
         report: Callable[[str], None],
     ):
-        from trainers import runs
-
         self._model, self._path, self._say = model, pathlib.Path(run_dir) / "validation.jsonl", report
         self.every_steps = config.evaluate_every_steps
-        held_out = run_data.all.subset(~run_data.is_trained)
+        self._run_data, self._config = run_data, config
+
+    @functools.cached_property
+    def _batch(self) -> dict[str, np.ndarray]:
+        """All held-out clips as one batch; read when they are first needed, which a short run never does."""
+        from trainers import runs
+
+        config, held_out = self._config, self._run_data.all.subset(~self._run_data.is_trained)
         held_out = held_out.subset(np.arange(min(len(held_out), MAX_REAL_VIDEOS)))
         fixed = dataclasses.replace(config, clip_start="first" if config.clip_start == "random" else config.clip_start)
-        self._batch = {"video": runs.clips(held_out, fixed), "video_id": np.arange(len(held_out), dtype=np.int32)}
+        batch = {"video": runs.clips(held_out, fixed), "video_id": np.arange(len(held_out), dtype=np.int32)}
         for name in ("identity", "action"):
             if (labels := getattr(held_out, name)) is not None:
-                self._batch[name] = labels.astype(np.int32)
+                batch[name] = labels.astype(np.int32)
+        return batch
 
     @staticmethod
     def applies(model: VideoGenerator, run_data: RunData) -> bool:

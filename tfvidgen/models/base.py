@@ -240,14 +240,13 @@ class VideoGenerator(keras.Model):
                 f"them. Received {found}."
             )
         if isinstance(spec, dict) and "video" in spec:
-            # a system that overrides `lookup` learns a code per video
-            video, needs_id = spec["video"], type(self).lookup is not VideoGenerator.lookup
+            video = spec["video"]
             if video.dtype != "uint8" or len(video.shape) != 5:
                 raise ValueError(
                     "`video` must be uint8 (B, T, H, W, 3), colours in 0..255. Received "
                     f"{getattr(video.dtype, 'name', video.dtype)} {tuple(video.shape)}."
                 )
-            if needs_id and "video_id" not in spec:
+            if self.has_lookup and "video_id" not in spec:
                 raise ValueError(
                     f"{type(self).__name__} learns a code per video, so every batch needs `video_id`, int32 (B,). Received "
                     f"{', '.join(spec)}."
