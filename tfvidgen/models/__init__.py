@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 
 
+@functools.cache
 def systems() -> dict[str, str]:
     """Public systems: class name -> module in this package, `{"NAVSynth": "navsynth", ...}`.
 
