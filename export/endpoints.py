@@ -79,9 +79,13 @@ def make(model: VideoGenerator, max_num_frames: int = 0, max_num_steps: int = MA
         model: Built, with its weights.
         max_num_frames: Maximum frames per video if the length is free; 0 for eight times the model's own length.
         max_num_steps: Maximum videos per interpolation.
+
+    Raises:
+        ValueError: If the model has not been trained as far as a stage that can sample.
     """
     import tensorflow as tf
 
+    model.require_sampling()
     spec = model.latent_spec
     free_length = any(None in entry.shape for entry in spec.values())
     _, length, height, width, channels = model.decode(model.sample_latents(1, seed=0)).shape

@@ -221,7 +221,7 @@ def test_the_library_never_imports_its_programs():
 def outside(tmp_path_factory) -> pathlib.Path:
     """A folder with the package of `docs/extending.md` and a run of its system, `run`."""
     folder = tmp_path_factory.mktemp("outside")
-    (code,) = re.findall(
+    code, *_ = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL
     )
     (folder / "my_package").mkdir()

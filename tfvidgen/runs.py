@@ -174,6 +174,7 @@ _OPTIONAL = {
     "versions": dict,
     "environment": dict,
     "frozen": dict,
+    "stages": dict,
 }
 
 
@@ -201,6 +202,8 @@ def _wrong(description: Mapping[str, Any]) -> str:
         return f"model.class is {description['model']['class']!r}, which is no import path"
     if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
         return f"environment.resumed is {json.dumps(resumed)[:40]}"
+    if not all(type(step) is int for step in description.get("stages", {}).values()):
+        return f"stages is {json.dumps(description['stages'])[:40]}"
     for name, labels in description.get("labels", {}).items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             return f"labels: {name} is not a list of names"
@@ -583,8 +586,24 @@ def restore(
         at = checkpoints.restore_newest(report or (lambda line: print(line, file=sys.stderr, flush=True)))
         if at is None:
             raise ValueError(_none(folder))
+    if model.stages:
+        _begin_reached(model, read(run_dir), run_dir, at)
     load_average(model, checkpoints.values)
     return at
+
+
+def _begin_reached(
+    model: VideoGenerator, description: Mapping[str, Any], run_dir: str | pathlib.Path, step: int
+) -> None:
+    """Makes the stage that a run had reached after `step` steps the model's own."""
+    begins = description.get("stages", {})
+    if list(begins) != list(model.stages):
+        raise damaged(
+            pathlib.Path(run_dir) / "config.json",
+            f"stages is {json.dumps(begins)[:80]}, and the system's are {', '.join(model.stages)}",
+        )
+    # a stage's last step still belongs to it
+    model.begin_stage([name for name, begin in begins.items() if begin < max(step, 1)][-1])
 
 
 def shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:

@@ -42,6 +42,7 @@ class EvaluateMetrics:
     Attributes:
         every_steps: As given.
         uses_weights: True: evaluates the averaged weights, if the run keeps them.
+        samples: True: stages that cannot sample new videos are not evaluated.
         name: Key under which the loop records that it has finished.
 
     Raises:
@@ -50,6 +51,7 @@ class EvaluateMetrics:
     """
 
     uses_weights = True
+    samples = True
     name = "measurements"
 
     def __init__(

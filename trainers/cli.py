@@ -100,6 +100,11 @@ class RunConfig:
     total_steps: int = option(
         1000, "Total training steps; raise it to continue a finished run.", minimum=1, may_change=True
     )
+    stage: str = option(
+        "",
+        "For a system trained in stages: train only this one, after those before it; empty for all, one after another.",
+        may_change=True,
+    )
     max_minutes: float = option(
         0.0,
         "Save and stop within this many minutes, for job queues; the same command resumes. 0 for no limit.",

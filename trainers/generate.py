@@ -78,6 +78,7 @@ def _latents(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
 
     name = type(model).__name__
     if config.mode == "new":
+        model.require_sampling()
         if not config.labels:
             latents = model.sample_latents(config.num_videos, seed=config.seed)
             return latents, [f"seed {config.seed} #{i}" for i in range(config.num_videos)]

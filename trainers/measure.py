@@ -110,6 +110,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluates a run on its own data, writes `evaluation.json`, `evaluation.jsonl` and the board, and returns the results.
 
+    New videos are evaluated if the model can sample them in the stage that it has reached.
+
     PSNR and SSIM are computed on uint8 frames at the run's size and averaged over frames; FCS is the mean SSIM of frames
     2..L with frame 1.
 
@@ -144,13 +146,17 @@ def evaluate_run(
     if model is None:
         model, step = runs.load_model(run_dir, settings.raw_weights, None if settings.step < 0 else settings.step)
 
-    new = visualize.to_uint8(
-        np.concatenate([np.asarray(model.generate(16, seed=seed * 1000 + i)) for i in range(NUM_NEW_VIDEOS // 16)])
-    )
-    results: dict[str, Any] = {
-        "new_videos": {"num_videos": len(new), "fcs": float(frame_consistency_score(new).mean())}
-    }
-    tables = [("new videos", results["new_videos"])]
+    results: dict[str, Any] = {}
+    tables: list[tuple[str, Any]] = []
+    new = None
+    if settings.metrics:
+        model.require_sampling()
+    if model.can_sample:
+        new = visualize.to_uint8(
+            np.concatenate([np.asarray(model.generate(16, seed=seed * 1000 + i)) for i in range(NUM_NEW_VIDEOS // 16)])
+        )
+        results["new_videos"] = {"num_videos": len(new), "fcs": float(frame_consistency_score(new).mean())}
+        tables.append(("new videos", results["new_videos"]))
     if config.clip_start != "random":
         compared = run_data.originals
         if not (model.has_lookup or _can_exchange(model)):  # then the dataset may be large
@@ -182,10 +188,10 @@ def evaluate_run(
         "versions": library.versions(),
     }
     storage.write_json(run_dir / "evaluation.json", results)
-    visualize.save_png(
-        run_dir / "new.png", visualize.contact_sheet(list(new[:12]), row_labels=[f"new {i}" for i in range(12)])
-    )
-    write_gif(run_dir / "new.gif", visualize.grid_video(new[:16]), run_data.all.fps)
+    if new is not None:
+        sheet = visualize.contact_sheet(list(new[:12]), row_labels=[f"new {i}" for i in range(12)])
+        visualize.save_png(run_dir / "new.png", sheet)
+        write_gif(run_dir / "new.gif", visualize.grid_video(new[:16]), run_data.all.fps)
     for line in _table(tables):
         say(line)
     if "exchange_accuracy" in results:
@@ -194,7 +200,9 @@ def evaluate_run(
             f"exchange accuracy on {shares['num_videos']} held out cells: both {shares['both']:.3f}, identity "
             f"{shares['identity']:.3f}, action {shares['action']:.3f}"
         )
-    if len(run_data.originals) < 2 and not settings.metrics:
+    if new is None:
+        say(f"trained as far as the stage {model.stage}, from which nothing new is sampled: no metrics of new videos")
+    elif len(run_data.originals) < 2 and not settings.metrics:
         say("one video is trained: nothing to compare sets of clips with")
     else:
         if at_end:

@@ -239,7 +239,13 @@ def _earlier_totals(config: Any, old: Any, reached: int) -> str:
 
 
 def start(
-    config: Any, system: str, model: VideoGenerator, run_data: RunData, writes: bool = True, asked: Any = None
+    config: Any,
+    system: str,
+    model: VideoGenerator,
+    run_data: RunData,
+    writes: bool = True,
+    asked: Any = None,
+    stages: Mapping[str, int] | None = None,
 ) -> pathlib.Path:
     """Creates the run folder, or checks that an existing one belongs to the same config and data.
 
@@ -250,6 +256,7 @@ def start(
         run_data: From `load_data`.
         writes: False for workers other than the chief, which only check.
         asked: The config before `precision` was resolved; None if nothing was resolved.
+        stages: The first step of each stage, by name, for a system trained in several.
 
     Raises:
         ValueError: With the differences, if the folder holds another run; if its `config.json` is damaged, or missing though
@@ -271,6 +278,7 @@ def start(
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
         **({"frozen": dict(model.frozen_digests)} if model.frozen_digests else {}),
+        **({"stages": dict(stages)} if stages else {}),
         "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
         "versions": library.versions(),
     }
@@ -308,6 +316,8 @@ def _differences(
     ]
     if library.forms(old)["network"] != new["forms"]["network"]:
         differences.append(f"network_form: {library.forms(old)['network']} there, {new['forms']['network']} now")
+    if old.get("stages") != new.get("stages"):
+        differences.append(f"the stages begin at steps {old.get('stages')} there, {new.get('stages')} now")
     differences += library.frozen_differences(old.get("frozen", {}), new.get("frozen", {}))
     return differences or _data_differences(old, config, run_data)
 

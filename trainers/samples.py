@@ -20,7 +20,10 @@ NUM_SHEET_CLIPS = 8
 
 
 class SampleSheet:
-    """Draws `samples/step_*.png`: training clips, next to their reconstructions if the system makes any, and new clips."""
+    """Draws `samples/step_*.png`: training clips, next to their reconstructions if the system makes any, and new clips.
+
+    In a stage that cannot sample yet there are no new clips.
+    """
 
     def __init__(self, model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path):
         self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
@@ -44,12 +47,15 @@ class SampleSheet:
                 rows += [real, made]
                 labels += [name, "reconstruction"]
                 groups.append(2)
-        new = decode(self._model, self._model.sample_latents(NUM_SHEET_CLIPS, seed=SHEET_SEED))
-        rows += list(new)
-        labels += [f"new {i}" for i in range(len(new))]
-        sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=[*groups, len(new)])
-        visualize.save_png(folder / f"step_{step:07d}.png", sheet)
-        write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
+        if self._model.can_sample:
+            new = decode(self._model, self._model.sample_latents(NUM_SHEET_CLIPS, seed=SHEET_SEED))
+            rows += list(new)
+            labels += [f"new {i}" for i in range(len(new))]
+            groups.append(len(new))
+            write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
+        if rows:
+            sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=groups)
+            visualize.save_png(folder / f"step_{step:07d}.png", sheet)
 
 
 def can_reconstruct(model: VideoGenerator, config: Any) -> bool:

@@ -97,8 +97,9 @@ class Clips:
             self._real = runs.clips(run_data.trained.subset(self._video_ids), config)
 
     def __call__(self, step: int, logs: dict[str, float]) -> None:
-        new = samples.decode(self._model, self._model.sample_latents(NUM_CLIPS, seed=samples.SHEET_SEED))
-        self._events.clip(step, "clips/new", visualize.grid_video(new), self._fps)
+        if self._model.can_sample:
+            new = samples.decode(self._model, self._model.sample_latents(NUM_CLIPS, seed=samples.SHEET_SEED))
+            self._events.clip(step, "clips/new", visualize.grid_video(new), self._fps)
         if self._real is not None:
             made = samples.reconstruct(self._model, self._real, self._video_ids)
             both = visualize.grid_video([*self._real, *made], num_columns=len(made))

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfvidgen.models.base import VideoGenerator
+    from trainers.engine.stages import Stage
     from trainers.runs import RunData
 
 BuildModel = Callable[[Any, "RunData"], "VideoGenerator"]
+# (config, run data, model, the run's usual dataset_fn) -> the stages of a run
+Stages = Callable[[Any, "RunData", "VideoGenerator", Callable[[int], "tf.data.Dataset"]], "list[Stage]"]
 
 
 def main(
@@ -34,10 +37,19 @@ def main(
     presets: Mapping[str, Mapping[str, Any]],
     build_model: BuildModel,
     argv=None,
+    stages: Stages | None = None,
 ) -> int:
-    """The `main` of a trainer: `build_model(config, run_data)` returns the built and compiled model.
+    """The `main` of a trainer.
 
-    `system` is the trainer's name in this package, or the import path of its module if that is elsewhere.
+    Args:
+        system: The trainer's name in this package, or the import path of its module if that is elsewhere.
+        description: For `--help`.
+        config_class: Its settings.
+        presets: Settings by name.
+        build_model: `build_model(config, run_data)` returns the built and compiled model.
+        argv: The command line; None for that of the process.
+        stages: `stages(config, run_data, model, dataset_fn)` returns the stages of a run, for a system trained in several;
+            `dataset_fn(step)` gives the batches of clips that a run in a single stage is trained on.
     """
 
     def run(config: Any, other: types.SimpleNamespace) -> int:
@@ -53,9 +65,9 @@ def main(
                 "local or shared folder, and copy the run afterwards (docs/scaling.md)."
             )
         if other.dry_run:
-            print(dry_run(config, build_model, system))
+            print(dry_run(config, build_model, system, stages))
             return 0
-        train(system, config, build_model)
+        train(system, config, build_model, stages=stages)
         return 0
 
     return cli.main(cli.program_of(system), description, config_class, presets, run, argv)
@@ -125,7 +137,11 @@ def _has_gpu(devices: str) -> bool:
 
 
 def train(
-    system: str, config: Any, build_model: BuildModel, report: Callable[[str], None] | None = None
+    system: str,
+    config: Any,
+    build_model: BuildModel,
+    report: Callable[[str], None] | None = None,
+    stages: Stages | None = None,
 ) -> VideoGenerator:
     """Trains a system according to its config and returns the model; resumes an interrupted run."""
     begin = time.monotonic()
@@ -141,7 +157,7 @@ def train(
     num_workers = cluster.num_workers(strategy)
     folder = pathlib.Path(config.run_dir) / "checkpoints"
     with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
-        return _train(system, asked, config, build_model, strategy, report, notes, begin)
+        return _train(system, asked, config, build_model, stages, strategy, report, notes, begin)
 
 
 def _train(
@@ -149,6 +165,7 @@ def _train(
     asked: Any,
     config: Any,
     build_model: BuildModel,
+    stages: Stages | None,
     strategy: tf.distribute.Strategy,
     report: Callable[[str], None] | None,
     notes: list[str],
@@ -160,6 +177,7 @@ def _train(
     from trainers.engine import checkpoints, cluster, loop
     from trainers.engine.ema import WeightAverage
     from trainers.engine.lock import RunLock
+    from trainers.engine.stages import Course
 
     is_chief, num_replicas = cluster.is_chief(strategy), strategy.num_replicas_in_sync
     say = (report or (lambda line: print(line, flush=True))) if is_chief else (lambda line: None)
@@ -173,14 +191,16 @@ def _train(
         model = _named(build_model(config, run_data), run_data)
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     source = init_from.begin(config, model, run_data, strategy)
+    run_stages = _stages(config, run_data, model, stages)
+    begins = Course(run_stages, config.total_steps).begins if model.stages else {}
 
     def begun() -> None:
         if is_chief:
-            runs.start(config, system, model, run_data, asked=asked)
+            runs.start(config, system, model, run_data, asked=asked, stages=begins)
             init_from.note(run_dir, source, model, run_data, say)
 
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
-        run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked)  # checks only
+        run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked, stages=begins)  # checks only
         cluster.agree(
             strategy,
             runs.fingerprint(config, system, run_data),
@@ -191,7 +211,7 @@ def _train(
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
         loop.run(
             model,
-            _dataset_fn(config, run_data),
+            run_stages,
             run_dir,
             config.total_steps,
             strategy=strategy,
@@ -207,7 +227,6 @@ def _train(
                 *_final_evaluation(model, run_data, config, run_dir, say),
             ],
             resume=resume,
-            frames_per_step=config.clips_per_step * model.num_decoded_frames,
             report=report,
             average=average,
             max_bad_steps=config.max_bad_steps,
@@ -216,8 +235,30 @@ def _train(
             keep_every=config.keep_every,
             max_minutes=config.max_minutes and max(1e-6, config.max_minutes - (time.monotonic() - begin) / 60),
             begun=begun,
+            stage=config.stage,
         )
     return model
+
+
+def _stages(config: Any, run_data: RunData, model: VideoGenerator, stages: Stages | None) -> list[Stage]:
+    """The stages of a run.
+
+    Raises:
+        ValueError: If they are not those of the model.
+    """
+    from trainers.engine.stages import Stage
+
+    dataset_fn = _dataset_fn(config, run_data)
+    if stages is None and not model.stages:
+        return [Stage("", dataset_fn, frames_per_step=config.clips_per_step * model.num_decoded_frames)]
+    found = stages(config, run_data, model, dataset_fn) if stages else []
+    if [stage.name for stage in found] != list(model.stages):
+        names = ", ".join(stage.name for stage in found) or "none"
+        raise ValueError(
+            f"{type(model).__name__} has the stages {', '.join(model.stages) or 'none'}, in that order, and its trainer gives "
+            f"{names}: pass `stages` to `trainers.train.main`, a function that returns a Stage for each."
+        )
+    return found
 
 
 def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
@@ -260,7 +301,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     def run(step: int, logs: Mapping[str, float]) -> None:
         measure.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
 
-    return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json")]
+    return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json", samples=True)]
 
 
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
@@ -340,10 +381,11 @@ def count_parameters(model: VideoGenerator) -> str:
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
 
 
-def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
+def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stages | None = None) -> str:
     """What a run would do: resolved config, data, parameters, memory. Saves no training results and joins no workers.
 
-    Memory is measured over two steps in a separate process: what a step keeps for its gradients cannot be told from shapes.
+    Memory is measured over two steps of each stage in a separate process: what a step keeps for its gradients cannot be told
+    from shapes.
     """
     from trainers import init_from, runs
     from trainers.engine import cluster
@@ -353,21 +395,22 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
+    _stages(config, run_data, model, stages)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     del run_data, model, begun  # otherwise they would be in memory twice
     gc.collect()
-    lines += [f"memory: {_measured(config, build_model)}"]
+    lines += [f"memory: {_measured(config, build_model, stages)}"]
     return "\n".join(lines)
 
 
-def _measured(config: Any, build_model: BuildModel) -> str:
+def _measured(config: Any, build_model: BuildModel, stages: Stages | None) -> str:
     child = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     with child:
         try:
-            peak, on_gpu, parts = child.submit(_peak_memory, config, build_model).result()
+            peak, on_gpu, parts = child.submit(_peak_memory, config, build_model, stages).result()
         except concurrent.futures.process.BrokenProcessPool:
             return (
                 "more than this machine has: the process that measured two steps was killed. Lower --batch_size, --num_frames or "
@@ -380,8 +423,8 @@ def _measured(config: Any, build_model: BuildModel) -> str:
     )
 
 
-def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, dict[str, int]]:
-    """Takes two steps; returns peak bytes of this process and of a GPU, and what part of the former is known by its name."""
+def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) -> tuple[int, int, dict[str, int]]:
+    """Takes two steps of each stage; returns peak bytes of this process and of a GPU, and the known parts of the former."""
     import tensorflow as tf
 
     from tfvidgen import data
@@ -389,6 +432,7 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, dict[s
     from trainers import runs
     from trainers.engine import cluster
     from trainers.engine.ema import WeightAverage
+    from trainers.engine.stages import begin_stage
     from trainers.engine.steps import Steps
 
     strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
@@ -401,10 +445,14 @@ def _peak_memory(config: Any, build_model: BuildModel) -> tuple[int, int, dict[s
     parts["videos"] = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
     parts["weights and codes"] = _num_bytes(model.weights) + (_num_bytes(average.state.values()) if average else 0)
     parts["optimizers"] = sum(_num_bytes(optimizer.variables) for optimizer in optimizers_of(model))
-    iterator = cluster.distribute(strategy, _dataset_fn(config, run_data)(0))
-    steps = Steps(model, strategy, average, config.xla)
-    steps.trace(iterator)
-    steps(iterator, 2)
+    for stage in _stages(config, run_data, model, stages):
+        begin_stage(model, stage)
+        if stage.at_epoch:
+            stage.at_epoch(0)
+        iterator = cluster.distribute(strategy, stage.dataset_fn(0))
+        steps = Steps(model, strategy, average, config.xla)
+        steps.trace(iterator)
+        steps(iterator, 2)
     gpus = tf.config.list_logical_devices("GPU")
     on_gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
     return _most_memory(), on_gpu, parts

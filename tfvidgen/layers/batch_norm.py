@@ -57,7 +57,7 @@ def renew_statistics(
     """Recomputes the moving statistics of batch norm for a model's current weights.
 
     Moving statistics lag behind the weights, and those of averaged weights match no actual network. They are replaced by
-    means over batches of sampled videos, with sampled labels, for all layers used by `sample_latents` and `decode`. If the
+    means over batches of sampled videos, with sampled labels, for all layers used by `training_latents` and `decode`. If the
     system has an encoder and clips are given, layers used by `encode` get means over those clips.
 
     Args:
@@ -95,7 +95,7 @@ def renew_statistics(
                 layer.momentum = i / (i + 1)  # makes the moving average an exact mean over batches
             if part is not None:
                 model.encode(tf.cast(part, tf.float32) / 127.5 - 1.0, training=True)
-            model.decode(model.sample_latents(batch_size, seed=i, training=True), training=True)
+            model.decode(model.training_latents(batch_size, i), training=True)
 
     if norms:
         try:

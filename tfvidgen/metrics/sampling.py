@@ -186,6 +186,9 @@ class ModelClips(Clips):
         origin: Provenance for the record, such as the run and its step.
         label_names: Names of the model's classes, to match them to those of other real videos; None assumes the same
             classes in the same order.
+
+    Raises:
+        ValueError: If the model has not been trained as far as a stage that can sample.
     """
 
     def __init__(
@@ -196,6 +199,7 @@ class ModelClips(Clips):
         origin: dict[str, Any] | None = None,
         label_names: tuple[str, ...] | None = None,
     ):
+        model.require_sampling()
         self._model, self._seed, self._short_clip, self._label_names = model, seed, short_clip, label_names
         self._is_longer = False  # whether the model has been found to generate clips longer than its default
         self.origin = {

@@ -100,6 +100,10 @@ class VideoGenerator(keras.Model):
 
     Class attributes:
         validation_names: Names of the losses that `validation_losses` returns.
+        stages: Names of the stages that the system is trained in, in order; empty for a single one. `train_step` does what
+            `self.stage` says.
+        sampling_stage: The stage that trains what `sample_latents` draws from; before it there are only latents of given
+            videos. Empty if every stage can sample.
         network_forms: Versions of the architecture that a system can build, ascending; new models use the last. A change
             that makes existing weights incompatible adds a form, and the constructor still builds the older ones, selected
             by `self.network_form`.
@@ -112,6 +116,8 @@ class VideoGenerator(keras.Model):
     """
 
     validation_names: tuple[str, ...] = ("reconstruction_loss",)
+    stages: tuple[str, ...] = ()
+    sampling_stage: str = ""
     network_forms: tuple[int, ...] = (1,)
 
     def __init__(
@@ -130,6 +136,7 @@ class VideoGenerator(keras.Model):
                 f"{network_form!r}."
             )
         self.network_form = network_form or self.network_forms[-1]  # new models get the newest form
+        self.stage = self.stages[0] if self.stages else ""
         self.frozen_networks: dict[str, keras.Layer] = {}  # filled by `freeze`
         self.frozen_digests: dict[str, str] = {}  # SHA-256 of their weight files
         self._validation_means = {name: keras.metrics.Mean(name=f"mean_{name}") for name in self.validation_names}
@@ -180,6 +187,32 @@ class VideoGenerator(keras.Model):
         # compared by identity: Keras variables overload ==
         frozen = {id(variable) for network in self.frozen_networks.values() for variable in network.variables}
         return [variable for variable in self.weights if id(variable) not in frozen]
+
+    def begin_stage(self, name: str) -> None:
+        """Makes `name` the current stage, of `stages`: what `train_step` does from its next trace on.
+
+        Raises:
+            ValueError: If the system has no such stage.
+        """
+        if name not in self.stages:
+            known = f"one of {', '.join(self.stages)}" if self.stages else "none: it is trained in a single stage"
+            raise ValueError(f"A stage of {type(self).__name__} is {known}. Received {name!r}.")
+        if name != self.stage:
+            self.stage = name
+            self.train_function = None  # of Keras's `fit`, traced in the previous stage
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the current stage, or one before it, trains what `sample_latents` draws from."""
+        return not self.sampling_stage or self.stages.index(self.stage) >= self.stages.index(self.sampling_stage)
+
+    def require_sampling(self) -> None:
+        """Raises ValueError if there is nothing to sample from yet."""
+        if not self.can_sample:
+            raise ValueError(
+                f"This {type(self).__name__} was trained as far as its stage {self.stage!r}, and new videos can be sampled from "
+                f"the stage {self.sampling_stage!r} on: train that first. Until then, reconstruct or edit given videos."
+            )
 
     def compile(self, optimizer=None, accumulate: int = 1, **kwargs):
         """Keras's `compile` without automatic loss scaling or XLA; systems call it from their own `compile`.
@@ -347,6 +380,13 @@ class VideoGenerator(keras.Model):
         """
         raise NotImplementedError
 
+    def training_latents(self, num_videos: int, seed: int) -> dict[str, Any]:
+        """Latents like those that training steps decode, to recompute batch norm statistics from.
+
+        By default those of `sample_latents`; systems whose early stages cannot sample return others there, e.g. learned codes.
+        """
+        return self.sample_latents(num_videos, seed=seed, training=True)
+
     def relabel(self, latents: dict[str, Any], labels) -> dict[str, Any]:
         """The same latents with other labels; entries that depend on the label are recomputed.
 
@@ -474,7 +514,11 @@ class VideoGenerator(keras.Model):
         )
 
     def generate(self, num_videos, num_frames: int | None = None, seed=0, labels=None):
-        """Generates videos, float32 (num_videos, T, H, W, 3) in [-1, 1]. Arguments and errors as for `sample_latents`."""
+        """Generates videos, float32 (num_videos, T, H, W, 3) in [-1, 1].
+
+        Arguments and errors as for `sample_latents`; also raises ValueError if there is nothing to sample from yet.
+        """
+        self.require_sampling()
         given = {} if labels is None else {"labels": labels}  # systems without labels need not take the argument
         return self.decode(self.sample_latents(num_videos, num_frames, seed, **given))
 

@@ -89,23 +89,35 @@ class WeightAverage:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Swaps the average into the model, and the model's own values back in afterwards."""
-        mass = float(self._mass.numpy())
-        if mass == 0.0:  # no step yet
-            yield
-            return
-        variables = {**self._weights, **{name: table.rows.value for name, table in self._tables.items()}}
+        variables = self._averaged
         own = {name: variable.numpy() for name, variable in variables.items()}
         try:
-            self._assign(variables, {name: total.numpy() / mass for name, total in self._sums.items()})
-            for name, table in self._tables.items():
-                sums, since = (value.numpy() for value in self._rows[name].values())
-                mean = mean_rows(table, own[name], sums, since, float(self._counts[AVERAGE_STEPS].numpy()), self.decay)
-                self._assign(variables, {name: mean})
-            renewed = renew_statistics(self._model)
-            self._assign(variables, {averaged_name(v): v.value.numpy() for v in renewed})
+            self._apply()
             yield
         finally:
             self._assign(variables, own)
+
+    def adopt(self) -> None:
+        """Replaces the model's values by the average for good, and begins a new average."""
+        self._apply()
+        restarted = {name: value for name, value in self.state.items() if name != AVERAGE_DECAY}
+        self._assign(restarted, {name: np.zeros(value.shape, np.float32) for name, value in restarted.items()})
+
+    @property
+    def _averaged(self) -> dict[str, tf.Variable]:
+        return {**self._weights, **{name: table.rows.value for name, table in self._tables.items()}}
+
+    def _apply(self) -> None:
+        mass, variables = float(self._mass.numpy()), self._averaged
+        if mass == 0.0:  # no step yet
+            return
+        self._assign(variables, {name: total.numpy() / mass for name, total in self._sums.items()})
+        for name, table in self._tables.items():
+            sums, since = (value.numpy() for value in self._rows[name].values())
+            steps = float(self._counts[AVERAGE_STEPS].numpy())
+            self._assign(variables, {name: mean_rows(table, variables[name].numpy(), sums, since, steps, self.decay)})
+        renewed = renew_statistics(self._model)
+        self._assign(variables, {averaged_name(v): v.value.numpy() for v in renewed})
 
     def _assign(self, variables: Mapping[str, tf.Variable], values: Mapping[str, np.ndarray]) -> None:
         with self._strategy.scope():  # outside it, only the first replica would be written

@@ -28,6 +28,7 @@ from trainers.engine.checkpoints import Checkpoints, check_resume, model_state, 
 from trainers.engine.ema import WeightAverage
 from trainers.engine.health import BadSteps
 from trainers.engine.progress import Clock, Logs, Metrics, Progress, read_text
+from trainers.engine.stages import Course, Stage, begin_stage
 from trainers.engine.steps import LossMeans, Steps
 
 _CALL_SECONDS = 0.5  # target length of a compiled call, so that signals and progress do not wait for a whole inner loop
@@ -45,6 +46,7 @@ class Action:
         name: Key under which `actions.json` records that it has finished; empty for the name of `run`.
         rewind: Called as `rewind(step)` before training continues from `step`: discards output of later steps.
         product: A file that it writes; while that is missing, the action counts as unfinished.
+        samples: Whether it samples new videos; it is then left out of stages that do not train that yet.
     """
 
     run: Callable[[int, Logs], None]
@@ -53,11 +55,12 @@ class Action:
     name: str = ""
     rewind: Callable[[int], None] | None = None
     product: pathlib.Path | None = None
+    samples: bool = False
 
 
 def run(
     model: VideoGenerator,
-    dataset_fn: Callable[[int], tf.data.Dataset],
+    dataset_fn: Callable[[int], tf.data.Dataset] | Sequence[Stage],
     run_dir: str | pathlib.Path,
     total_steps: int,
     strategy: tf.distribute.Strategy | None = None,
@@ -74,6 +77,7 @@ def run(
     keep_every: int = 0,
     max_minutes: float = 0.0,
     begun: Callable[[], None] = lambda: None,
+    stage: str = "",
 ) -> Logs:
     """Trains a compiled model in place until `total_steps`, resuming from the run folder's last checkpoint.
 
@@ -82,6 +86,7 @@ def run(
         dataset_fn: Called with the first step to train (0 in a new run), and again whenever the run goes back to a
             checkpoint; returns an infinite dataset of global batches in step order. A batch is what the model's
             `train_step` takes: tensors with the B clips of all replicas first, e.g. `video` uint8 (B, T, H, W, 3).
+            For a run in several stages, the list of them.
         run_dir: Run folder, created if missing; all workers share it and the chief writes it. Receives `checkpoints/`,
             `metrics.jsonl`, `actions.json` and, after a bad step, `bad_step.json`.
         total_steps: Training steps in total, including those of earlier processes.
@@ -107,6 +112,7 @@ def run(
             limit.
         begun: Called once, after a checkpoint was restored or none was found, so that a run refused because of its
             checkpoints leaves its folder unchanged. Does nothing by default.
+        stage: Train only this stage; those before it must be finished. Empty (default) for all.
 
     Returns:
         Mean losses by name, as in the last line of `metrics.jsonl`; empty if there was nothing left to train.
@@ -115,9 +121,12 @@ def run(
         TrainingDiverged: If a loss or a weight is not finite and no more steps may be skipped.
         SystemExit: After SIGTERM or Ctrl-C, with status 128 + the signal's number.
         ValueError: If `resume` conflicts with the contents of `run_dir`, a checkpoint does not fit or cannot be written, none
-            is intact, a file of the folder cannot be read, or workers differ.
+            is intact, a file of the folder cannot be read, a stage is out of order, or workers differ.
     """
     begin = time.monotonic()
+    stages = [Stage("", dataset_fn, frames_per_step=frames_per_step)] if callable(dataset_fn) else dataset_fn
+    course = Course(stages, total_steps)
+    last_step = course.end(stage) if stage else total_steps
     strategy = strategy or tf.distribute.get_strategy()
     is_chief = cluster.is_chief(strategy)
     run_dir = pathlib.Path(run_dir)
@@ -133,9 +142,9 @@ def run(
     state = {"step": step, "lines": lines, **model_state(model), **(average.state if average else {})}
     checkpoints = Checkpoints(state, run_dir, is_chief, keep_every, optional=["lines"])
     metrics = Metrics(run_dir / "metrics.jsonl", is_chief)
-    bad_steps = BadSteps(run_dir, max_bad_steps, dataset_fn, video_names, is_chief)
+    bad_steps = BadSteps(run_dir, max_bad_steps, course.dataset, video_names, is_chief)
     clock = Clock()
-    progress = Progress(total_steps, frames_per_step, report, is_chief)
+    progress = Progress(last_step, report, is_chief)
     periods = [
         steps_per_loop,
         checkpoint_every_steps,
@@ -154,6 +163,7 @@ def run(
         means.clear()
         if saved:
             means.load(saved["means"])
+        begin_stage(model, course.reached(at or 0))
         finished.rewind(at or 0)
         metrics.drop_after(at or 0)
         for action in actions:
@@ -169,54 +179,85 @@ def run(
         checkpoints.save(at)
         return time.monotonic() - since
 
+    def due(at: int) -> list[Action]:
+        """Actions that are due after `at` steps."""
+        can_sample = model.can_sample
+        return [
+            action
+            for action in actions
+            if (at >= total_steps or bool(action.every_steps) and at % action.every_steps == 0)
+            and (can_sample or not getattr(action, "samples", False))
+        ]
+
+    compiled: dict[str, Steps] = {}  # of the current stage
+
+    def go_on(at: int) -> tuple[Any, Steps]:
+        """Enters the stage of a step; returns its batches from there on, and its compiled steps."""
+        now = course.stage(at)
+        if at and course.is_begin(at) and average is not None:
+            average.adopt()  # a stage builds on the weights that the one before it would be sampled with
+        begin_stage(model, now)
+        if course.is_begin(at) and now.at_epoch:
+            now.at_epoch(0)
+        iterator = cluster.distribute(strategy, course.dataset(at))
+        if now.name not in compiled:
+            compiled.clear()
+            compiled[now.name] = Steps(model, strategy, average, xla)
+            compiled[now.name].trace(iterator)
+        progress.begin(at, now.frames_per_step, now.name)
+        return iterator, compiled[now.name]
+
     with _StopRequest(strategy, progress.note) as stop, progress:
         found = go_back()
+        if stage:
+            course.require_before(stage, found or 0)
         begun()
         at = saved_at = found or 0
         if found:
-            _act(finished.unfinished(actions, at, total_steps), at, logs, average, finished, True, stop)
-        if at >= total_steps:
-            progress.note(f"already trained for {at} steps")
+            _act(finished.unfinished(due(at), at), at, logs, average, finished, True, stop)
+        if at >= last_step:
+            progress.note(f"already trained for {at} steps" + (f", {stage} included" if stage else ""))
             return {}
         save_seconds = 0.0
         if max_bad_steps and not found:
             save_seconds = save(at)  # a checkpoint to go back to
-        progress.begin(at)
-        iterator = cluster.distribute(strategy, dataset_fn(at))
-        steps = Steps(model, strategy, average, xla)
-        steps.trace(iterator)
-        pace = _Pace(cluster.num_workers(strategy) == 1)
+        iterator, steps = go_on(at)
+        is_alone = cluster.num_workers(strategy) == 1
+        pace = _Pace(is_alone)
         checked_at, taken = at, None
         stop.saves = True  # from here on there is something to lose
-        while at < total_steps and not stop.asked(
+        while at < last_step and not stop.asked(
             max_minutes > 0 and time.monotonic() - begin + 2 * save_seconds > 60 * max_minutes
         ):
+            if course.stage(at).name not in compiled:
+                iterator, steps = go_on(at)
+                pace = _Pace(is_alone)
             first = at
             if at in bad_steps.skipped:
                 next(iterator)
                 at += 1
             else:
-                num_steps = min(_to_multiple(at, periods), total_steps - at, bad_steps.at_most(at) or total_steps)
+                num_steps = min(_to_multiple(at, periods), course.steps_left(at), bad_steps.at_most(at) or total_steps)
                 clock.steps_begin()
                 taken = steps(iterator, pace.at_most(num_steps))
                 means.add(taken, clock.steps_end(taken.input_seconds))
                 pace.took(taken.num_steps, clock.last_seconds)
                 at += taken.num_steps
             step.assign(at)
-            is_line = at >= total_steps or _to_multiple(at - 1, periods) == 1
-            is_due = at % checkpoint_every_steps == 0 or at >= total_steps
+            is_line = course.is_end(at) or _to_multiple(at - 1, periods) == 1
+            is_due = at % checkpoint_every_steps == 0 or course.is_end(at)
             is_checked = taken and taken.is_good and (is_due or bad_steps.is_suspect(first))
             broken = not_finite(state) if is_checked else []
             if taken and (broken or not taken.is_good):
                 bad_steps.found(first if not taken.is_good else checked_at, at, taken, broken, checkpoints.latest)
                 wrong, taken = at - 1, None
                 at = saved_at = checked_at = go_back() or 0
-                iterator = cluster.distribute(strategy, dataset_fn(at))
                 progress.note(f"step {wrong} went wrong: back to the checkpoint of step {at}")
-                progress.begin(at)
+                iterator, steps = go_on(at)
                 continue
             if is_checked:
                 checked_at = at
+            course.finish_epoch(at)
             progress.update(at, means.means() or logs)
             if is_line and means.means():
                 logs = means.means()
@@ -226,8 +267,7 @@ def run(
                 save_seconds = max(save_seconds, save(at))
                 saved_at = at
             if is_line and not stop.requested:  # after a signal, due actions wait until the run resumes
-                due = [action for action in actions if _is_due(action, at, total_steps)]
-                _act(due, at, logs, average, finished, saved_at == at, stop)
+                _act(due(at), at, logs, average, finished, saved_at == at, stop)
         if saved_at < at and not not_finite(state):
             save(at)
             saved_at = at
@@ -238,7 +278,7 @@ def run(
     if stop.requested:
         progress.note(f"stopped at step {saved_at} by a signal; {what_now}")
         raise SystemExit(128 + stop.requested)
-    if at < total_steps:
+    if at < last_step:
         advice = "" if at > (found or 0) else ": no step was taken in that time, so raise max_minutes"
         progress.note(f"stopped at step {saved_at}, as its time is up; {what_now}{advice}")
     return logs
@@ -278,10 +318,6 @@ def _restore(checkpoints: Checkpoints, strategy, run_dir: pathlib.Path, num_skip
 def _to_multiple(at: int, periods: Sequence[int]) -> int:
     """Steps until something is due next, so that nothing is late."""
     return min(period - at % period for period in periods)
-
-
-def _is_due(action: Action, at: int, total_steps: int) -> bool:
-    return at >= total_steps or bool(action.every_steps) and at % action.every_steps == 0
 
 
 def _act(
@@ -331,14 +367,14 @@ class _Finished:
                 "actions again."
             )
 
-    def unfinished(self, actions: Sequence[Action], at: int, total_steps: int) -> list[Action]:
-        """Actions that were due at a checkpoint's step and are not recorded as finished then or later."""
+    def unfinished(self, due: Sequence[Action], at: int) -> list[Action]:
+        """Those actions due at a checkpoint's step that are not recorded as finished then or later."""
 
         def is_finished(action: Action) -> bool:
             product = getattr(action, "product", None)
             return self._steps.get(_name(action), _NONE) >= at and (product is None or product.exists())
 
-        return [action for action in actions if _is_due(action, at, total_steps) and not is_finished(action)]
+        return [action for action in due if not is_finished(action)]
 
     def add(self, action: Action, at: int) -> None:
         """Records that an action has finished."""

@@ -125,7 +125,6 @@ class Progress:
 
     Args:
         total: The last step.
-        frames_per_step: Frames in a global batch, to show frames per second; 0 shows steps per second.
         report: Receives each line; None prints to standard output.
         shows: False for workers other than the chief.
     """
@@ -133,19 +132,25 @@ class Progress:
     def __init__(
         self,
         total: int,
-        frames_per_step: int = 0,
         report: Callable[[str], None] | None = None,
         shows: bool = True,
     ):
-        self._total, self._frames, self._report, self._shows = total, frames_per_step, report, shows
+        self._total, self._report, self._shows = total, report, shows
         self._terminal = shows and report is None and sys.stdout.isatty()
         self._is_open = False
         self._lock = threading.RLock()  # signals are acknowledged from a separate thread
         self._shown = 0.0
         self.begin(0)
 
-    def begin(self, at: int) -> None:
-        """Speed is measured from this step on."""
+    def begin(self, at: int, frames_per_step: int = 0, stage: str = "") -> None:
+        """Speed is measured from this step on.
+
+        Args:
+            at: The step.
+            frames_per_step: Frames in a global batch, to show frames per second; 0 shows steps per second.
+            stage: Name of the stage, to show; may be empty.
+        """
+        self._frames, self._stage = frames_per_step, stage
         self._first = self._window_step = at
         self._begin = self._window_begin = time.monotonic()
 
@@ -161,7 +166,10 @@ class Progress:
         losses = "  ".join(f"{name} {value:.4f}" for name, value in logs.items())
         eta = (self._total - at) / rate
         speed = f"{rate * self._frames:.0f} frames/s" if self._frames else f"{rate:.2f} steps/s"
-        line = f"step {at}/{self._total}  {losses}  {speed}  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+        line = (
+            f"{self._stage} step {at}/{self._total}".lstrip()
+            + f"  {losses}  {speed}  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+        )
         if self._terminal:
             with self._lock:
                 sys.stdout.write("\r\x1b[K" + line)

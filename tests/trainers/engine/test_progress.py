@@ -26,7 +26,8 @@ def terminal():
 
 def test_a_terminal_has_one_line_that_is_rewritten():
     with terminal() as shown:
-        with Progress(4, frames_per_step=8) as progress:
+        with Progress(4) as progress:
+            progress.begin(0, frames_per_step=8)
             for step in (1, 2):
                 progress.update(step, {"colour_loss": 0.5 / step})
             progress.note("back to the checkpoint of step 0")
