@@ -190,7 +190,9 @@ def test_scaling_keeps_gradients_that_float16_cannot_hold():
     assert moved[0] == 0 and moved[1] > 1e-4
 
 
-@pytest.mark.parametrize(("replicas", "accumulate"), [("one", 1), ("two", 1), ("one", 2)])
+@pytest.mark.parametrize(
+    ("replicas", "accumulate"), [("one", 1), pytest.param("two", 1, marks=pytest.mark.long), ("one", 2)]
+)
 def test_an_overflow_in_any_stage_on_any_replica_leaves_no_trace_but_a_smaller_scale(
     replicas, accumulate, two_replicas
 ):
@@ -250,6 +252,7 @@ def test_the_scale_grows_after_good_steps_up_to_a_limit():
     assert scales == [0.5, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 1]
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_with_its_scale(tmp_path):
     weights = [1e6, 1.0, 1e6, 1.0, 1.0, 1e6]
 

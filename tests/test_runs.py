@@ -239,6 +239,7 @@ def test_a_system_from_outside_is_recorded_by_its_import_path(outside):
     assert description["model"]["class"] == "my_package.glo.LinearGLO"
 
 
+@pytest.mark.long
 def test_a_system_from_outside_does_what_others_do(outside):
     """In one process, since each takes seconds to start; training and this one are two."""
     code = """
@@ -267,6 +268,7 @@ assert tfvidgen.load("again").step == 4
     python("-c", code, folder=outside)
 
 
+@pytest.mark.long
 def test_a_system_that_cannot_be_imported_is_refused_by_name(outside):
     for read in (tfvidgen.load, trainer_runs.read, trainer_runs.load_model):
         with pytest.raises(ValueError, match="module my_package.glo cannot be imported .* Install .* on PYTHONPATH"):

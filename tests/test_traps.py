@@ -128,6 +128,7 @@ def test_no_draw_has_a_state():
 
 
 # ---------------------------------------------------------------- 2 and 8
+@pytest.mark.long
 def test_dropout_and_several_replicas_resume_bit_for_bit(mirrored_run, two_replicas):
     half, straight = mirrored_run
     resumed = trapped(two_replicas)

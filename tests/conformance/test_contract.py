@@ -33,10 +33,10 @@ def system(request) -> System:
 
 
 def _when(system: System) -> list:
-    """When contracts that train run over a system: always for one of each kind, else in the tests of CI."""
+    """When contracts that train run over a system: always for one, else in the long and slow tests."""
     if is_variant(system):
         return [pytest.mark.slow]
-    return [] if system.name in ("navsynth", "tgan_conditional") else [pytest.mark.long]
+    return [] if system.name == "navsynth" else [pytest.mark.long]
 
 
 @pytest.fixture(params=[pytest.param(system, id=system.name, marks=_when(system)) for system in SYSTEMS])

@@ -19,7 +19,7 @@ from tfvidgen.models.base import VideoGenerator
 from tfvidgen.optimizers import StepGuard
 
 STEPS = 20
-QUICK = "tgan_conditional"  # in which the order was lost; the others wait for the slow tests
+QUICK = "tgan_conditional"  # in which the order was lost: a long test, and the others are slow ones
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -53,7 +53,7 @@ def pair_of_results(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=[pytest.param(s.name, marks=[] if s.name == QUICK else [pytest.mark.slow]) for s in SYSTEMS],
+    params=[pytest.param(s.name, marks=pytest.mark.long if s.name == QUICK else pytest.mark.slow) for s in SYSTEMS],
 )
 def both(request, pair_of_results) -> tuple[dict, dict]:
     return pair_of_results(request.param == QUICK)[request.param]

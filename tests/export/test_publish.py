@@ -201,6 +201,7 @@ def test_no_exported_byte_tells_of_this_machine(secretive):
 
 
 @pytest.mark.parametrize("name", ["lr[1e-3]", os.fsdecode(b"caf\xe9")])
+@pytest.mark.long
 def test_any_folder_is_published_to(run, tmp_path, name):
     folder = publish.build(run.config.run_dir, tmp_path / name, license="apache-2.0")
     test_every_file_has_its_sum(folder)

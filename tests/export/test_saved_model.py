@@ -324,6 +324,7 @@ def test_a_seed_gives_the_live_video(served):
 
 
 @pytest.mark.parametrize("system", one_of_each_class())
+@pytest.mark.long
 def test_every_system_makes_its_videos_from_seeds_and_latents_alone(system):
     """Without a detour over a file: what the contract gives is enough for the endpoints."""
     model = system.build()
@@ -502,6 +503,7 @@ def call_c_client(program, version, endpoint, tmp_path, **inputs) -> tuple[int, 
     return done.returncode, done.stderr, result.read_bytes() if result.exists() else b""
 
 
+@pytest.mark.long
 def test_a_c_program_gets_the_same_frames_bit_for_bit(c_client, exported, tmp_path):
     loaded = tf.saved_model.load(str(exported.version))
     seeds = np.array([9, 2**40, -3], np.int64)

@@ -476,7 +476,7 @@ def test_a_folder_without_a_version_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- the end
-@pytest.mark.parametrize("grace", [20.0, 0.1])
+@pytest.mark.parametrize("grace", [pytest.param(20.0, marks=pytest.mark.long), 0.1])
 def test_a_stopping_server_finishes_what_it_has_begun(free_length, grace):
     server = start_server(free_length.base, grace_seconds=grace, max_batch_size=1)
     url = f"http://127.0.0.1:{server.rest_port}"

@@ -113,6 +113,7 @@ def test_published_graph_gives_the_same_logits(shared, arrays, checkpoint, ours,
     np.testing.assert_allclose(ours(clips), logits, atol=1e-4)
 
 
+@pytest.mark.long
 def test_every_public_file_gives_the_same_weights(arrays, ours, tmp_path):
     for port in (0, 1):
         canonical = canonical_weights(torch_names(arrays, port))

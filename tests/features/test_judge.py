@@ -81,6 +81,7 @@ def test_every_network_trains_all_its_weights(network):
         assert np.abs(variable.numpy() - value).max() > 0, variable.path
 
 
+@pytest.mark.long
 def test_training_repeats_and_depends_on_its_seed(fitted):
     classifier, videos, labels = fitted
     assert VideoClassifier(2, TINY).fit(videos, labels).digest == classifier.digest

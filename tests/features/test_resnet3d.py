@@ -24,6 +24,7 @@ def state_dict(golden):
 
 
 @pytest.mark.parametrize("case", ["r18", "r18_shortcut_A", "rx101", pytest.param("r50", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_every_stage_of_published_code(shared, case):
     architecture, prefix, sizes = NARROW[case]
     file = case.split("_")[0]
@@ -61,6 +62,7 @@ def test_every_stage_of_published_code(shared, case):
         pytest.param("resnext101_stem128", {"stem": 128}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.long
 def test_keys_and_shapes_of_published_files(shared, name, sizes):
     published = json.loads((shared / "golden" / "resnet3d_state_shapes.json").read_text())[name]
     network = ResNet3D(name.split("_")[0], **sizes)

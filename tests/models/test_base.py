@@ -166,6 +166,7 @@ def test_fit_counts_its_steps_itself():
         np.testing.assert_allclose(found[name], value, atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.long
 def test_fit_takes_arrays_of_clips():
     videos = collection()
     clips = np.stack([videos.video(i) for i in range(len(videos))])

@@ -314,7 +314,7 @@ def test_perceptual_loss_trains():
 
 
 @pytest.mark.low_precision
-@pytest.mark.parametrize("update", ["alternating", "joint"])
+@pytest.mark.parametrize("update", [pytest.param("alternating", marks=pytest.mark.long), "joint"])
 def test_float16_trains_and_an_overflow_leaves_codes_and_batch_norm_as_they_were(update):
     model = navsynth({"update": update}, dtype="mixed_float16", latent_rule="adam")
     assert model.generator.ups[0].compute_dtype == "float16"

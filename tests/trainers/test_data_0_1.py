@@ -58,7 +58,7 @@ def test_it_is_small():
     assert ARCHIVE.stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_it_goes_on(run_dir, precision):
     before = values(run_dir)
     going = settings(run_dir, total_steps=6, precision=precision, resume="must", evaluate=False)
@@ -123,6 +123,7 @@ def test_its_export_still_serves(unpacked):
     assert new.dtype == tf.uint8 and new.shape[1:] == (4, 16, 16, 3)
 
 
+@pytest.mark.long
 def test_it_is_repeated(run_dir, tmp_path):
     again = tmp_path / "again"
     flags = [f"--config={run_dir}", f"--run_dir={again}", "--noevaluate"]

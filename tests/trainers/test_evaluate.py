@@ -141,6 +141,7 @@ def test_a_run_without_codes_gets_the_generative_metrics(gan):
     assert json.loads((gan.run_dir / "evaluation.json").read_text())["step"] == 4
 
 
+@pytest.mark.long
 def test_a_judge_is_trained_once_and_named(gan, tmp_path):
     flags = [
         f"--run_dir={gan.run_dir}",

@@ -158,6 +158,7 @@ def check_tools(model):
 
 
 @pytest.mark.parametrize(("name", "preset"), [(n, p) for n, t in TRAINERS.items() for p in t.PRESETS if p != "smoke"])
+@pytest.mark.long
 def test_presets_build_their_model_at_another_width(name, preset):
     """Everything of a preset but its data and widths."""
     trainer = TRAINERS[name]
@@ -215,6 +216,7 @@ def test_sets_without_labels_or_motion_are_refused(tmp_path, name):
         assert status == 1 and "needs an action for every video" in error
 
 
+@pytest.mark.long
 def test_a_discriminator_that_became_nan_stops_the_run_by_name(tmp_path):
     config = parsed(mocogan, "--preset=smoke", "--nocategorical")
     run_data = runs.load_data(config)

@@ -201,6 +201,7 @@ def test_two_replicas_need_an_even_batch(tmp_path):
 
 
 # ---------------------------------------------------------------- dry run
+@pytest.mark.long
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, error = call(navsynth.main, "--preset=smoke", "--dry_run", "--rnn_units=9")
@@ -265,6 +266,7 @@ SHRUNK = {"num_held_out_cells": 1, "trained_per_identity": 1}  # where a preset 
 
 
 @pytest.mark.parametrize("preset", navsynth.PRESETS)
+@pytest.mark.long
 def test_every_preset_builds_and_trains_a_step(preset):
     settings = navsynth.PRESETS[preset]
     flags = [f"--{name}={value}" for name, value in SHRUNK.items() if settings.get(name)]

@@ -109,6 +109,7 @@ def test_wrong_usage_is_one_message(arguments, status, message, capsys, tmp_path
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_killed_and_an_interrupted_preparation_go_on(source, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [str(source), f"--out={out}", f"--size={SIZE}", "--shard_mb=1", "--num_workers=2"]

@@ -208,6 +208,7 @@ def assert_same_state(one, two) -> None:
 
 
 @pytest.mark.parametrize("stopped_at", [pytest.param(4, marks=pytest.mark.slow), 3])
+@pytest.mark.long
 def test_a_finished_run_that_is_trained_longer_is_a_straight_run(folder, tmp_path, stopped_at):
     """Weights, codes, optimizers and averages, bit for bit, though the periods change on the way."""
     settings = {"update": "joint", "ema_decay": 0.9, "latent_rule": "adam", "learning_rate": 0.01}

@@ -442,7 +442,7 @@ def test_programs_take_the_step_that_is_named(trained, tmp_path, program, capsys
     assert "There is no checkpoint of step 3 under" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [pytest.param(p, marks=[pytest.mark.long] * (p == "export")) for p in PROGRAMS])
 def test_programs_go_back_to_the_newest_whole_checkpoint(trained, tmp_path, program, capsys):
     run_dir = shutil.copytree(trained, tmp_path / "run")
     cut(file(run_dir, "ckpt-4.data-00000-of-00001"))

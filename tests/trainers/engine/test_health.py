@@ -315,6 +315,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(small_disk, capsys):
     """The trainer itself, on a disk with room for its config and not for a checkpoint."""
     with (small_disk / "others").open("wb", buffering=0) as others, pytest.raises(OSError):

@@ -64,6 +64,7 @@ print(steps(iterator, 20).input_seconds / (time.monotonic() - begin))
 """
 
 
+@pytest.mark.long
 def test_steps_are_not_taken_for_input_with_one_thread_between_operations():
     """TensorFlow then runs one operation after another, and the closing time stamp waited behind the whole step."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
