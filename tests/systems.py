@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from tfvidgen import data
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.models.base import VideoGenerator
 from tfvidgen.models.mocogan import MoCoGAN
@@ -33,6 +36,7 @@ class System:
         codes: Names of the latent tables that a step must move.
         objectives: (log key, optimizer attribute): a fixed batch lowers that loss while every other optimizer is held
             still, "" for none held. An adversarial system names each of its players.
+        num_frames, size: Frames of a clip, and their height and width, that it is built for.
     """
 
     name: str
@@ -41,17 +45,32 @@ class System:
     compile: Callable[[Any, Callable[[float], keras.optimizers.Optimizer]], None]
     codes: tuple[str, ...] = ()
     objectives: tuple[tuple[str, str], ...] = (("reconstruction_loss", ""),)
+    num_frames: int = NUM_FRAMES
+    size: int = SIZE
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of a clip."""
+        return (self.num_frames, self.size, self.size, 3)
+
+    def dataset(self, start_step: int = 0, batch_size: int = 4) -> tf.data.Dataset:
+        """Batches of the videos of `collection` at the system's size."""
+        videos = collection(self.num_frames, self.size)
+        return data.make_dataset(videos, batch_size, self.num_frames, seed=7, start_step=start_step)
 
 
-def collection() -> VideoCollection:
+@functools.cache
+def collection(num_frames: int = NUM_FRAMES, size: int = SIZE) -> VideoCollection:
     """All six cells of three identities and two actions: a bright square that moves, in its identity's colour."""
+    side = size // 4
     videos, identity, action = [], [], []
     for i in range(NUM_IDENTITIES):
         for a in range(NUM_ACTIONS):
-            video = np.full((NUM_FRAMES, SIZE, SIZE, 3), 30, np.uint8)
-            for t in range(NUM_FRAMES):
-                row, column = (2 + 3 * t, 5) if a == 0 else (5, 2 + 3 * t)
-                video[t, row : row + 4, column : column + 4, i] = 230
+            video = np.full((num_frames, size, size, 3), 30, np.uint8)
+            for t in range(num_frames):
+                moving = side // 2 + (3 * side // 4 * t) % (size - side)
+                row, column = (moving, side + 1) if a == 0 else (side + 1, moving)
+                video[t, row : row + side, column : column + side, i] = 230
             videos.append(video)
             identity.append(i)
             action.append(a)

@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.conformance.order import rewritten_graphs, unordered
-from tests.systems import NUM_FRAMES, SYSTEMS, System, collection
-from tfvidgen import data
+from tests.systems import SYSTEMS, System
 from trainers.engine import loop
 
 
@@ -26,7 +25,7 @@ def result(system: System, num_steps: int) -> dict:
     model = system.build()
     system.compile(model, lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
     step = tf.function(model.train_step)
-    first, *rest = data.make_dataset(collection(), 4, NUM_FRAMES, seed=7).take(num_steps)
+    first, *rest = system.dataset().take(num_steps)
     graphs = rewritten_graphs(step, first)
     for batch in rest:
         step(batch)

@@ -16,8 +16,7 @@ import pytest
 import tensorflow as tf
 
 import tfvidgen.models
-from tests.systems import NUM_FRAMES, SIZE, SYSTEMS, System, collection, is_variant, vivid
-from tfvidgen import data
+from tests.systems import SYSTEMS, System, is_variant, vivid
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.models.base import ROLES, VideoGenerator
 from tfvidgen.optimizers import StepGuard, optimizers_of
@@ -45,10 +44,6 @@ def trained_system(request) -> System:
     return request.param
 
 
-def dataset(start_step: int = 0) -> tf.data.Dataset:
-    return data.make_dataset(collection(), BATCH, NUM_FRAMES, seed=7, start_step=start_step)
-
-
 def sgd(rate: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(rate, momentum=0.9)
 
@@ -61,10 +56,10 @@ def compiled(system: System, optimizer=sgd, strategy=None) -> VideoGenerator:
     return model
 
 
-def train(model, tmp_path, steps, strategy=None, **kwargs):
+def train(system: System, model, tmp_path, steps, strategy=None, **kwargs):
     return loop.run(
         model,
-        dataset,
+        system.dataset,
         tmp_path,
         steps,
         strategy,
@@ -82,7 +77,7 @@ def straight_run(tmp_path_factory):
     @functools.cache
     def run(system: System) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
         model, folder = compiled(system), tmp_path_factory.mktemp(system.name)
-        train(model, folder, 4)
+        train(system, model, folder, 4)
         return folder, {name: variable.numpy() for name, variable in loop.model_state(model).items()}
 
     return run
@@ -119,11 +114,11 @@ def test_latents_decode_to_videos_in_range(system):
     latents = model.sample_latents(3, seed=1)
     assert set(latents) == set(model.latent_spec)
     for name, spec in model.latent_spec.items():
-        shape = (3, *(NUM_FRAMES if length is None else length for length in spec.shape))  # None: any length
+        shape = (3, *(system.num_frames if length is None else length for length in spec.shape))  # None: any length
         assert tuple(latents[name].shape) == shape
         assert latents[name].dtype == spec.dtype
     videos = model.decode(latents).numpy()
-    assert videos.shape == (3, NUM_FRAMES, SIZE, SIZE, 3)
+    assert videos.shape == (3, *system.video_shape)
     assert videos.dtype == np.float32 and np.abs(videos).max() <= 1.0
 
 
@@ -148,7 +143,7 @@ def test_config_rebuilds_the_model(system):
 def test_a_step_moves_every_weight_and_code(trained_system):
     model, system = compiled(trained_system), trained_system
     before = {w.path: w.numpy() for w in model.weights}
-    for batch in dataset().take(2):  # two steps, so that six videos are all visited
+    for batch in trained_system.dataset().take(2):  # two steps, so that six videos are all visited
         logs = model.train_step(batch)
     assert all(np.isfinite(float(value)) for value in logs.values()) and "loss" not in logs
     for variable in model.trainable_variables:
@@ -171,7 +166,7 @@ def test_low_precision_is_for_networks_alone(trained_system):
     layers = model._flatten_layers()
     assert {layer.compute_dtype for layer in layers if isinstance(layer, keras.layers.RNN)} <= {"float32"}
     assert any(layer.compute_dtype == "bfloat16" for layer in layers)
-    logs = model.train_step(next(iter(dataset())))
+    logs = model.train_step(next(iter(trained_system.dataset())))
     assert all(value.dtype == tf.float32 and np.isfinite(float(value)) for value in logs.values())
     latents = model.sample_latents(2)
     assert {value.dtype for value in latents.values()} <= {tf.float32, tf.int32}
@@ -181,7 +176,7 @@ def test_low_precision_is_for_networks_alone(trained_system):
 
 def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
     """A system without players learns the batch; of an adversarial one, each player wins against those that are held."""
-    batch = next(iter(dataset()))
+    batch = next(iter(trained_system.dataset()))
     model = compiled(trained_system, keras.optimizers.Adam)
     start = [variable.numpy() for variable in model.variables]
     rates = {id(optimizer): float(optimizer.learning_rate) for optimizer in optimizers_of(model)}
@@ -205,7 +200,7 @@ def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path, s
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints", ignore=shutil.ignore_patterns("ckpt-4.*"))
     (tmp_path / "checkpoints" / "checkpoint").write_text('model_checkpoint_path: "ckpt-2"\n')
     resumed = compiled(trained_system)
-    train(resumed, tmp_path, 4)
+    train(trained_system, resumed, tmp_path, 4)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
     state = loop.model_state(resumed)
     assert len(state) >= len(resumed.variables)  # nothing that a layer keeps in a list is left out
@@ -216,7 +211,7 @@ def test_resumed_run_equals_straight_run_bit_for_bit(trained_system, tmp_path, s
 
 def test_two_replicas_equal_one_device(trained_system, tmp_path, straight_run, two_replicas):
     model = compiled(trained_system, strategy=two_replicas)
-    train(model, tmp_path, 4, strategy=two_replicas)
+    train(trained_system, model, tmp_path, 4, strategy=two_replicas)
     _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
         np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
@@ -250,7 +245,7 @@ def test_micro_batches_equal_one_batch(trained_system, fixed_norms, monkeypatch)
         with monkeypatch.context() as patch:
             compile_with(patch, trained_system, accumulate=accumulate)
             model = compiled(trained_system)
-        logs = [model.train_step(batch) for batch in dataset().take(2)]
+        logs = [model.train_step(batch) for batch in trained_system.dataset().take(2)]
         states.append({name: variable.numpy() for name, variable in loop.model_state(model).items()})
     assert_same_state(model, states[0])
     assert all(np.isfinite(float(value)) for step in logs for value in step.values())
@@ -269,7 +264,7 @@ def test_parts_of_a_batch_are_the_same_on_two_replicas(name, options, fixed_norm
             compile_with(monkeypatch, system, **options)
         model = compiled(system, strategy=strategy)
         step = tf.function(lambda batch, strategy=strategy, model=model: strategy.run(model.train_step, args=(batch,)))
-        for batch in strategy.experimental_distribute_dataset(dataset().take(2)):
+        for batch in strategy.experimental_distribute_dataset(system.dataset().take(2)):
             step(batch)
         states.append({name: variable.numpy() for name, variable in loop.model_state(model).items()})
     assert_same_state(model, states[0])
@@ -281,7 +276,7 @@ ADVERSARIAL = [system for system in SYSTEMS if system.objectives[0][1]]
 @pytest.mark.parametrize("system", [pytest.param(each, id=each.name, marks=_when(each)) for each in ADVERSARIAL])
 def test_discriminators_move_several_times_by_clips_of_their_own(system, monkeypatch):
     compile_with(monkeypatch, system, discriminator_steps=2)
-    model, batch = compiled(system), next(iter(dataset()))
+    model, batch = compiled(system), next(iter(system.dataset()))
     judge = getattr(model, "video_discriminator", None) or model.discriminator
     ours, seen, gradients = {id(v) for v in judge.trainable_variables}, [], StepGuard.gradients
 
@@ -324,12 +319,12 @@ def test_parts_that_a_batch_does_not_have_are_refused(options, message, monkeypa
     [system] = [system for system in SYSTEMS if system.name == "vgan"]
     compile_with(monkeypatch, system, **options)
     with pytest.raises(ValueError, match=message):
-        compiled(system).train_step(next(iter(dataset())))
+        compiled(system).train_step(next(iter(system.dataset())))
 
 
 def test_fit_uses_the_same_step(trained_system, straight_run):
     model = compiled(trained_system)
-    history = model.fit(dataset(), steps_per_epoch=4, epochs=1, verbose=0, shuffle=False).history
+    history = model.fit(trained_system.dataset(), steps_per_epoch=4, epochs=1, verbose=0, shuffle=False).history
     assert {loss for loss, _ in trained_system.objectives} <= set(history)
     _, expected = straight_run(trained_system)
     for name, variable in loop.model_state(model).items():
@@ -348,13 +343,13 @@ def test_lookup_gives_a_code_per_video(system):
 
 
 def test_reconstruct_is_the_systems_own_version_of_a_video(system):
-    model, batch = compiled(system), next(iter(dataset()))
+    model, batch = compiled(system), next(iter(system.dataset()))
     if not (model.has_encoder or model.has_lookup):
         with pytest.raises(ValueError, match="makes new videos only"):
             model.reconstruct(batch)
         return
     made = model.reconstruct(batch).numpy()
-    assert made.shape == (BATCH, NUM_FRAMES, SIZE, SIZE, 3) and np.abs(made).max() <= 1.0
+    assert made.shape == (BATCH, *system.video_shape) and np.abs(made).max() <= 1.0
     again, of_seed = model.reconstruct(batch).numpy(), model.reconstruct(batch, seed=3).numpy()
     np.testing.assert_array_equal(made, again)
     np.testing.assert_array_equal(of_seed, model.reconstruct(batch, seed=3).numpy())
@@ -402,9 +397,9 @@ def test_the_label_changes_the_clip(system):
 
 def test_only_lengths_that_can_be_made_are_made(system):
     model = system.build()
-    lengths = model.lengths(2 * NUM_FRAMES)
-    assert NUM_FRAMES in lengths and model.latent_length() == model.latent_length(NUM_FRAMES)
-    for num_frames in range(2 * NUM_FRAMES + 1):
+    lengths = model.lengths(2 * system.num_frames)
+    assert system.num_frames in lengths and model.latent_length() == model.latent_length(system.num_frames)
+    for num_frames in range(2 * system.num_frames + 1):
         if num_frames in lengths:
             assert model.generate(1, num_frames).shape[1] == num_frames
         else:
