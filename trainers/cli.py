@@ -18,6 +18,8 @@ from typing import Any
 
 from absl import flags
 
+from trainers import startup
+
 
 def option(
     default: Any,
@@ -430,7 +432,7 @@ def main(
     arguments: str = "",
 ) -> int:
     """Parses flags, handles `--help`, runs, and turns a ValueError into one readable message. Returns the exit status."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages would bury the program's own
+    startup.quiet()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: a path may hold bytes that are not valid text
     try:

@@ -425,6 +425,9 @@ def _measured(config: Any, build_model: BuildModel, stages: Stages | None) -> st
 
 def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) -> tuple[int, int, dict[str, int]]:
     """Takes two steps of each stage; returns peak bytes of this process and of a GPU, and the known parts of the former."""
+    from trainers import startup
+
+    startup.quiet()
     import tensorflow as tf
 
     from tfvidgen import data
