@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from tfvidgen import storage, visualize
 from tfvidgen.data.video_io import encode_gif
-from trainers import runs, samples
+from trainers import curves, runs, samples
 from trainers.engine import loop
+from trainers.measure import RECORDS
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
@@ -106,9 +107,20 @@ class Clips:
             self._events.clip(step, "clips/trained_above_reconstructed", both, self._fps)
 
 
-def actions(model: VideoGenerator, run_data: runs.RunData, config: Any, run_dir: pathlib.Path) -> list[loop.Action]:
+def measurements(events: EventLog, run_dir: pathlib.Path, every_steps: int) -> loop.Action:
+    """The action that logs what the actions before it have appended to `evaluation.jsonl`."""
+
+    def run(step: int, logs: dict[str, float]) -> None:
+        found = [record for record in curves.records(run_dir / RECORDS) if record["step"] == step]
+        values = {f"evaluation/{record['metric']}": record["value"] for record in found if "metric" in record}
+        if values:
+            events.scalars(step, values)
+
+    return loop.Action(run, every_steps, uses_weights=False, name="logged_measurements")
+
+
+def actions(events: EventLog, model: VideoGenerator, run_data: runs.RunData, config: Any) -> list[loop.Action]:
     """The TensorBoard actions of the loop: curves every `steps_per_loop` steps, clips with every sample sheet."""
-    events = EventLog(run_dir)
     return [
         loop.Action(events.scalars, config.steps_per_loop, uses_weights=False, name="curves", rewind=events.rewind),
         loop.Action(Clips(events, model, run_data, config), config.sample_every_steps, name="clips"),

@@ -173,7 +173,7 @@ def _train(
 ) -> VideoGenerator:
     import keras
 
-    from trainers import init_from, runs, samples, tensorboard
+    from trainers import curves, init_from, runs, samples, tensorboard
     from trainers.engine import checkpoints, cluster, loop
     from trainers.engine.ema import WeightAverage
     from trainers.engine.lock import RunLock
@@ -208,6 +208,7 @@ def _train(
         )
         for line in (*notes, describe_data(run_data)):
             say(f"{system}: {line}")
+        events = tensorboard.EventLog(run_dir) if config.tensorboard else None
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
         loop.run(
             model,
@@ -221,10 +222,14 @@ def _train(
                 loop.Action(
                     samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples"
                 ),
-                *(tensorboard.actions(model, run_data, config, run_dir) if config.tensorboard else []),
+                *(tensorboard.actions(events, model, run_data, config) if events else []),
                 *_validation(model, run_data, config, run_dir, say),
                 *_measurements(model, run_data, config, run_dir, say),
                 *_final_evaluation(model, run_data, config, run_dir, say),
+                *([tensorboard.measurements(events, run_dir, config.evaluate_every_steps)] if events else []),
+                loop.Action(
+                    curves.Curves(run_dir), config.sample_every_steps, uses_weights=False, name="curves_picture"
+                ),
             ],
             resume=resume,
             report=report,

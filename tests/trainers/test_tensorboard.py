@@ -92,7 +92,7 @@ def actions(model, run_dir, **changes) -> list[loop.Action]:
     config = navsynth.Config(
         size=systems.SIZE, num_frames=systems.NUM_FRAMES, steps_per_loop=2, sample_every_steps=4, **changes
     )
-    return tensorboard.actions(model, run_data, config, run_dir)
+    return tensorboard.actions(tensorboard.EventLog(run_dir), model, run_data, config)
 
 
 def test_a_run_writes_curves_and_clips(run_folder):
