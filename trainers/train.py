@@ -174,6 +174,7 @@ def _train(
     import keras
 
     from trainers import curves, init_from, runs, samples, tensorboard
+    from trainers.collapse import CollapseWatch
     from trainers.engine import checkpoints, cluster, loop
     from trainers.engine.ema import WeightAverage
     from trainers.engine.lock import RunLock
@@ -223,6 +224,12 @@ def _train(
                     samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples"
                 ),
                 *(tensorboard.actions(events, model, run_data, config) if events else []),
+                loop.Action(
+                    CollapseWatch(model, run_data, config, say),
+                    config.sample_every_steps,
+                    name="collapse_watch",
+                    samples=True,
+                ),
                 *_validation(model, run_data, config, run_dir, say),
                 *_measurements(model, run_data, config, run_dir, say),
                 *_final_evaluation(model, run_data, config, run_dir, say),

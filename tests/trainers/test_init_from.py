@@ -227,7 +227,7 @@ def test_every_replica_begins_with_the_same(tmp_path, two_replicas):
 # ---------------------------------------------------------------- from the command line
 @pytest.mark.long
 def test_the_report_is_said_and_kept_and_the_source_may_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_measured", lambda config, build_model: "of no interest here")
+    monkeypatch.setattr(train, "_measured", lambda config, build_model, stages: "of no interest here")
     flags = ["--preset=smoke", "--notensorboard", "--noevaluate", "--total_steps=2"]
     assert call(mocogan.main, *flags, "--nocategorical", f"--run_dir={tmp_path / 'source'}")[0] == 0
     flags += [f"--init_from={tmp_path / 'source'}", f"--run_dir={tmp_path / 'new'}"]

@@ -251,7 +251,7 @@ sys.exit(status)
 
 def test_a_run_folder_is_named_after_preset_or_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "_measured", lambda config, build_model: "of no interest here")
+    monkeypatch.setattr(train, "_measured", lambda config, build_model, stages: "of no interest here")
     _, out, _ = call(navsynth.main, *RUN, "--dry_run")
     assert "run_dir = 'runs/navsynth-actors'" in out
     clips = tmp_path / "my clips"

@@ -315,7 +315,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, m
     assert go_on(precision="bfloat16", total_steps=7) == ("mixed_bfloat16", [])
     with pytest.raises(ValueError, match="precision: 'bfloat16' there, 'float32' now"):
         go_on(precision="float32", total_steps=7)
-    monkeypatch.setattr(train, "_measured", lambda config, build_model: "of no interest here")
+    monkeypatch.setattr(train, "_measured", lambda config, build_model, stages: "of no interest here")
     assert "precision = 'bfloat16'" in train.dry_run(
         config(folder, tmp_path / "run", update="joint", precision="auto", total_steps=9), navsynth.build_model
     )
