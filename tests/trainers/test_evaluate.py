@@ -112,7 +112,7 @@ def test_a_run_with_codes_is_measured_in_full(codes):
         assert real["digest"] == codes.run_data.originals.digest and real["split"] == "trained"
         assert record["protocol"]["real_clips"] == 5 and record["protocol"]["clips"] == 64
     said = "\n".join(lines)
-    assert "exchange accuracy on 1 held out cells" in said
+    assert "exchange accuracy on 1 held-out cells" in said
     assert "duplicates64_8f" in said and "95 % interval" in said
     # three identities by two actions make at most six different clips
     assert found[3]["values"]["different"] <= 6 and any("fewer different clips" in note for note in found[0]["notes"])
@@ -305,7 +305,7 @@ def test_frames_of_several_sizes_say_how_to_mend_it(tmp_path, folders):
     [
         ([], 2, ["--run_dir is missing", "--generated and --real"]),
         (["--generated=x"], 2, ["--real is missing"]),
-        (["--generated=x", "--real=y", "--run_dir=z"], 2, ["exclude each other"]),
+        (["--generated=x", "--real=y", "--run_dir=z"], 2, ["are mutually exclusive"]),
         (["--generated=x", "--real=y"], 1, ["No file or folder"]),
         (["--run_dir=x", "--metrics=fdv2048_16f"], 2, ["Did you mean 'fvd'?", "Families: fvd, "]),
         (["--run_dir=x", "--weights=i3d"], 2, ["NAME=PATH", "Received 'i3d'"]),
@@ -340,7 +340,7 @@ def test_a_judge_without_labels_is_refused(folders):
 
 def test_no_held_out_videos_are_no_split(tmp_path, codes):
     everything = runs.RunData(codes.run_data.all, np.ones(6, bool), codes.run_data.all)
-    with pytest.raises(ValueError, match="--split=held_out: this run held no videos out"):
+    with pytest.raises(ValueError, match="--split=held_out: this run held out no videos"):
         measure.RunMeasurer(codes.run_dir, everything, codes.config, evaluate.Config(split="held_out"))
 
 

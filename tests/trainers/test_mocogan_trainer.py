@@ -138,7 +138,7 @@ def test_clips_and_loose_images_train_together(tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.95])
 def test_a_share_that_leaves_nothing_is_refused(share):
     config = parsed(rjgan, "--preset=smoke", f"--exploded_share={share}")
-    with pytest.raises(ValueError, match="must leave some of either"):
+    with pytest.raises(ValueError, match="must split some and leave some whole"):
         runs.load_data(config)
 
 

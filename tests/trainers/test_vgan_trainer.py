@@ -35,7 +35,7 @@ def test_a_run_trains_measures_and_generates(tmp_path):
     status, _, error = call(generate.main, *made, "--mode=reconstruct")
     assert (status, error) == (0, "")
     status, _, error = call(generate.main, *made, "--mode=swap")
-    assert status == 1 and "at least two clips and a system with latents of motion. Received 1 clips" in error
+    assert status == 1 and "at least two clips and a system with motion latents. Received 1 clips" in error
     status, _, error = call(generate.main, *made[::2], "--mode=reconstruct")
     assert status == 2 and "--clips is missing" in error
     status, _, error = call(generate.main, made[0], "--labels=0")
