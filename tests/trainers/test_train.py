@@ -135,13 +135,15 @@ def test_a_run_is_gone_on_with_only_as_it_was_asked(folder, tmp_path):
             "navsynth", config(folder, tmp_path / "run", **changes), navsynth.build_model, report=lambda line: None
         )
 
-    with pytest.raises(ValueError, match=r"resume=must, and there is no checkpoint under .*run: name the folder"):
+    with pytest.raises(ValueError, match=r"resume=must, but there is no checkpoint under .*run: name the folder"):
         begin(resume="must")
     assert not (tmp_path / "run").exists()
     begin(resume="never")
     begin(resume="must")
     before = (tmp_path / "run" / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"already holds .*ckpt-4: go on with resume=auto, or name another run folder"):
+    with pytest.raises(
+        ValueError, match=r"already holds .*ckpt-4: resume it with resume=auto, or name another run folder"
+    ):
         begin(resume="never")
     assert (tmp_path / "run" / "config.json").read_text() == before
 

@@ -78,7 +78,7 @@ def test_a_list_that_is_wrong_is_written_again_from_the_files(run_dir, longer, t
     kept = {name: content for name, content in contents(run_dir).items() if "ckpt-16" in name}
     model, said = mean_colour(), []
     train(model, run_dir, 20, resume="auto" if text else "must", report=said.append)
-    assert f"the list {path} {what}: it is written again from the files beside it" in said
+    assert f"the list {path} {what}: it is rewritten from the files next to it" in said
     assert_equal(state(model), longer)
     assert written(run_dir) == ["ckpt-16", "ckpt-20"]
     assert kept.items() <= contents(run_dir).items()
@@ -101,7 +101,7 @@ def test_a_list_whose_checkpoints_are_all_gone_is_refused(run_dir, text):
     before = contents(run_dir)
     for resume in ("auto", "must"):
         with pytest.raises(
-            ValueError, match="holds a list of checkpoints, and their files are gone.*delete .*to begin anew"
+            ValueError, match="holds a list of checkpoints, but their files are gone.*delete .*to start over"
         ):
             train(mean_colour(), run_dir, 20, resume=resume)
     assert contents(run_dir) == before
@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(run_dir, longer, damage,
     train(model, run_dir, 20, resume="must" if ending == "index" else "auto", report=said.append)
     (line,) = (line for line in said if "is damaged" in line)
     assert line.startswith(f"The checkpoint {file(run_dir, 'ckpt-16')} is damaged (")
-    assert line.endswith("it is set aside as damaged-ckpt-16.*: going back 4 steps, to the checkpoint of step 12.")
+    assert line.endswith("is set aside as damaged-ckpt-16.*: going back 4 steps, to the checkpoint of step 12.")
     assert_equal(state(model), longer)
     assert [line["step"] for line in lines(run_dir)] == list(range(2, 21, 2))
     after = contents(run_dir / "checkpoints")
@@ -230,7 +230,7 @@ def test_half_written_checkpoints_are_removed_and_are_no_damage(run_dir, tmp_pat
 
 def test_a_half_written_checkpoint_is_none_to_resume_from(tmp_path):
     strays(tmp_path, 4)
-    with pytest.raises(ValueError, match="resume=must, and there is no checkpoint"):
+    with pytest.raises(ValueError, match="resume=must, but there is no checkpoint"):
         train(mean_colour(), tmp_path, 8, resume="must")
     train(mean_colour(), tmp_path, 4, resume="never")
     assert written(tmp_path) == ["ckpt-4"]

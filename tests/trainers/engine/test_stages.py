@@ -208,7 +208,7 @@ def test_stages_are_those_of_the_model():
     stage = Stage("codes", staged.clips)
     with pytest.raises(ValueError, match="Only the last stage may leave out `num_steps`"):
         Course([stage, stage], 10)
-    with pytest.raises(ValueError, match="10 steps in all, and its stages take codes 10, mapper the rest"):
+    with pytest.raises(ValueError, match="10 steps in all, but its stages take codes 10, mapper the rest"):
         Course([Stage("codes", staged.clips, 10), Stage("mapper", staged.clips)], 10)
     with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
         Stage("codes", staged.clips, 0)
