@@ -157,7 +157,7 @@ def test_steps_that_share_a_node_have_ports_of_their_own(step):
     [
         ({"SLURM_PROCID": None}, "SLURM_PROCID is not set, but should be a whole number"),
         ({"SLURM_PROCID": "first"}, "SLURM_PROCID is 'first', but should be"),
-        ({"SLURM_PROCID": "5"}, "SLURM_PROCID is 5, and 5 tasks have 0..4"),
+        ({"SLURM_PROCID": "5"}, "SLURM_PROCID is 5, but 5 tasks have 0..4"),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
         ({"SLURM_STEP_NUM_TASKS": "6"}, "counts 5 tasks on 3 nodes, and SLURM_STEP_NUM_TASKS is 6"),
         ({"SLURM_STEP_NODELIST": None}, "SLURM_STEP_NODELIST is not set"),
@@ -333,7 +333,7 @@ def test_replicas_get_the_rows_of_one_batch_in_order(two_replicas):
 
 
 @pytest.mark.parametrize(
-    ("size", "remainder", "message"), [(3, True, "have 3 examples"), (4, False, "have any number of examples")]
+    ("size", "remainder", "message"), [(3, True, "of 3 examples"), (4, False, "of any number of examples")]
 )
 def test_a_batch_that_replicas_cannot_share_is_refused(two_replicas, size, remainder, message):
     batches = data.make_dataset(collection(), 1, NUM_FRAMES, seed=7).unbatch().batch(size, drop_remainder=remainder)

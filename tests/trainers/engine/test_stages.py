@@ -112,7 +112,7 @@ def test_stages_are_trained_one_by_one_or_together(tmp_path, undisturbed):
     first = train(tmp_path / "run", stage="codes", actions=diaries(acts))
     assert first.stage == "codes" and written(tmp_path / "run") == ["ckpt-4", "ckpt-5"]
     train(tmp_path / "run", said.append, stage="codes", actions=diaries(acts))
-    assert said == ["already trained for 5 steps, codes included"]
+    assert said == ["already trained for 5 steps, including codes"]
     assert_equal(state(train(tmp_path / "run", stage="mapper", actions=diaries(acts))), state(model))
     assert metrics(tmp_path / "run") == metrics(run_dir) and acts == acted
 
