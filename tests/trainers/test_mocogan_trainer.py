@@ -187,10 +187,10 @@ def test_paper_presets_have_the_numbers_of_paper_and_code(name):
     ("flags", "message"),
     [
         (["--size=24"], "`size` must be 64, as published"),
-        (["--num_frames=3"], "sees 4 frames at 16x16"),
+        (["--num_frames=3"], "needs 4 frames at 16x16"),
         (["--num_categories=1"], "at least 2"),
         (["--image_head=patched"], "--image_head must be one of"),
-        (["--augmentation=blur"], "`augmentation` takes names out of"),
+        (["--augmentation=blur"], "`augmentation` takes names from"),
     ],
 )
 def test_bad_settings_end_in_one_readable_line(tmp_path, flags, message):

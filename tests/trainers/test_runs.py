@@ -426,7 +426,7 @@ def test_a_form_that_is_followed_no_more_is_refused_by_name(begun, run_data, mon
         path.write_text(json.dumps(without("forms")(json.loads(path.read_text()))))
     later_form(monkeypatch, name, (2,))
     before = path.read_bytes()
-    what = f"has form 1 of the {name.replace('_', ' ').replace('digest', 'data digest')} .*0.1.0.* follows no more"
+    what = f"has form 1 of the {name.replace('_', ' ').replace('digest', 'data digest')} .*0.1.0.* no longer supports"
     for ask in (lambda: start(begun_config, model, run_data), lambda: runs.going_on(begun_config)):
         with pytest.raises(ValueError, match=f"{what}.*--init_from="):
             ask()
@@ -541,8 +541,8 @@ DAMAGE = {
     "no model": (without("model"), "model is missing"),
     "model without class": (without("model", "class"), "model.class is missing"),
     "system is null": (with_(None, "system"), "system is null"),
-    "no such system": (with_("navsynt", "system"), "system is 'navsynt', none of .*Did you mean 'navsynth'"),
-    "a system elsewhere": (with_("../x", "system"), "system is '../x', none of"),
+    "no such system": (with_("navsynt", "system"), "system is 'navsynt', not one of .*Did you mean 'navsynth'"),
+    "a system elsewhere": (with_("../x", "system"), "system is '../x', not one of"),
     "a setting's type": (with_("2", "config", "batch_size"), "config: batch_size must be int, but is '2'"),
     "a switch is a number": (with_(1, "config", "evaluate"), "config: evaluate must be bool, but is 1"),
     "a whole number is a fraction": (with_(2.5, "config", "seed"), "config: seed must be int, but is 2.5"),
@@ -605,11 +605,11 @@ def test_checkpoints_without_config_json_are_not_written_over(begun, run_data):
         lambda: runs.read(folder),
         lambda: runs.load_model(folder),
     ):
-        with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing.*Restore the file"):
+        with pytest.raises(ValueError, match="holds checkpoints but .*config.json is missing.*Restore the file"):
             ask()
     assert contents(folder) == before
     (folder / "checkpoints" / "ckpt-3.index").unlink()  # what is left may still be worth something
-    with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing"):
+    with pytest.raises(ValueError, match="holds checkpoints but .*config.json is missing"):
         start(begun_config, model, run_data)
 
 

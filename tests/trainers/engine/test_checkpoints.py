@@ -168,7 +168,7 @@ def test_where_none_is_whole_the_run_is_refused_and_nothing_touched(run_dir):
     before = contents(run_dir)
     attempts = [lambda resume=resume: train(mean_colour(), run_dir, 20, resume=resume) for resume in ("auto", "must")]
     for attempt in (*attempts, lambda: checkpoints.restore(mean_colour(), run_dir)):
-        with pytest.raises(ValueError, match=r"ckpt-16 is damaged .*ckpt-12 is damaged .*No other one .* is whole"):
+        with pytest.raises(ValueError, match=r"ckpt-16 is damaged .*ckpt-12 is damaged .*No other one .* is intact"):
             attempt()
         assert contents(run_dir) == before
 
@@ -313,7 +313,7 @@ def test_a_step_may_be_named(run_dir, finished):
     model = mean_colour()
     assert checkpoints.restore(model, run_dir, step=12) == 12
     assert np.abs(state(model)["codes.rows"] - finished[1]["codes.rows"]).max() > 0
-    with pytest.raises(ValueError, match=r"no checkpoint of step 13 under .*Steps that are there: 12, 16\."):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 13 under .*Available steps: 12, 16\."):
         checkpoints.restore(model, run_dir, step=13)
     cut(file(run_dir, "ckpt-12.data-00000-of-00001"))
     with pytest.raises(ValueError, match=r"ckpt-12 is damaged \(.*\): choose another step of 12, 16"):

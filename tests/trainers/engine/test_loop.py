@@ -140,15 +140,15 @@ def test_another_width_is_refused_by_name_and_nothing_is_loaded(straight):
     for attempt in (lambda: train(model, straight[0], 12), lambda: checkpoints.restore(model, straight[0])):
         with pytest.raises(ValueError, match="does not fit this model") as caught:
             attempt()
-        assert "to_colour.kernel is (3, 3) there, (5, 3) here" in str(caught.value)
-        assert "codes.rows is (6, 3) there, (6, 5) here" in str(caught.value)
+        assert "to_colour.kernel is (3, 3) in the checkpoint, (5, 3) in the model" in str(caught.value)
+        assert "codes.rows is (6, 3) in the checkpoint, (6, 5) in the model" in str(caught.value)
         assert "bias" not in str(caught.value)
     assert_equal(state(model), before)
 
 
 def test_another_system_is_refused(straight):
     model = SYSTEMS[0].build()
-    with pytest.raises(ValueError, match=r"static.rows is not in it.* and \d+ more"):
+    with pytest.raises(ValueError, match=r"static.rows is missing.* and \d+ more"):
         checkpoints.restore(model, straight[0])
 
 
