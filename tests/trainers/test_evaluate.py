@@ -246,7 +246,7 @@ def test_compression_on_one_side_is_noted_and_sizes_are_brought_together(tmp_pat
     assert status == 1 and "Real clips are 32x32 pixels and generated ones 16x16" in error and "--size" in error
     status, out, _ = call(*flags, "--size=16", f"--out={tmp_path / 'out'}")
     assert status == 0
-    assert "through h264 (yuv420p), generated ones through no codec" in out
+    assert "with h264 (yuv420p), generated ones with no codec" in out
     (record,) = records(tmp_path / "out")
     assert record["protocol"]["real"]["container"] == ".mp4" and record["protocol"]["real"]["resize"] == "centre_crop"
 
@@ -256,7 +256,9 @@ def test_copied_videos_are_refused_unless_told(tmp_path, folders):
     copied[7] = copied[2]
     np.save(tmp_path / "generated" / "videos.npy", copied)
     status, _, error = call(*folders, "--metrics=acd")
-    assert status == 1 and "1 of 12 generated clips repeat another one" in error and "--allow_duplicates" in error
+    assert (
+        status == 1 and "1 of 12 generated clips are exact copies of another" in error and "--allow_duplicates" in error
+    )
     assert "'videos.npy[02]' and 'videos.npy[07]'" in error or "'videos.npy[07]' and 'videos.npy[02]'" in error
     assert records(tmp_path / "generated-evaluation") == []
     status, out, _ = call(*folders, "--metrics=duplicates", "--allow_duplicates")
@@ -433,7 +435,7 @@ def test_bad_periods_and_metrics_are_refused_before_training(codes):
         watcher(codes, "acdc8")
     with pytest.raises(cli.UsageError, match="evaluate_metrics is empty"):
         watcher(codes, " , ")
-    with pytest.raises(ValueError, match="no weights are given.*i3d-kinetics-400.*--weights=i3d=PATH"):
+    with pytest.raises(ValueError, match="no weights were given.*i3d-kinetics-400.*--weights=i3d=PATH"):
         watcher(codes, "fvd8_16f")
     unlabelled = dataclasses.replace(codes.run_data.trained, action=None, action_names=None)
     run_data = runs.RunData(codes.run_data.all, codes.run_data.is_trained, unlabelled)

@@ -232,7 +232,7 @@ def test_the_report_is_said_and_kept_and_the_source_may_go(tmp_path, monkeypatch
     assert call(mocogan.main, *flags, "--nocategorical", f"--run_dir={tmp_path / 'source'}")[0] == 0
     flags += [f"--init_from={tmp_path / 'source'}", f"--run_dir={tmp_path / 'new'}"]
     status, out, error = call(rmocogan.main, *flags, "--dry_run")
-    assert (status, error) == (0, "") and "weights of" in out and not (tmp_path / "new").exists()
+    assert (status, error) == (0, "") and "weights from" in out and not (tmp_path / "new").exists()
     status, out, error = call(rmocogan.main, *flags)
     assert (status, error) == (0, ""), error
     assert (

@@ -55,8 +55,8 @@ def test_a_chief_is_the_first_worker():
         (text(task="chief"), "does not say which worker this is"),
         (text(index="0"), "does not say which worker this is"),
         (text(index=True), "does not say which worker this is"),
-        (text(index=2), "the index 2, and 'worker' has 0..1"),
-        (text(index=-1), "the index -1, and 'worker' has 0..1"),
+        (text(index=2), "the index 2, but 'worker' has 0..1"),
+        (text(index=-1), "the index -1, but 'worker' has 0..1"),
     ],
 )
 def test_a_tf_config_that_cannot_be_used(content, message):
