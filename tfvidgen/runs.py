@@ -95,7 +95,7 @@ def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the
 def frozen_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Frozen networks that differ between two runs, by the digests of their files."""
     return [
-        f"the SHA-256 of {name}'s weights was {before.get(name, 'none')[:16]},  now {now.get(name, 'none')[:16]}"
+        f"the SHA-256 of {name}'s weights was {before.get(name, 'none')[:16]}, now {now.get(name, 'none')[:16]}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
