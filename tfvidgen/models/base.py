@@ -214,8 +214,8 @@ class VideoGenerator(keras.Model):
         """Raises ValueError if there is nothing to sample from yet."""
         if not self.can_sample:
             raise ValueError(
-                f"This {type(self).__name__} was trained up to its stage {self.stage!r}, but new videos can only be sampled after "
-                f"the stage {self.sampling_stage!r}: train that first. Until then, reconstruct or edit given videos."
+                f"This {type(self).__name__} was trained up to its stage {self.stage!r}, but new videos can only be sampled from "
+                f"the stage {self.sampling_stage!r} onwards: train that first. Until then, reconstruct or edit given videos."
             )
 
     def compile(self, optimizer=None, accumulate: int = 1, **kwargs):

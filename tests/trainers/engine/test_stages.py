@@ -158,11 +158,13 @@ def test_a_run_without_the_stage_that_samples_reconstructs_only(half_trained, ca
     assert (model.stage, model.step, model.can_sample) == ("codes", 6, False)
     assert (run_dir / "samples" / "step_0000004.png").exists() and not (run_dir / "samples" / "new.gif").exists()
     assert not (run_dir / "evaluation.jsonl").exists() and not (run_dir / "best").exists()
-    with pytest.raises(ValueError, match="trained up to its stage 'codes', but new videos .* 'mapper': train that"):
+    with pytest.raises(
+        ValueError, match="trained up to its stage 'codes', but new videos .* 'mapper' onwards: train that"
+    ):
         model.generate(1)
     for program in (generate, saved_model):
         assert program.main([f"--run_dir={run_dir}"]) == 1
-        assert "new videos can only be sampled after the stage 'mapper'" in capsys.readouterr().err
+        assert "new videos can only be sampled from the stage 'mapper' onwards" in capsys.readouterr().err
     assert not (run_dir / "export").exists()
     assert generate.main([f"--run_dir={run_dir}", "--mode=lookup", "--ids=0,1"]) == 0
     assert evaluate.main([f"--run_dir={run_dir}"]) == 0
