@@ -274,7 +274,7 @@ assert tfvidgen.load("again").step == 4
 @pytest.mark.long
 def test_a_system_that_cannot_be_imported_is_refused_by_name(outside):
     for read in (tfvidgen.load, trainer_runs.read, trainer_runs.load_model):
-        with pytest.raises(ValueError, match="module my_package.glo cannot be imported .* Install .* on PYTHONPATH"):
+        with pytest.raises(ValueError, match="module my_package.glo cannot be imported .* Install .* to PYTHONPATH"):
             read(outside / "run")
 
 

@@ -119,7 +119,7 @@ def test_bad_features_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         statistics.update(x)
     assert statistics.count == 0
-    with pytest.raises(ValueError, match="6 wide.*5"):
+    with pytest.raises(ValueError, match="width 6.*width 5"):
         statistics.update(features()[:, :5])
     with pytest.raises(ValueError, match="the same width. Received 6 and 5"):
         statistics.merge(FeatureStatistics(5))
