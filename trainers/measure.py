@@ -79,7 +79,7 @@ class Config:
     judge_steps: int = option(300, "Training steps of a judge and of the S3 classifiers.", minimum=1)
     out: str = option(
         "",
-        f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation beside the generated videos.",
+        f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation next to the generated videos.",
     )
     cache_dir: str = option(
         "", "Cache folder for features of real clips and judges; empty for ~/.cache/tfvidgen, none disables caching."
