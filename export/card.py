@@ -26,7 +26,7 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
         "- tensorflow",
         *([f"- {metadata['system']}"] if "system" in metadata else []),
     ]
-    length = f"{video['num_frames']} frames" + (" or another number that is asked for" if video["free_length"] else "")
+    length = f"{video['num_frames']} frames" + (" (or any number on request)" if video["free_length"] else "")
     lines = [
         *front,
         "---",
@@ -46,9 +46,8 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
         *_section(
             "Limits",
             [
-                "It makes what resembles its training data and nothing else, with that data's biases. Videos of people that "
-                "it makes show no real event; say so wherever they are shown. Measure it on your own data before relying on "
-                "it."
+                "It generates only what resembles its training data, with that data's biases. Generated videos of people show "
+                "no real event; say so wherever they are shown. Evaluate it on your own data before relying on it."
             ],
         ),
     ]
@@ -96,7 +95,7 @@ def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
     if not metrics:
-        return ["Nothing was measured before the export."]
+        return ["No metrics were computed before the export."]
     results = {key: value for key, value in metrics.items() if key not in ("step", "protocol", "seconds", "versions")}
     rows = _flat(results)
     lines = ["| what | value |", "|---|---|", *(f"| {name} | {value:.6g} |" for name, value in rows[:MAX_METRICS])]
@@ -140,12 +139,12 @@ def _latents(metadata: Mapping[str, Any]) -> list[str]:
 def _use(metadata: Mapping[str, Any], version: str) -> list[str]:
     request = json.dumps({"signature_name": "serving_default", "inputs": {"seed": [7]}})
     return [
-        "In Python, with TensorFlow alone:",
+        "In Python, with only TensorFlow:",
         "",
         "```python",
         "import tensorflow as tf",
         "",
-        f"model = tf.saved_model.load({version!r})  # seen from this file",
+        f"model = tf.saved_model.load({version!r})  # relative to this file",
         "video = model.signatures['serving_default'](seed=tf.constant([7], tf.int64))['video']  # uint8 (1, T, H, W, 3)",
         "```",
         "",

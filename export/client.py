@@ -97,7 +97,7 @@ class _Client:
 
     def _too_late(self) -> ServerError:
         return ServerError(
-            f"{self.server} did not answer within {self.timeout_seconds:g} s: raise --timeout_seconds or ask for less."
+            f"{self.server} did not answer within {self.timeout_seconds:g} s: raise --timeout_seconds or request less."
         )
 
     def _wait(self, attempt: int) -> None:
@@ -160,9 +160,7 @@ class RestClient(_Client):
         content = response.read(self.max_bytes + 1)
         if len(content) > self.max_bytes:
             self.close()
-            raise ServerError(
-                f"The answer of {self.server} has more than {self.max_bytes} bytes: ask for fewer videos."
-            )
+            raise ServerError(f"The response of {self.server} exceeds {self.max_bytes} bytes: request fewer videos.")
         return response.status, content
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -197,7 +195,7 @@ class RestClient(_Client):
                 if not name.startswith("__")
             }
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(f"{self.server} sent metadata of another form: {error!r}.") from None
+            raise ServerError(f"{self.server} sent metadata in an unexpected form: {error!r}.") from None
 
     def _predict(self, endpoint: str, arrays: dict[str, np.ndarray], signature: Signature) -> dict[str, np.ndarray]:
         request = {"signature_name": endpoint, "inputs": {name: value.tolist() for name, value in arrays.items()}}
@@ -208,7 +206,7 @@ class RestClient(_Client):
                 outputs = {next(iter(signature.outputs)): outputs}
             return {name: _from_json(outputs[name], tensor) for name, tensor in signature.outputs.items()}
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(f"{self.server} sent an answer of another form: {error!r}.") from None
+            raise ServerError(f"{self.server} sent a response in an unexpected form: {error!r}.") from None
 
 
 def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -408,7 +406,7 @@ def _numbers(text: str, flag: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise cli.UsageError(f"--{flag} takes whole numbers with commas between them, e.g. 0,3,5. Received {text!r}.")
+        raise cli.UsageError(f"--{flag} takes whole numbers, separated by commas, e.g. 0,3,5. Received {text!r}.")
     return numbers
 
 
@@ -421,7 +419,7 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
             given = _numbers(config.labels, "labels")
             if config.num_frames or len(given) not in (1, len(seeds)):
                 raise cli.UsageError(
-                    "--labels takes one label for all --seeds or one for each, and videos of the trained length. Received "
+                    "--labels takes one label for all --seeds or one for each, and needs videos of the trained length. Received "
                     f"{len(given)} labels for {len(seeds)} seeds, --num_frames={config.num_frames}."
                 )
             given = given * len(seeds) if len(given) == 1 else given
@@ -437,7 +435,7 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
         identities, actions = _numbers(config.identities, "identities"), _numbers(config.actions, "actions")
         if len(identities) != len(actions):
             raise cli.UsageError(
-                f"--identities and --actions name one video each time. Received {len(identities)} and {len(actions)} numbers."
+                f"--identities and --actions must be given in pairs. Received {len(identities)} and {len(actions)} numbers."
             )
         labels = [f"identity {i}, action {a}" for i, a in zip(identities, actions, strict=True)]
         return "exchange", {"identity": identities, "action": actions}, labels
@@ -447,7 +445,9 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
     if not config.latents:
         raise cli.UsageError("--latents is missing: name an .npz with one array per latent.")
     if pathlib.Path(config.latents).is_file() and not zipfile.is_zipfile(config.latents):
-        raise ValueError(f"{config.latents} is no .npz: write one array per latent with numpy.savez, as encode does.")
+        raise ValueError(
+            f"{config.latents} is not an .npz file: write one array per latent with numpy.savez, as encode does."
+        )
     with np.load(config.latents) as arrays:
         return "decode", dict(arrays), None
 
@@ -461,7 +461,7 @@ def _encode(client: _Client, config: Encode) -> str:
     wanted = length or config.num_frames or None
     video, _ = read_video(config.video, size=(height, width), max_frames=wanted, resize=config.resize)
     if wanted and len(video) < wanted:
-        raise ValueError(f"{config.video} has {len(video)} frames, and {wanted} are needed.")
+        raise ValueError(f"{config.video} has {len(video)} frames, but {wanted} are needed.")
     latents = client.predict("encode", {"video": video[None]})
     pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     np.savez(config.out, **latents)
@@ -530,7 +530,7 @@ def main(argv=None) -> int:
     given = (
         f"Unknown command {command!r}.{cli.suggest(command, list(COMMANDS))}" if command else "A command is missing."
     )
-    print(f"export.client: usage: {given} Commands: {', '.join(COMMANDS)}. --help explains them.", file=sys.stderr)
+    print(f"export.client: usage: {given} Commands: {', '.join(COMMANDS)}. --help describes them.", file=sys.stderr)
     return 2
 
 

@@ -42,7 +42,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
             f"--preset must be one of {', '.join(navsynth.PRESETS)}. Received {config.preset!r}."
             f"{cli.suggest(config.preset, list(navsynth.PRESETS))}"
         )
-    print(f"1/3  training NAVSynth, preset {config.preset}, then measuring it", flush=True)
+    print(f"1/3  training NAVSynth, preset {config.preset}, then evaluating it", flush=True)
     status = navsynth.main([f"--preset={config.preset}", f"--run_dir={config.run_dir}"])
     if status:
         return status
@@ -67,10 +67,10 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     write_mp4(run_dir / "served.mp4", np.concatenate([grid] * 3), fps)
     visualize.save_png(run_dir / "served.png", visualize.contact_sheet(list(videos[:8])))
 
-    print(f"\nDone in {time.monotonic() - begin:.0f} s. To look at, under {run_dir}/:")
+    print(f"\nDone in {time.monotonic() - begin:.0f} s. Results under {run_dir}/:")
     for name, what in (
         ("board.png, board.gif, board.mp4", "every identity with every action; the marked cells were never trained"),
-        ("held_out.png", "such cells beside the truth and the mean frame"),
+        ("held_out.png", "those cells next to the ground truth and the mean frame"),
         ("served.png, served.gif, served.mp4", "what the exported model generated"),
         ("samples/", "sheets drawn during training"),
         ("evaluation.json", "the numbers above, with their protocol"),

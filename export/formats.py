@@ -77,7 +77,7 @@ def convert(
         difference = float(np.abs(found - np.asarray(model.decode(latents))).max())
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"{kind} gives other frames than {type(model).__name__}: they differ by {difference:.2g}, and "
+                f"The frames of {kind} differ from those of {type(model).__name__} by {difference:.2g}, but only "
                 f"{TOLERANCE:g} is allowed. Nothing was written."
             )
     return out, difference

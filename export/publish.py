@@ -34,8 +34,8 @@ _SAMPLES = (
 )  # made by the model; held_out.png shows its data
 _FILES = """\
 * `saved_model/1/`: the SavedModel, with `metadata.json`; serve `saved_model/` with TensorFlow Serving
-* `model.weights.h5` and `config.json`: weights and settings, to go on with tfvidgen (below)
-* `evaluation.json`, `samples/`: what was measured, and what it makes
+* `model.weights.h5` and `config.json`: weights and settings, for use with tfvidgen (below)
+* `evaluation.json`, `samples/`: metrics, and samples of what it generates
 * `SHA256SUMS`: check the download with `sha256sum -c SHA256SUMS`
 
 ```python
@@ -124,14 +124,14 @@ def _license_text(license: str, license_file: str) -> str:
     if license_file:
         return pathlib.Path(license_file).read_text()
     if license.lower() != "apache-2.0":
-        raise ValueError(f"The text of {license!r} is not known here: name a file with it, --license_file=LICENSE.")
+        raise ValueError(f"The text of {license!r} is not included: name a file with it, --license_file=LICENSE.")
     source = pathlib.Path(__file__).parents[1] / "LICENSE"
     if source.is_file():
         return source.read_text()
     text = importlib.metadata.distribution("tfvidgen").read_text("licenses/LICENSE")
     if text is None:
         raise ValueError(
-            "This installation of tfvidgen has no licence text: name a file with it, --license_file=LICENSE."
+            "This installation of tfvidgen lacks the licence text: name a file with it, --license_file=LICENSE."
         )
     return text
 
@@ -171,7 +171,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     elif command:
         done = subprocess.run(command, check=False)
         if done.returncode:
-            raise ValueError(f"The upload ended with status {done.returncode}; the folder is kept: {folder}.")
+            raise ValueError(f"The upload exited with status {done.returncode}; the folder is kept: {folder}.")
     return 0
 
 

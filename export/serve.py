@@ -60,7 +60,7 @@ class Server:
             self.app.versions.start(config.poll_seconds)
             if not self.app.ready:
                 failed = [f"version {n}: {s.message}" for n, s in self.app.versions.status().items()]
-                reason = "; ".join(failed) or "it has no folder named by a number that holds a saved_model.pb"
+                reason = "; ".join(failed) or "it has no folder named by a version number with a saved_model.pb in it"
                 raise ValueError(f"--model_base_path={config.model_base_path} holds nothing to serve: {reason}")
             if config.grpc_port >= 0:
                 from export.server import rpc

@@ -140,7 +140,7 @@ def check_name(name: str) -> None:
     """Raises ValueError for a name that is unsafe in URLs, paths or configuration files."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ValueError(
-            f"A model's name goes into URLs and paths: letters, digits, '.', '_' and '-'. Received {name!r}: pass --name."
+            f"A model's name is used in URLs and paths: letters, digits, '.', '_' and '-' only. Received {name!r}: pass --name."
         )
 
 
@@ -163,8 +163,8 @@ model_config_list {{
 
 _BATCHING = """\
 # tensorflow_model_server --enable_batching --batching_parameters_file=batching.config
-# With batching on, TensorFlow Serving refuses endpoints with scalar inputs, generate and interpolate; a request that is
-# wrong fails with those it was joined with, and so do two of `decode` whose videos differ in length.
+# With batching on, TensorFlow Serving refuses endpoints with scalar inputs, generate and interpolate; an invalid request
+# makes those in the same batch fail, too, and so do two `decode` requests whose videos differ in length.
 max_batch_size {{ value: {max_batch_size} }}
 batch_timeout_micros {{ value: 2000 }}
 num_batch_threads {{ value: 2 }}
@@ -181,7 +181,7 @@ prometheus_config {
 
 _COMPOSE = """\
 # docker compose up serving     every endpoint
-# docker compose up batching    requests of several clients run together; generate and interpolate are refused
+# docker compose up batching    requests of several clients are batched; generate and interpolate are refused
 services:
   serving: &serving
     image: tensorflow/serving:{tag}
@@ -206,7 +206,7 @@ services:
 """
 
 _KSERVE = """\
-# kubectl apply -f kserve.yaml, after the version folders were copied to the volume claim named below.
+# kubectl apply -f kserve.yaml, after copying the version folders to the volume claim named below.
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:

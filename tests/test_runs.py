@@ -133,7 +133,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, capsys):
         tfvidgen.load(run_dir, step=8)
     for step in (3, 5):
         (run_dir / "checkpoints" / f"ckpt-{step}.index").write_bytes(b"")
-    with pytest.raises(ValueError, match="No other one under .* is whole: restore"):
+    with pytest.raises(ValueError, match="No other one under .* is intact: restore"):
         tfvidgen.load(run_dir)
 
 
@@ -141,7 +141,7 @@ def test_folders_that_hold_no_run(run_dir, tmp_path):
     with pytest.raises(ValueError, match="nothing is not a run folder: it has no config.json"):
         tfvidgen.load(tmp_path / "nothing")
     (run_dir / "config.json").rename(run_dir / "kept.json")
-    with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing.*Restore the file"):
+    with pytest.raises(ValueError, match="holds checkpoints but .*config.json is missing.*Restore the file"):
         tfvidgen.load(run_dir)
     (run_dir / "kept.json").rename(run_dir / "config.json")
     shutil.rmtree(run_dir / "checkpoints")
@@ -152,14 +152,17 @@ def test_folders_that_hold_no_run(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"system": "navsynt"}, "config.json does not describe a run .*'navsynt', none of .*Did you mean 'navsynth'"),
+        (
+            {"system": "navsynt"},
+            "config.json does not describe a run .*'navsynt', not one of .*Did you mean 'navsynth'",
+        ),
         ({"forms": {"network": 9}}, "has form 9 of the network .*knows forms up to 1: use that version"),
         ({"forms": {"settings": 9}}, "config.json has form 9 of the settings .*use that version"),
         ({"model": {"class": "Other", "config": {}}}, "written by another version: navsynth has no model 'Other'"),
         ({"model": {"class": "NAVSynth", "config": {"heads": 3}}}, r"config.json does not describe a run \(model: "),
         (
             {"system": "no_package.x", "model": {"class": "X", "config": {}}},
-            "model.class is 'X', which is no import path",
+            "model.class is 'X', which is not an import path",
         ),
         (
             {"system": "no_package.x", "model": {"class": "no_package.x.X", "config": {}}},
@@ -271,7 +274,7 @@ assert tfvidgen.load("again").step == 4
 @pytest.mark.long
 def test_a_system_that_cannot_be_imported_is_refused_by_name(outside):
     for read in (tfvidgen.load, trainer_runs.read, trainer_runs.load_model):
-        with pytest.raises(ValueError, match="module my_package.glo cannot be imported .* Install .* on PYTHONPATH"):
+        with pytest.raises(ValueError, match="module my_package.glo cannot be imported .* Install .* to PYTHONPATH"):
             read(outside / "run")
 
 

@@ -65,9 +65,9 @@ def test_an_array_grows_on_disk(tmp_path, shape, dtype):
     with storage.ArrayWriter(tmp_path / "rows.npy") as rows:
         for block in blocks:
             rows.add(block)
-        with pytest.raises(ValueError, match="must be as the first"):
+        with pytest.raises(ValueError, match="must match the first one"):
             rows.add(blocks[0].astype(np.float64))
-        with pytest.raises(ValueError, match="must be as the first"):
+        with pytest.raises(ValueError, match="must match the first one"):
             rows.add(blocks[0][..., :1])
     assert rows.num_rows == 1003
     read = np.load(tmp_path / "rows.npy", mmap_mode="r")

@@ -97,7 +97,7 @@ def test_trials_refuse():
         make_trials(clips("a", "b"), 3, baseline="c")
     with pytest.raises(ValueError, match="128 pairs need as many.*'a' has 12"):
         make_trials(clips("a", "b"))
-    with pytest.raises(ValueError, match="clips of 'b' repeat"):
+    with pytest.raises(ValueError, match="clips of 'b' contain duplicates"):
         make_trials({"a": ["1", "2"], "b": ["3", "3"]}, 2)
     with pytest.raises(ValueError, match="at least 1"):
         make_trials(clips("a", "b"), 3, 0)
@@ -218,20 +218,20 @@ GOOD = {
 @pytest.mark.parametrize(
     "records, message",
     [
-        (['{"rater": "r'], r"line 2: no JSON.*cut off"),
+        (['{"rater": "r'], r"line 2: not JSON.*truncated"),
         (["[1]"], "line 2: must be a JSON object"),
         ([{**GOOD, "choice": "tie"}], "line 2: `choice` must be 'left' or 'right'.*no ties.*'tie'"),
         ([{k: v for k, v in GOOD.items() if k != "rater"}], r"missing fields \['rater'\]"),
         ([{**GOOD, "colour": 1}], r"unknown fields \['colour'\]"),
-        ([{**GOOD, "rater": ""}], "`rater` must be a text"),
-        ([{**GOOD, "left_clip": 3}], "`left_clip` must be a text.*3"),
+        ([{**GOOD, "rater": ""}], "`rater` must be a non-empty string"),
+        ([{**GOOD, "left_clip": 3}], "`left_clip` must be a non-empty string.*3"),
         ([{**GOOD, "seconds": -1}], "`seconds` must be a number.*-1"),
         ([{**GOOD, "seconds": True}], "`seconds` must be a number"),
         ([{**GOOD, "seconds": float("nan")}], "`seconds` must be a number"),
         ([{**GOOD, "expected": "c"}], "`expected` must be one of the two models.*'c'"),
         ([{**GOOD, "right_model": "a", "right_clip": "1"}], "both sides show the same clip"),
-        ([GOOD, {**GOOD, "choice": "right"}], "line 3: rater 'r' votes a second time on pair 'p'"),
-        ([GOOD, {**GOOD, "rater": "s", "right_clip": "9"}], "line 3: pair 'p' has other clips here"),
+        ([GOOD, {**GOOD, "choice": "right"}], "line 3: rater 'r' votes twice on pair 'p'"),
+        ([GOOD, {**GOOD, "rater": "s", "right_clip": "9"}], "line 3: pair 'p' has different clips here"),
         ([], "has no votes"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_file_that_is_no_file_of_votes(tmp_path):
         read_votes(lines(tmp_path, header=False))
     path = tmp_path / "new.jsonl"
     path.write_text(json.dumps({"format": "tfvidgen-votes", "version": 2}))
-    with pytest.raises(ValueError, match="has version 2 of the format; this reads version 1"):
+    with pytest.raises(ValueError, match="has version 2 of the format, but version 1 is expected"):
         read_votes(path)
     write_trials(path, make_trials(clips("a", "b"), 1, 1))
     with pytest.raises(ValueError, match="'tfvidgen-votes'.*tfvidgen-trials"):

@@ -193,7 +193,7 @@ def test_side_by_side_groups_clips_of_all_sources():
 
 def test_side_by_side_refuses_what_cannot_be_compared():
     videos = coloured((3,))
-    with pytest.raises(ValueError, match="as many clips"):
+    with pytest.raises(ValueError, match="the same number of clips"):
         visualize.side_by_side({"real": videos, "generated": videos[:2]})
     with pytest.raises(ValueError, match="frame size"):
         visualize.side_by_side({"real": videos, "generated": videos[:, :, :4]})

@@ -56,7 +56,7 @@ def interpolate(start: Latents, end: Latents, num_steps: int, keys: Iterable[str
         first = ops.convert_to_tensor(value)
         if first.shape[0] != 1 or ops.shape(end[key])[0] != 1:
             raise ValueError(
-                f"Interpolation joins two videos: every entry needs a first axis of 1. {key!r} has {first.shape[0]}."
+                f"Interpolation joins two videos: every entry needs a first axis of length 1. {key!r} has {first.shape[0]}."
             )
         if key in keys:
             weight = ops.reshape(ops.linspace(0.0, 1.0, num_steps), (-1,) + (1,) * (len(first.shape) - 1))

@@ -88,15 +88,14 @@ def build_model(description: Mapping[str, Any], place: str | pathlib.Path = "the
         raise damaged(pathlib.Path(place), f"model: {str(error).splitlines()[0]}") from None
     model.build()
     if differences := frozen_differences(description.get("frozen", {}), model.frozen_digests):
-        raise ValueError(f"{place} was trained beside other frozen networks: {'; '.join(differences)}.")
+        raise ValueError(f"{place} was trained with different frozen networks: {'; '.join(differences)}.")
     return model
 
 
 def frozen_differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Frozen networks that differ between two runs, by the digests of their files."""
     return [
-        f"the weights of {name} have the SHA-256 {before.get(name, 'of no file')[:16]} there and "
-        f"{now.get(name, 'of no file')[:16]} now"
+        f"the SHA-256 of {name}'s weights was {before.get(name, 'none')[:16]}, now {now.get(name, 'none')[:16]}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
@@ -120,7 +119,7 @@ def read(run_dir: str | pathlib.Path) -> dict[str, Any]:
         return read_file(path)
     if checkpoint_names(run_dir):
         raise ValueError(
-            f"{run_dir} holds checkpoints and {path} is missing, so nothing says what they are of; nothing was changed. "
+            f"{run_dir} holds checkpoints but {path} is missing, so it is unknown what they belong to; nothing was changed. "
             f"Restore the file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
         )
     raise ValueError(f"{run_dir} is not a run folder: it has no config.json. Train first, or name another --run_dir.")
@@ -151,7 +150,7 @@ def read_file(path: str | pathlib.Path) -> dict[str, Any]:
 def damaged(path: pathlib.Path, reason: str) -> ValueError:
     """The error for a damaged `config.json`."""
     return ValueError(
-        f"{path} does not describe a run ({reason}), so nothing says what it is a run of; nothing was changed. Restore the "
+        f"{path} does not describe a run ({reason}), so it is unknown which run this is; nothing was changed. Restore the "
         f"file from a copy{_hint_of_a_copy(path)}, or name another --run_dir."
     )
 
@@ -197,9 +196,9 @@ def _wrong(description: Mapping[str, Any]) -> str:
     if system not in systems() and not is_outside(system):
         close = difflib.get_close_matches(system, systems(), n=1, cutoff=0.5)
         hint = f". Did you mean {close[0]!r}?" if close else ""
-        return f"system is {system!r}, none of {', '.join(systems())}{hint}"
+        return f"system is {system!r}, not one of {', '.join(systems())}{hint}"
     if is_outside(system) and not is_outside(description["model"]["class"]):
-        return f"model.class is {description['model']['class']!r}, which is no import path"
+        return f"model.class is {description['model']['class']!r}, which is not an import path"
     if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
         return f"environment.resumed is {json.dumps(resumed)[:40]}"
     if not all(type(step) is int for step in description.get("stages", {}).values()):
@@ -245,8 +244,8 @@ def import_outside(module: str, place: str | pathlib.Path) -> types.ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{place}: the system is not one of this package, and its module {module} cannot be imported ({error}). Install the "
-            "package that holds it, or put the folder of that package on PYTHONPATH."
+            f"{place}: the system is not part of this package, and its module {module} cannot be imported ({error}). Install the "
+            "package that contains it, or add the folder of that package to PYTHONPATH."
         ) from error
 
 
@@ -306,12 +305,12 @@ def require_forms(description: Mapping[str, Any], place: str | pathlib.Path, *na
         what = f"{place} has form {found[name]} of the {_FORM_NAMES[name]} (written by tfvidgen {writer})"
         if found[name] > max(known[name]):
             raise ValueError(
-                f"{what}, and this version knows forms up to {max(known[name])}: use that version of tfvidgen or a newer one."
+                f"{what}, but this version only knows forms up to {max(known[name])}: use that version of tfvidgen or a newer one."
             )
         if found[name] not in known[name]:
             raise ValueError(
-                f"{what}, which this version follows no more: use that version of tfvidgen for this run, or begin a new one, "
-                f"in another --run_dir, with its weights: --init_from={place}."
+                f"{what}, which this version no longer supports: use that version of tfvidgen for this run, or start a new one, "
+                f"in another --run_dir, from its weights: --init_from={place}."
             )
 
 
@@ -489,10 +488,10 @@ class CheckpointReader:
             with storage.plain_path(prefix.parent) as folder:
                 saved = shapes(f"{folder}/{prefix.name}")
                 differences = [
-                    f"{name} is not in it" for name in self.state if name not in saved and name not in self._optional
+                    f"{name} is missing" for name in self.state if name not in saved and name not in self._optional
                 ]
                 differences += [
-                    f"{name} is {saved[name]} there, {tuple(variable.shape)} here"
+                    f"{name} is {saved[name]} in the checkpoint, {tuple(variable.shape)} in the model"
                     for name, variable in self.state.items()
                     if name in saved and saved[name] != tuple(variable.shape)
                 ]
@@ -542,8 +541,8 @@ class CheckpointReader:
             return self._restore_newest_whole()
         if damaged:
             raise ValueError(
-                f"{'; '.join(damaged.values())}. No other one under {self.folder} is whole: restore their files from a copy, "
-                f"or delete {self.folder} to begin anew. Nothing was changed."
+                f"{'; '.join(damaged.values())}. No other one under {self.folder} is intact: restore their files from a copy, "
+                f"or delete {self.folder} to start over. Nothing was changed."
             )
         return None, {}
 
@@ -577,7 +576,7 @@ def restore(
     if step is not None:
         if step not in steps(folder):
             there = ", ".join(map(str, steps(folder))) or "none"
-            raise ValueError(f"There is no checkpoint of step {step} under {run_dir}. Steps that are there: {there}.")
+            raise ValueError(f"There is no checkpoint of step {step} under {run_dir}. Available steps: {there}.")
         try:
             at = checkpoints.restore(str(folder / f"ckpt-{step}"))
         except Damaged as error:
@@ -600,7 +599,7 @@ def _begin_reached(
     if list(begins) != list(model.stages):
         raise damaged(
             pathlib.Path(run_dir) / "config.json",
-            f"stages is {json.dumps(begins)[:80]}, and the system's are {', '.join(model.stages)}",
+            f"stages is {json.dumps(begins)[:80]}, but the system's are {', '.join(model.stages)}",
         )
     # a stage's last step still belongs to it
     model.begin_stage([name for name, begin in begins.items() if begin < max(step, 1)][-1])

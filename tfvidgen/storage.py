@@ -192,7 +192,7 @@ def plain_path(path: str | os.PathLike) -> Iterator[str]:
     if place is None:
         raise ValueError(
             f"TensorFlow cannot read {str(path)!r}, and there is no folder for temporary files to link to it from: TMPDIR must "
-            f"name one whose path is UTF-8 and has none of {' '.join(_PATTERN)} in it."
+            f"name one whose path is UTF-8 and contains none of {' '.join(_PATTERN)}."
         )
     with temporary_folder(place, "tfvidgen-link-") as temporary:
         for suffix, target in linked.items():
@@ -244,7 +244,7 @@ class ArrayWriter:
             self._row = row
             self._write_header()
         if row != self._row:
-            raise ValueError(f"Every block of rows must be as the first, {self._row}. Received {row}.")
+            raise ValueError(f"Every block of rows must match the first one, {self._row}. Received {row}.")
         self._file.write(rows.data)
         self.num_rows += len(rows)
 

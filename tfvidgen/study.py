@@ -124,7 +124,7 @@ def make_trials(
         raise ValueError(f"`num_pairs` and `num_rounds` must be at least 1. Received {num_pairs} and {num_rounds}.")
     for model, names in clips.items():
         if len(set(names)) != len(names):
-            raise ValueError(f"The clips of {model!r} repeat: give each once.")
+            raise ValueError(f"The clips of {model!r} contain duplicates: give each clip once.")
         if len(names) < num_pairs:
             raise ValueError(f"{num_pairs} pairs need as many clips of each model. {model!r} has {len(names)}.")
     random = np.random.default_rng(seed)
@@ -240,11 +240,9 @@ def read_votes(path: str | os.PathLike, trials: Sequence[Trial] | None = None) -
     for where, record in records:
         vote = _parse(Vote, record, where)
         if (vote.rater, vote.pair) in seen:
-            raise ValueError(
-                f"{where}: rater {vote.rater!r} votes a second time on pair {vote.pair!r}. Remove one vote."
-            )
+            raise ValueError(f"{where}: rater {vote.rater!r} votes twice on pair {vote.pair!r}. Remove one vote.")
         if sides.setdefault(vote.pair, _both_sides(vote)) != _both_sides(vote):
-            raise ValueError(f"{where}: pair {vote.pair!r} has other clips here than in an earlier vote.")
+            raise ValueError(f"{where}: pair {vote.pair!r} has different clips here from those in an earlier vote.")
         if known is not None and (vote.pair, *_both_sides(vote)) not in known:
             raise ValueError(f"{where}: there is no trial with pair {vote.pair!r} and these clips.")
         seen.add((vote.rater, vote.pair))
@@ -288,7 +286,7 @@ def _sheet(trials: Sequence[Trial], question: str, show: Callable[[str, str], np
                 or clip.shape != first
             ):
                 raise ValueError(
-                    "Clips of a study must be uint8 (T, H, W, 3) of one length and size, which else tell the models. Received "
+                    "Clips of a study must be uint8 (T, H, W, 3) of one length and size, or these give the models away. Received "
                     f"{clip.dtype} {clip.shape} for {name!r} of {model!r}, and {first} for the first one: cut and resize them."
                 )
             cells[row, column] = clip[np.linspace(0, len(clip) - 1, min(_SHEET_FRAMES, len(clip))).round().astype(int)]
@@ -325,7 +323,7 @@ def _read(path: str | os.PathLike, expected: str) -> tuple[dict[str, Any], list[
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: no JSON ({error.msg}). A line that was cut off may be removed.") from None
+                raise ValueError(f"{where}: not JSON ({error.msg}). A truncated line may be removed.") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{where}: must be a JSON object. Received {line.strip()[:60]}.")
             records.append((where, record))
@@ -336,7 +334,7 @@ def _read(path: str | os.PathLike, expected: str) -> tuple[dict[str, Any], list[
         )
     if header.get("version") != FORMAT_VERSION:
         raise ValueError(
-            f"{os.fspath(path)!r} has version {header.get('version')!r} of the format; this reads version {FORMAT_VERSION}."
+            f"{os.fspath(path)!r} has version {header.get('version')!r} of the format, but version {FORMAT_VERSION} is expected."
         )
     return header, records[1:]
 
@@ -350,13 +348,13 @@ def _parse(kind: type, record: dict[str, Any], where: str):
     for name, value in record.items():
         if name == "round":
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{where}: `round` must be a whole number from 0 on. Received {value!r}.")
+                raise ValueError(f"{where}: `round` must be a whole number of at least 0. Received {value!r}.")
         elif name == "seconds":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{where}: `seconds` must be a number of at least 0, or null. Received {value!r}.")
         elif not (isinstance(value, str) and value) and not (name == "expected" and value is None):
-            raise ValueError(f"{where}: `{name}` must be a text that is not empty. Received {value!r}.")
+            raise ValueError(f"{where}: `{name}` must be a non-empty string. Received {value!r}.")
     if "choice" in fields and record["choice"] not in CHOICES:
         raise ValueError(
             f"{where}: `choice` must be 'left' or 'right'; a forced choice has no ties. Received {record['choice']!r}."

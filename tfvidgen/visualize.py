@@ -60,7 +60,9 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
         )
     video = video.astype(np.float32)
     if np.isnan(video).any():
-        raise ValueError(f"`video` {video.shape} holds NaN, which is no colour: the model that made it has diverged.")
+        raise ValueError(
+            f"`video` {video.shape} contains NaN, which is not a colour: the model that generated it has diverged."
+        )
     return np.round((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
@@ -108,7 +110,7 @@ def contact_sheet(
     rows = [(label, video) for label, video in zip(_labels(row_labels, len(videos), "row_labels"), videos, strict=True)]
     sizes = [len(rows)] if group_sizes is None else list(group_sizes)
     if sum(sizes) != len(rows) or min(sizes) < 1:
-        raise ValueError(f"`group_sizes` must be above 0 and add up to the {len(rows)} clips. Received {sizes}.")
+        raise ValueError(f"`group_sizes` must be positive and add up to the {len(rows)} clips. Received {sizes}.")
     ends = np.cumsum(sizes)
     return _strips([rows[end - size : end] for end, size in zip(ends, sizes, strict=True)], num_columns, scale, title)
 
@@ -139,7 +141,7 @@ def side_by_side(
     sources = {label: _checked_videos(videos, f"rows[{label!r}]") for label, videos in rows.items()}
     counts = {label: len(videos) for label, videos in sources.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"Every source must hold as many clips. Received {counts}: cut all to the smallest number.")
+        raise ValueError(f"All sources must have the same number of clips. Received {counts}: cut all to the smallest.")
     _checked_videos([video for videos in sources.values() for video in videos], "rows")  # one frame size for all
     groups = [list(zip(sources, clips, strict=True)) for clips in zip(*sources.values(), strict=True)]
     return _strips(groups, num_columns, scale, title)
@@ -302,7 +304,7 @@ def _board(clips, row_labels, column_labels, marks, legend, title, row_axis, col
     empty = [at for at in np.ndindex(shape) if at not in clips]
     words = {**LEGEND, **(legend or {})}
     if unknown := set(words) - set(LEGEND):
-        raise ValueError(f"`legend` explains {sorted(LEGEND)}. Received {sorted(unknown)} too.")
+        raise ValueError(f"`legend` must be among {sorted(LEGEND)}. Received also {sorted(unknown)}.")
 
     border = 0
     if marks is not None:
@@ -358,7 +360,7 @@ def _checked_videos(videos, name: str, one_length: bool = False) -> list[np.ndar
     for i, video in enumerate(videos):
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
             raise ValueError(
-                f"`{name}` must hold videos of uint8 (T, H, W, 3). Received {video.dtype} {video.shape} at position {i}"
+                f"`{name}` must hold uint8 videos (T, H, W, 3). Received {video.dtype} {video.shape} at position {i}"
                 ": convert floats in [-1, 1] with `to_uint8`, repeat a grey channel three times."
             )
         first = videos[0].shape if one_length else (len(video), *videos[0].shape[1:])
@@ -378,7 +380,7 @@ def _checked_cells(cells, row_labels, column_labels) -> dict[tuple[int, int], np
         if cells.ndim != 6 or cells.shape[:2] != shape:
             raise ValueError(
                 f"`cells` must be uint8 (R, C, T, H, W, 3) with (R, C) = {shape}, the numbers of labels. Received "
-                f"{cells.dtype} {cells.shape}. Where cells are missing, give a mapping of (row, column) to a video."
+                f"{cells.dtype} {cells.shape}. If cells are missing, pass a mapping from (row, column) to a video."
             )
         cells = {at: cells[at] for at in np.ndindex(shape)}
     outside = [at for at in cells if not (len(at) == 2 and 0 <= at[0] < shape[0] and 0 <= at[1] < shape[1])]
@@ -399,7 +401,7 @@ def _labels(labels: Sequence[str] | None, count: int, name: str) -> list[str]:
     if labels is None:
         return [""] * count
     if isinstance(labels, str) or len(labels) != count:
-        raise ValueError(f"`{name}` must be a sequence of {count} texts, one each. Received {labels!r}.")
+        raise ValueError(f"`{name}` must be a sequence of {count} strings, one each. Received {labels!r}.")
     return [str(label) for label in labels]
 
 

@@ -107,7 +107,7 @@ def require_clips(config: AdversarialConfig, run_data: RunData) -> None:
     """Raises ValueError if the source holds single images, which no short-clip policy can turn into motion."""
     if config.num_frames > 1 and int(run_data.trained.lengths.max()) == 1:
         raise ValueError(
-            f"{run_data.trained.source!r} holds single images, and clips of {config.num_frames} frames are needed: give a "
+            f"{run_data.trained.source!r} holds single images, but clips of {config.num_frames} frames are needed: name a "
             "set of videos."
         )
 
@@ -121,7 +121,7 @@ def num_categories(config: AdversarialConfig, run_data: RunData, given: int = 0)
     videos = run_data.trained
     if videos.action is None:
         raise ValueError(
-            f"A categorical system needs an action for every video, and {videos.source!r} has none: put the videos into "
+            f"A categorical system needs an action for every video, but {videos.source!r} has none: put the videos into "
             "one folder per action, or train without categories."
         )
     found = int(videos.action.max()) + 1

@@ -76,15 +76,15 @@ class EvaluateMetrics:
         if every_steps < 1 or every_steps % config.checkpoint_every_steps:
             raise cli.UsageError(
                 f"--evaluate_every_steps={every_steps} must be a multiple of --checkpoint_every_steps="
-                f"{config.checkpoint_every_steps}: the best checkpoint is one of those that are written."
+                f"{config.checkpoint_every_steps}: the best checkpoint is one of those saved."
             )
         names = [protocol.name for protocol in self._protocols]
         if best is not None and best not in names:
-            raise cli.UsageError(f"The best checkpoint is chosen by one of {', '.join(names)}. Received {best!r}.")
+            raise cli.UsageError(f"The best checkpoint must be chosen by one of {', '.join(names)}. Received {best!r}.")
         self._position = names.index(best) if best else 0
         if not self._protocols[self._position].rules.ranks:
             raise cli.UsageError(
-                f"Models cannot be ranked by {names[self._position]}, so it cannot choose the best checkpoint: name another "
+                f"Models cannot be ranked by {names[self._position]}, so it cannot choose the best checkpoint: put another "
                 "metric first."
             )
         _known_best(self._run_dir / "best" / "best.json")
@@ -110,7 +110,7 @@ class EvaluateMetrics:
             return
         parts = sorted((self._run_dir / "checkpoints").glob(f"ckpt-{step}.*"))
         if not parts:
-            self._say(f"the checkpoint of step {step} is not there, so it is not kept as the best")
+            self._say(f"the checkpoint of step {step} is missing, so it is not kept as the best")
             return
         _copy_checkpoint(self._run_dir, best, step, parts)
         storage.write_json(
@@ -134,8 +134,8 @@ def _known_best(path: pathlib.Path) -> dict[str, Any] | None:
     except (KeyError, TypeError):
         what = "it lacks `metric`, `loss` or `step`"
     raise ValueError(
-        f"{path} is damaged ({what}): restore it from a copy, or move the folder away; the best of what is measured from now "
-        "on is then kept."
+        f"{path} is damaged ({what}): restore it from a copy, or move the folder away; the best checkpoint is then chosen "
+        "among those evaluated from now on."
     )
 
 

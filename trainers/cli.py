@@ -104,7 +104,7 @@ class RunConfig:
     )
     stage: str = option(
         "",
-        "For a system trained in stages: train only this one, after those before it; empty for all, one after another.",
+        "For a system trained in stages: train only this stage, after the earlier ones; empty for all, one after another.",
         may_change=True,
     )
     max_minutes: float = option(
@@ -242,7 +242,7 @@ def suggest(given: str, known: Sequence[str]) -> str:
 
 
 _CONFIG_HELP = (
-    "A run folder, or the config.json of one, whose settings to repeat in another run folder; flags given win."
+    "A run folder, or its config.json, whose settings to reuse in another run folder; explicit flags take precedence."
 )
 
 
@@ -258,7 +258,7 @@ def _flag_values(config_class: type, presets: Mapping[str, Mapping[str, Any]]) -
         define[kind](field.name, None, field.metadata["help"], flag_values=values)
     if presets:
         flags.DEFINE_string("config", "", _CONFIG_HELP, flag_values=values)
-        flags.DEFINE_string("preset", "", "Named settings; flags given beside it win.", flag_values=values)
+        flags.DEFINE_string("preset", "", "Named settings; explicit flags take precedence.", flag_values=values)
         flags.DEFINE_boolean(
             "dry_run", False, "Print config, data, parameters and memory, then stop.", flag_values=values
         )
@@ -288,7 +288,7 @@ def wrong_types(config_class: type, settings: Mapping[str, Any]) -> list[str]:
     """Descriptions of settings with values of the wrong type. Names that are not fields are ignored."""
     kinds = {field.name: kind for field, kind in _fields(config_class)}
     return [
-        f"{name} must be {kinds[name].__name__}, and is {value!r}"
+        f"{name} must be {kinds[name].__name__}, but is {value!r}"
         for name, value in settings.items()
         if name in kinds and type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int)
     ]
@@ -311,13 +311,13 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
     if description["system"] != system:
         raise ValueError(
             f"--config={path} is a run of {description['system']}: repeat it with python -m "
-            f"{program_of(description['system'])}, or name one of {system}."
+            f"{program_of(description['system'])}, or name a run of {system}."
         )
     known = [field.name for field in dataclasses.fields(config_class)]
     unknown = [f"{name}.{suggest(name, known)}" for name in description["config"] if name not in known]
     if unknown:
         raise ValueError(
-            f"--config={path} has unknown settings: {' '.join(unknown)} Take them out of a copy of the file."
+            f"--config={path} has unknown settings: {' '.join(unknown)} Remove them from a copy of the file."
         )
     form = runs.network_form(description, path)
     settings = dataclasses.asdict(runs.settings_of(description, path, network_form=form))
@@ -364,7 +364,7 @@ def parse(
         )
         raise UsageError(f"Unknown flag --{error.flagname}.{close} --help lists all flags.") from None
     except flags.Error as error:
-        raise UsageError(f"{error} --help says what each flag takes.") from None
+        raise UsageError(f"{error} See --help for what each flag takes.") from None
     if len(rest) > 1 and not arguments:
         raise UsageError(f"Unexpected argument {rest[1]!r}: flags are written --name=value. --help lists them.")
     other = types.SimpleNamespace(
@@ -381,7 +381,7 @@ def parse(
     given = {name: values[name].value for name in names if values[name].value is not None}
     if other.config and other.preset:
         raise UsageError(
-            f"--config={other.config} and --preset={other.preset} exclude each other: either is where the settings come from."
+            f"--config={other.config} and --preset={other.preset} are mutually exclusive: take the settings from one of them."
         )
     base = repeated(other.config, config_class, system) if other.config and not other.help else {}
     config = config_class(**{**base, **presets.get(other.preset, {}), **given})

@@ -38,8 +38,8 @@ class Config:
 
     metrics: str = option(
         "",
-        "Comma-separated names, as in evaluation.jsonl or like held_out_cells.psnr of evaluation.json; empty for the one "
-        "that most runs have; list shows all that are available.",
+        "Comma-separated names of metrics, as in evaluation.jsonl, or e.g. held_out_cells.psnr from evaluation.json; empty for "
+        "the one that most runs have; list shows all available ones.",
     )
     sort: str = option(
         "metric",
@@ -111,8 +111,8 @@ def find_runs(paths: Sequence[str]) -> list[pathlib.Path]:
             found.setdefault(run_dir.resolve(), run_dir)
     if not found:
         raise ValueError(
-            f"No run under {', '.join(map(str, paths))}, {MAX_DEPTH} levels down: a run folder holds config.json, which every "
-            "trainer writes when it starts."
+            f"No run was found under {', '.join(map(str, paths))}, down to {MAX_DEPTH} levels: a run folder holds config.json, "
+            "which every trainer writes when it starts."
         )
     return list(found.values())
 
@@ -159,7 +159,7 @@ def _read_json(run: Run, name: str) -> dict[str, Any] | None:
         run.notes.append(f"{name} cannot be read ({_reason(error)})")
         return None
     if not isinstance(content, dict):
-        run.notes.append(f"{name} cannot be read (no object in it)")
+        run.notes.append(f"{name} cannot be read (not a JSON object)")
         return None
     return content
 
@@ -233,7 +233,7 @@ def _checkpoint_steps(run: Run) -> list[int]:
         if "index" in files and len(files) - 1 in shards:
             whole.append(int(step))
         else:
-            run.notes.append(f"ckpt-{step} is not whole")
+            run.notes.append(f"ckpt-{step} is incomplete")
     if set_aside:
         run.notes.append(f"damaged and set aside: {', '.join(f'ckpt-{step}' for step in sorted(set_aside))}")
     return whole
@@ -280,7 +280,7 @@ def _read_lock(run: Run) -> None:
     elif pathlib.Path(f"/proc/{pid}").exists():
         run.notes.insert(0, f"running: process {pid}")
     else:
-        run.notes.insert(0, f"killed: process {pid}; the same command goes on")
+        run.notes.insert(0, f"killed: process {pid}; the same command resumes it")
 
 
 def _num_bytes(path: pathlib.Path) -> int:
@@ -324,8 +324,8 @@ def choose_metrics(runs: Sequence[Run], names: str = "") -> list[str]:
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in asked if name not in count]:
         raise cli.UsageError(
-            f"No run was measured by {unknown[0]!r}.{cli.suggest(unknown[0], list(count))} There are: "
-            f"{', '.join(count) or 'none; python -m trainers.evaluate measures a run'}."
+            f"No run has the metric {unknown[0]!r}.{cli.suggest(unknown[0], list(count))} Available: "
+            f"{', '.join(count) or 'none; python -m trainers.evaluate evaluates a run'}."
         )
     return asked or sorted(count, key=lambda name: (-count[name], "." in name))[:1]
 
@@ -527,7 +527,9 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     runs = [read_run(path) for path in find_runs(other.arguments)]
     if config.metrics == "list":
         count = collections.Counter(name for run in runs for name in run.metrics)
-        print("\n".join(f"{name}: {n} of {len(runs)} runs" for name, n in count.most_common()) or "no run was measured")
+        print(
+            "\n".join(f"{name}: {n} of {len(runs)} runs" for name, n in count.most_common()) or "no run was evaluated"
+        )
         return 0
     metrics = choose_metrics(runs, config.metrics)
     runs = sort_runs(runs, config.sort, metrics)

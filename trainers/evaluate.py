@@ -59,14 +59,14 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     parse_weights(config.weights)
     if config.generated:
         if config.run_dir:
-            raise cli.UsageError("--run_dir and --generated exclude each other: a run makes its own videos.")
+            raise cli.UsageError("--run_dir and --generated are mutually exclusive: a run generates its own videos.")
         if not config.real:
             raise cli.UsageError("--real is missing: name the folder of real videos to compare with.")
         evaluate_folders(config)
         return 0
     if not config.run_dir:
         raise cli.UsageError(
-            "--run_dir is missing: name the folder of a run, or --generated and --real for two folders of videos."
+            "--run_dir is missing: name a run folder, or give --generated and --real to compare two folders of videos."
         )
     evaluate_run(config.run_dir, seed=config.seed, data_dir=config.data_dir, settings=config)
     return 0

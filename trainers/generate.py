@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Config:
     """Settings of video generation."""
 
-    run_dir: str = option("", "The run to generate with.")
+    run_dir: str = option("", "The run to generate from.")
     mode: str = option(
         "new",
         "new: random videos; lookup: training videos by --ids; exchange: --identities with --actions; interpolate: two --ids; "
@@ -58,9 +58,9 @@ def _ids(text: str, flag: str, count: int | None = None, names: Sequence[str] = 
         elif part.removeprefix("-").isdigit():
             ids.append(int(part))
         else:
-            known = f" or names, of {', '.join(names)}" if names else ""
+            known = f" or names (of {', '.join(names)})" if names else ""
             raise cli.UsageError(
-                f"--{flag} takes whole numbers{known} with commas between them, e.g. 0,3,5. Received {text!r}."
+                f"--{flag} takes whole numbers{known}, separated by commas, e.g. 0,3,5. Received {text!r}."
                 f"{cli.suggest(part, list(names)) if names else ''}"
             )
     if count is not None and (min(ids) < 0 or max(ids) >= count):
@@ -105,7 +105,8 @@ def _latents(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
         )
         if len(identities) != len(actions):
             raise cli.UsageError(
-                f"--identities and --actions go in pairs. Received {len(identities)} identities and {len(actions)} actions."
+                f"--identities and --actions must be given in pairs. Received {len(identities)} identities and {len(actions)} "
+                "actions."
             )
         latents = model.exchange(np.array(identities, np.int32), np.array(actions, np.int32))
         identity, action = model.exchange_spec["identity"], model.exchange_spec["action"]
@@ -135,11 +136,11 @@ def _encoded(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
 
     if not model.has_encoder:
         raise ValueError(
-            f"{type(model).__name__} has no encoder, so it has no latents of clips that it was not trained on: use "
+            f"{type(model).__name__} has no encoder, so it has no latents for clips that it was not trained on: use "
             "--mode=lookup for those it was trained on, or --mode=new."
         )
     if not config.clips:
-        raise cli.UsageError(f"--clips is missing: name the videos that --mode={config.mode} takes.")
+        raise cli.UsageError(f"--clips is missing: name the videos for --mode={config.mode}.")
     settings = runs.read_config(config.run_dir)
     videos = data.load(config.clips, size=settings.size, resize=settings.resize)
     clips = videos.clips(settings.num_frames, settings.stride, "first", "error")[: config.num_videos]
@@ -149,7 +150,7 @@ def _encoded(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
     motion = model.latent_names("motion")
     if len(clips) < 2 or not motion:
         raise ValueError(
-            f"--mode=swap needs at least two clips and a system with latents of motion. Received {len(clips)} clips, and "
+            f"--mode=swap needs at least two clips and a system with motion latents. Received {len(clips)} clips, and "
             f"{type(model).__name__} has {', '.join(model.latent_spec)}."
         )
     donor = {name: np.roll(np.asarray(values), -1, axis=0) for name, values in latents.items()}
@@ -159,7 +160,7 @@ def _encoded(model: VideoGenerator, config: Config) -> tuple[dict[str, Any], lis
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
     if not config.run_dir:
-        raise cli.UsageError("--run_dir is missing: name the folder of a run.")
+        raise cli.UsageError("--run_dir is missing: name a run folder.")
     import numpy as np
 
     from tfvidgen import visualize

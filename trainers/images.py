@@ -56,13 +56,13 @@ def loose_images(
         count = round(share * len(trained))
         if not 0 < count < len(trained):
             raise ValueError(
-                f"--exploded_share={share} of {len(trained)} trained videos takes {count} apart, which must leave some of "
-                "either: choose a share between 0 and 1, or train on more videos."
+                f"--exploded_share={share} of {len(trained)} training videos splits {count} of them, but must split some and "
+                "leave some whole: choose a share between 0 and 1, or train on more videos."
             )
         if isinstance(collection, data.ShardedVideos):
             raise ValueError(
-                f"--exploded_share={share} needs decoded videos, and {config.dataset} is a prepared set: train from the "
-                "videos themselves."
+                f"--exploded_share={share} needs decoded videos, but {config.dataset} is a prepared set: train from the "
+                "original videos."
             )
         taken = np.random.default_rng(config.split_seed).permutation(trained)[:count]
         images += [collection.video(i) for i in np.sort(taken)]

@@ -57,16 +57,16 @@ class Begun:
         num_weights = len(self.taken) + len([name for name in self.left_out if name not in self.rows])
         weights = "averaged weights" if self.averaged else "weights"
         lines = [
-            f"begins with {len(self.taken)} of {num_weights} {weights} of {self.source} ({self.system}, step {self.step})"
+            f"takes {len(self.taken)} of {num_weights} {weights} from {self.source} ({self.system}, step {self.step})"
         ]
         if self.rows:
             tables = (f"{name} {r['taken']} of {r['rows']} by {r['by']}" for name, r in self.rows.items())
             lines.append(f"rows taken: {', '.join(tables)}")
         if self.left_out:
             shown = [f"{name} ({why})" for name, why in list(self.left_out.items())[:_SHOWN]]
-            lines.append(f"begin anew: {_listed(shown, len(self.left_out))}")
+            lines.append(f"initialised afresh: {_listed(shown, len(self.left_out))}")
         if self.unused:
-            lines.append(f"not used of that run: {_listed(self.unused[:_SHOWN], len(self.unused))}")
+            lines.append(f"unused from that run: {_listed(self.unused[:_SHOWN], len(self.unused))}")
         return lines
 
 
@@ -98,7 +98,7 @@ def begin(
         return None
     source_dir = pathlib.Path(config.init_from)
     if config.run_dir and source_dir.resolve() == pathlib.Path(config.run_dir).resolve():
-        raise ValueError(f"--init_from={source_dir} is the folder of this run itself: name another --run_dir.")
+        raise ValueError(f"--init_from={source_dir} is this run's own folder: name another --run_dir.")
     if config.run_dir and checkpoints.latest(pathlib.Path(config.run_dir) / "checkpoints"):
         return None
     try:
@@ -117,16 +117,16 @@ def begin(
     taken, pairs, rows, left_out, resized = [], {}, {}, {}, {}
     for name, variable in ours.items():
         if name not in theirs:
-            left_out[name] = "not there"
+            left_out[name] = "not in that run"
         elif name in kinds and name in their_kinds and variable.shape[1:] == theirs[name].shape[1:]:
             by, found = _matching_rows(name, model, source, names_here, names_there, same_data)
             rows[name] = {"by": by, "taken": len(found), "rows": variable.shape[0], "rows_there": theirs[name].shape[0]}
             if len(found):
                 pairs[name] = found
             else:
-                left_out[name] = "no row of the same name"
+                left_out[name] = "no row with the same name"
         elif variable.shape != theirs[name].shape:
-            resized[name] = f"{tuple(theirs[name].shape)} there, {tuple(variable.shape)} here"
+            resized[name] = f"{tuple(theirs[name].shape)} in that run, {tuple(variable.shape)} here"
         else:
             taken.append(name)
     if same_system:
@@ -134,7 +134,7 @@ def begin(
     left_out |= resized
     if not pairs and not any(ours[name].trainable for name in taken):
         raise ValueError(
-            f"Nothing of --init_from={source_dir}, a run of {description['system']}, fits: no weight has the same name and "
+            f"Nothing from --init_from={source_dir}, a run of {description['system']}, fits: no weight has the same name and "
             "shape, and no code the same label. Use the same widths and size, or leave --init_from out."
         )
     tables, their_tables = latent_tables(model), latent_tables(source)
@@ -191,7 +191,7 @@ def _check_form(source: VideoGenerator, model: VideoGenerator, source_dir: pathl
     there, here = getattr(source, "network_form", 1), getattr(model, "network_form", 1)
     if there != here:
         raise ValueError(
-            f"The networks of --init_from={source_dir} are of form {there}, those of this run of form {here}: pass "
+            f"The networks of --init_from={source_dir} have form {there}, those of this run form {here}: pass "
             f"--network_form={there}."
         )
 
@@ -251,8 +251,8 @@ def _video_names(path: pathlib.Path, digest: str) -> Sequence[str]:
         return noted["names"] if noted["digest"] == digest else ()
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}), so nothing says whose the codes of that run are: restore it, "
-            "or remove it to take codes by their labels only, and those of videos only for the same data."
+            f"{path} is damaged ({type(error).__name__}: {error}), so it is unknown what the codes of that run belong to: restore "
+            "it, or remove it to match codes by label alone, and codes of videos only if the data is the same."
         ) from None
 
 
@@ -268,7 +268,7 @@ def _matching_rows(
     kind, kind_there = _kinds(model)[name], _kinds(source)[name]
     num_here, num_there = (_variables(m)[name].shape[0] for m in (model, source))
     if kind != kind_there:
-        return f"{kind} here, {kind_there} there", np.zeros((0, 2), np.int64)
+        return f"{kind} here, {kind_there} in that run", np.zeros((0, 2), np.int64)
     if same_data and num_here == num_there:
         return kind, np.stack([np.arange(num_here)] * 2, axis=1)
     row_there = {key: row for row, key in enumerate(names_there[kind][:num_there])}

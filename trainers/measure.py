@@ -79,7 +79,7 @@ class Config:
     judge_steps: int = option(300, "Training steps of a judge and of the S3 classifiers.", minimum=1)
     out: str = option(
         "",
-        f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation beside the generated videos.",
+        f"Folder for {RECORDS} and sheets; empty for the run folder, or <generated>-evaluation next to the generated videos.",
     )
     cache_dir: str = option(
         "", "Cache folder for features of real clips and judges; empty for ~/.cache/tfvidgen, none disables caching."
@@ -197,13 +197,13 @@ def evaluate_run(
     if "exchange_accuracy" in results:
         shares = results["exchange_accuracy"]
         say(
-            f"exchange accuracy on {shares['num_videos']} held out cells: both {shares['both']:.3f}, identity "
+            f"exchange accuracy on {shares['num_videos']} held-out cells: both {shares['both']:.3f}, identity "
             f"{shares['identity']:.3f}, action {shares['action']:.3f}"
         )
     if new is None:
-        say(f"trained as far as the stage {model.stage}, from which nothing new is sampled: no metrics of new videos")
+        say(f"trained up to stage {model.stage}, before new videos can be sampled: no metrics of new videos")
     elif len(run_data.originals) < 2 and not settings.metrics:
-        say("one video is trained: nothing to compare sets of clips with")
+        say("trained on a single video: no sets of clips to compare")
     else:
         if at_end:
             keep_records(run_dir / RECORDS, "at_end", step - 1)
@@ -502,7 +502,7 @@ def parse_weights(text: str) -> dict[str, str]:
         name, separator, path = part.partition("=")
         if not separator or name not in WEIGHTS:
             raise cli.UsageError(
-                f"--weights takes NAME=PATH with commas between them, NAME one of {', '.join(WEIGHTS)}. Received {part!r}."
+                f"--weights takes NAME=PATH pairs, separated by commas, with NAME one of {', '.join(WEIGHTS)}. Received {part!r}."
                 f"{cli.suggest(name, WEIGHTS)}"
             )
         weights[name] = path
@@ -554,7 +554,7 @@ def _run_clips(run_data: RunData, config: Any, settings: Config, split: str) -> 
         videos = run_data.all
     elif split == "held_out":
         if run_data.is_trained.all():
-            raise ValueError("--split=held_out: this run held no videos out. Use --split=trained.")
+            raise ValueError("--split=held_out: this run held out no videos. Use --split=trained.")
         videos = run_data.all.subset(~run_data.is_trained)
     codecs = {"codec": NO_CODEC}
     if isinstance(videos, data.ShardedVideos):

@@ -93,8 +93,8 @@ def load_data(config: Any) -> RunData:
     if config.mirror != "none":
         if isinstance(trained, ShardedVideos):
             raise ValueError(
-                f"--mirror={config.mirror} needs decoded videos, and {config.dataset} is a prepared set: train from the videos "
-                "themselves, or leave --mirror=none."
+                f"--mirror={config.mirror} needs decoded videos, but {config.dataset} is a prepared set: train from the original "
+                "videos, or leave --mirror=none."
             )
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
     return RunData(collection, is_trained, trained, images)
@@ -118,14 +118,14 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
     if not pathlib.Path(config.dataset if is_path else config.data_dir).exists():
         missing = f"dataset={config.dataset}" if is_path else f"data_dir={config.data_dir}"
         raise ValueError(
-            f"The data that {run_dir} was trained on is not at {missing}: if it has moved, name its new place with "
-            f"--{missing.partition('=')[0]}; the same pixels and labels are the same data wherever they lie."
+            f"The data that {run_dir} was trained on is not at {missing}: if it has moved, give its new location with "
+            f"--{missing.partition('=')[0]}; data is recognised by its pixels and labels, wherever it is."
         )
     found = load_data(config)
     if differences := _data_differences(description, config, found):
         raise ValueError(
-            f"The data of {run_dir} has changed since it was trained: {'; '.join(differences)}. Restore it, or name the "
-            "place where it is unchanged with --dataset (--data_dir for a named set)."
+            f"The data of {run_dir} has changed since training: {'; '.join(differences)}. Restore it, or point "
+            "--dataset (--data_dir for a named set) to an unchanged copy."
         )
     return found
 
@@ -135,19 +135,19 @@ def _data_differences(description: Mapping[str, Any], config: Any, run_data: Run
     old, old_config = description["data"], description["config"]
     if old["digest"] != run_data.trained.digest:
         moved = [
-            f"{name}: {old_config[name]!r} there, {getattr(config, name)!r} now"
+            f"{name}: was {old_config[name]!r}, now {getattr(config, name)!r}"
             for name in ("dataset", "data_dir")
             if name in old_config and old_config[name] != getattr(config, name)
         ]
         place = f" ({'; '.join(moved)})" if moved else ""
-        return [f"the data has other pixels or labels than when the run began, its SHA-256 is another{place}"]
+        return [f"the data has different pixels or labels from those at the start of the run, by its SHA-256{place}"]
     if run_data.images is None:
         return []
     if "images_digest" in old:
-        return ["the loose images are others"] if old["images_digest"] != run_data.images_digest else []
+        return ["the loose images are different"] if old["images_digest"] != run_data.images_digest else []
     before, after = (getattr(c, "image_dataset", "") for c in (settings_of(description), config))
     # version 0.1 did not record the pixels of loose images, so they must still come from the same place
-    return [f"image_dataset: {before!r} there, {after!r} now"] if before != after else []
+    return [f"image_dataset: was {before!r}, now {after!r}"] if before != after else []
 
 
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
@@ -198,14 +198,14 @@ def going_on(config: Any, system: str = "") -> Any:
     run_dir, description = config.run_dir, begun(config.run_dir) if config.run_dir else None
     if config.resume == "extend" and (description is None or step_reached(run_dir) is None):
         raise ValueError(
-            f"--resume=extend goes on with a run, and there is no checkpoint under {run_dir}: name the folder of a run that "
-            "was saved, or begin one with --resume=auto."
+            f"--resume=extend continues a run, but there is no checkpoint under {run_dir}: name the folder of a saved run, "
+            "or start one with --resume=auto."
         )
     if description is None:
         return config
     library.require_forms(description, run_dir, "data_order", "digest", "network")
     if system and description["system"] != system:
-        raise _another_run(run_dir, [f"system: {description['system']!r} there, {system!r} now"])
+        raise _another_run(run_dir, [f"system: was {description['system']!r}, now {system!r}"])
     old, reached = settings_of(description, run_dir), step_reached(run_dir) or 0
     if config.total_steps < reached:
         raise ValueError(
@@ -222,16 +222,16 @@ def _earlier_totals(config: Any, old: Any, reached: int) -> str:
     """The setting `earlier_totals` of a resumed run: the folder's, plus the folder's total if that changes."""
     parts, given = ([part for part in c.earlier_totals.split(",") if part] for c in (old, config))
     if given != parts[: len(given)]:
-        difference = f"earlier_totals: {old.earlier_totals!r} there, {config.earlier_totals!r} now"
+        difference = f"earlier_totals: was {old.earlier_totals!r}, now {config.earlier_totals!r}"
         raise _another_run(config.run_dir, [difference])
     if config.total_steps == old.total_steps or not reached:
         return old.earlier_totals
     if config.resume != "extend":
         raise ValueError(
-            f"{config.run_dir} was begun for {old.total_steps} steps, now --total_steps={config.total_steps}, and "
+            f"{config.run_dir} was started for {old.total_steps} steps, now --total_steps={config.total_steps}, and "
             f"{config.rate_schedule} makes the learning rate depend on it. There are two ways: (a) --resume=extend stretches "
             f"the schedule to the new total from step {reached} on; (b) a new run, with --init_from={config.run_dir} and "
-            "another --run_dir, begins with these weights and its own schedule."
+            "another --run_dir, starts from these weights with its own schedule."
         )
     if not parts or int(parts[-1].partition(":")[2]) < reached:  # otherwise no step was trained under the last total
         parts.append(f"{old.total_steps}:{reached}")
@@ -307,24 +307,24 @@ def _differences(
     run_dir: pathlib.Path,
 ) -> list[str]:
     if old["system"] != new["system"]:
-        return [f"system: {old['system']!r} there, {new['system']!r} now"]
+        return [f"system: was {old['system']!r}, now {new['system']!r}"]
     before = settings_of(old, run_dir)
     differences = [
-        f"{field.name}: {getattr(before, field.name)!r} there, {getattr(config, field.name)!r} now"
+        f"{field.name}: was {getattr(before, field.name)!r}, now {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
         if not field.metadata["may_change"] and getattr(before, field.name) != getattr(config, field.name)
     ]
     if library.forms(old)["network"] != new["forms"]["network"]:
-        differences.append(f"network_form: {library.forms(old)['network']} there, {new['forms']['network']} now")
+        differences.append(f"network_form: was {library.forms(old)['network']}, now {new['forms']['network']}")
     if old.get("stages") != new.get("stages"):
-        differences.append(f"the stages begin at steps {old.get('stages')} there, {new.get('stages')} now")
+        differences.append(f"first steps of the stages: were {old.get('stages')}, now {new.get('stages')}")
     differences += library.frozen_differences(old.get("frozen", {}), new.get("frozen", {}))
     return differences or _data_differences(old, config, run_data)
 
 
 def _another_run(run_dir: str | pathlib.Path, differences: list[str]) -> ValueError:
     return ValueError(
-        f"{run_dir} holds another run: {'; '.join(differences)}. Use its settings to go on, or name another --run_dir."
+        f"{run_dir} holds a different run: {'; '.join(differences)}. Use its settings to resume it, or name another --run_dir."
     )
 
 
@@ -351,8 +351,8 @@ def _recorded_class(system: str, model: VideoGenerator) -> str:
     module, _, name = path.rpartition(".")
     if module == "__main__" or "<locals>" in path or not hasattr(importlib.import_module(module), name):
         raise ValueError(
-            f"The model of {system} is a {path}, which cannot be imported by that name, so nothing could read the run again: "
-            f"define the class at the top level of a module, and start the program with python -m {system}."
+            f"The model of {system} is a {path}, which cannot be imported by that name, so the run could not be loaded again: "
+            f"define the class at the top level of a module, and run the program as python -m {system}."
         )
     return path
 
@@ -398,14 +398,14 @@ def config_class(system: str, place: str | pathlib.Path = "the run") -> type:
         return importlib.import_module(module).Config
     if not library.is_outside(system):
         raise ValueError(
-            f"{place}: a system is one of {', '.join(library.systems())}, or the import path of a module that trains one from "
-            f"outside this package, e.g. my_package.my_system. Received {system!r}."
+            f"{place}: a system is one of {', '.join(library.systems())}, or the import path of a module outside this package "
+            f"that trains one, e.g. my_package.my_system. Received {system!r}."
         )
     found = getattr(library.import_outside(module, place), "Config", None)
     if not (dataclasses.is_dataclass(found) and issubclass(found, cli.RunConfig)):
         raise ValueError(
-            f"{place}: the module {module} of the system has no `Config`, a dataclass made from `trainers.cli.RunConfig`: add it, "
-            "or install the version that the run was trained with."
+            f"{place}: the module {module} of the system has no `Config`, a dataclass derived from `trainers.cli.RunConfig`: add "
+            "it, or install the version that the run was trained with."
         )
     return found
 

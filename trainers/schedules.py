@@ -57,14 +57,14 @@ def parse(earlier_totals: str) -> list[tuple[int, int]]:
     parts = [part for part in earlier_totals.split(",") if part]
     if not all(re.fullmatch(r"[1-9]\d*:[1-9]\d*", part) for part in parts):
         raise ValueError(
-            f"--earlier_totals must be TOTAL:STEP with commas between such pairs, e.g. 1000:600,2000:1500. Received "
+            f"--earlier_totals must be TOTAL:STEP pairs, separated by commas, e.g. 1000:600,2000:1500. Received "
             f"{earlier_totals!r}."
         )
     pairs = [tuple(map(int, part.split(":"))) for part in parts]
     steps = [step for _, step in pairs]
     if steps != sorted(set(steps)) or any(step > total for total, step in pairs):
         raise ValueError(
-            "--earlier_totals must name steps that ascend, none beyond the total before it. Received "
+            "--earlier_totals must have ascending steps, none of them beyond its own total. Received "
             f"{earlier_totals!r}."
         )
     return pairs

@@ -98,11 +98,13 @@ def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda
         began_in = runs.settings_of(begun, config.run_dir).precision
         if began_in == "float16" and not _has_gpu(config.devices):
             raise ValueError(
-                f"{config.run_dir} was begun in float16, which is for GPUs: go on where there is one, or begin a new run with "
-                f"these weights, --init_from={config.run_dir}, in another --run_dir."
+                f"{config.run_dir} was started in float16, which is for GPUs: resume it where there is one, or start a new run "
+                f"from these weights, --init_from={config.run_dir}, in another --run_dir."
             )
         if began_in != precision:
-            say(f"going on in {began_in}, in which the run was begun; by itself this machine would take {precision}")
+            say(
+                f"resuming in {began_in}, in which the run was started; a new run on this machine would use {precision}"
+            )
         precision = began_in
     return dataclasses.replace(config, precision=precision)
 
@@ -120,7 +122,7 @@ def resolve_precision(precision: str, devices: str = "") -> str:
         if not has_gpu:
             raise ValueError(
                 "--precision=float16 is for GPUs. On a CPU TensorFlow computes convolutions in float16 some 13 times slower "
-                "than in float32: use --precision=auto, which takes bfloat16 where the CPU multiplies it and else float32."
+                "than in float32: use --precision=auto, which selects bfloat16 if the CPU has instructions for it, else float32."
             )
         return precision
     if has_gpu:
@@ -267,7 +269,7 @@ def _stages(config: Any, run_data: RunData, model: VideoGenerator, stages: Stage
     if [stage.name for stage in found] != list(model.stages):
         names = ", ".join(stage.name for stage in found) or "none"
         raise ValueError(
-            f"{type(model).__name__} has the stages {', '.join(model.stages) or 'none'}, in that order, and its trainer gives "
+            f"{type(model).__name__} has the stages {', '.join(model.stages) or 'none'}, in that order, but its trainer gives "
             f"{names}: pass `stages` to `trainers.train.main`, a function that returns a Stage for each."
         )
     return found
@@ -349,8 +351,8 @@ def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
         updates = config.clips_per_step // config.batch_size
         times = f" for each of --discriminator_steps={updates}" if updates > 1 else ""
         raise ValueError(
-            f"--batch_size={config.batch_size}{times} is more than the {len(run_data.trained)} videos that are trained, so a batch "
-            "would hold some twice: lower it to at most that, or train on more videos."
+            f"--batch_size={config.batch_size}{times} exceeds the {len(run_data.trained)} training videos, so a batch would "
+            "contain some of them twice: lower it to at most that, or train on more videos."
         )
 
 

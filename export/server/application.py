@@ -27,12 +27,12 @@ class Metrics:
             "tfvidgen_request_seconds", "Time from a parsed request to its outputs.", ["endpoint"], registry=registry
         )
         self.batch_rows = prometheus.Histogram(
-            "tfvidgen_batch_rows", "Rows that ran together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "tfvidgen_batch_rows", "Rows per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        waiting = prometheus.Gauge("tfvidgen_waiting_requests", "Requests that wait for the model.", registry=registry)
+        waiting = prometheus.Gauge("tfvidgen_waiting_requests", "Requests waiting for the model.", registry=registry)
         waiting.set_function(lambda: batcher().num_waiting)
-        self.version = prometheus.Gauge("tfvidgen_model_version", "Newest version that was loaded.", registry=registry)
-        self.loads = prometheus.Counter("tfvidgen_loads", "Versions that were loaded.", ["result"], registry=registry)
+        self.version = prometheus.Gauge("tfvidgen_model_version", "Newest loaded version.", registry=registry)
+        self.loads = prometheus.Counter("tfvidgen_loads", "Attempts to load a version.", ["result"], registry=registry)
 
     def loaded(self, number: int, seconds: float | None) -> None:
         self.loads.labels("error" if seconds is None else "ok").inc()

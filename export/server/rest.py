@@ -243,7 +243,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if found["name"] != self.app.config.model_name:
             raise RequestError(NOT_FOUND, f"no model {found['name'][:100]!r}: this is {self.app.config.model_name!r}")
         if found["label"]:
-            raise RequestError(NOT_FOUND, "this server has no labels: name a version, or none for the newest")
+            raise RequestError(NOT_FOUND, "this server has no version labels: name a version, or none for the newest")
 
     def _version(self, found: re.Match) -> Version:
         self._check_model(found)
@@ -258,9 +258,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.app.metrics.text(), "text/plain; version=0.0.4; charset=utf-8"
         found = _MODEL.fullmatch(path)
         if not found:
-            raise _HttpError(404, f"nothing is at {path[:100]!r}")
+            raise _HttpError(404, f"nothing found at {path[:100]!r}")
         if found["verb"] == ":predict":
-            raise _HttpError(405, "predict is asked for with POST")
+            raise _HttpError(405, "predict requires POST")
         if found["verb"]:
             return json.dumps(metadata_body(found["name"], self._version(found))).encode(), "application/json"
         self._check_model(found)
@@ -281,9 +281,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _post(self, path: str, body: bytes) -> tuple[bytes, str]:
         found = _MODEL.fullmatch(path)
         if not found:
-            raise _HttpError(404, f"nothing is at {path[:100]!r}: predict at /v1/models/NAME:predict")
+            raise _HttpError(404, f"nothing found at {path[:100]!r}: predict at /v1/models/NAME:predict")
         if found["verb"] != ":predict":
-            raise _HttpError(405, "this is read with GET")
+            raise _HttpError(405, "this requires GET")
         with self.app.counted("rest") as call:
             request = parse_request(body)
             endpoint = call.endpoint(self._version(found), request.get("signature_name", ""))

@@ -44,7 +44,7 @@ def request_inputs(endpoint: Endpoint, request: predict_pb2.PredictRequest, max_
         try:
             inputs[name] = tf.make_ndarray(proto)
         except (ValueError, TypeError, IndexError) as error:
-            raise RequestError(INVALID_ARGUMENT, f"{name} does not hold what its shape says: {error}"[:300]) from None
+            raise RequestError(INVALID_ARGUMENT, f"{name} does not match its shape: {error}"[:300]) from None
     return inputs
 
 
@@ -61,7 +61,8 @@ class Services:
             unknown = [name for name in request.output_filter if name not in endpoint.outputs]
             if unknown:
                 raise RequestError(
-                    INVALID_ARGUMENT, f"{endpoint.name} gives {', '.join(endpoint.outputs)}: unknown {unknown[0][:100]}"
+                    INVALID_ARGUMENT,
+                    f"{endpoint.name} returns {', '.join(endpoint.outputs)}: unknown {unknown[0][:100]}",
                 )
             inputs = request_inputs(endpoint, request, self.app.config.max_batch_size)
             remaining = context.time_remaining()
@@ -106,7 +107,7 @@ class Services:
         if spec.name != self.app.config.model_name:
             raise RequestError(NOT_FOUND, f"no model {spec.name[:100]!r}: this is {self.app.config.model_name!r}")
         if spec.version_label:
-            raise RequestError(NOT_FOUND, "this server has no labels: name a version, or none for the newest")
+            raise RequestError(NOT_FOUND, "this server has no version labels: name a version, or none for the newest")
 
     def _version(self, spec) -> Version:
         self._check_name(spec)
@@ -125,7 +126,7 @@ class Services:
             with self.app.working():
                 try:
                     if isinstance(request, bytes):
-                        raise RequestError(INVALID_ARGUMENT, f"the message is no {request_class.__name__}")
+                        raise RequestError(INVALID_ARGUMENT, f"the message is not a {request_class.__name__}")
                     return method(request, context)
                 except Exception as error:
                     failure = as_request_error(error)

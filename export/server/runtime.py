@@ -272,7 +272,7 @@ class Versions:
                 try:
                     self.poll()
                 except Exception:
-                    logger.exception("cannot look for versions in %s", self._base_path)
+                    logger.exception("cannot check for versions in %s", self._base_path)
 
         self._thread = threading.Thread(target=run, name="versions", daemon=True)
         self._thread.start()
@@ -341,7 +341,7 @@ class Batcher:
             if self._closed:
                 raise RequestError(UNAVAILABLE, "the server is stopping")
             if len(self._queue) >= self._max_queue:
-                raise RequestError(UNAVAILABLE, f"{self._max_queue} requests are waiting already: try again later")
+                raise RequestError(UNAVAILABLE, f"{self._max_queue} requests are already waiting: try again later")
             self._queue.append(pending)
             self._changed.notify()
         try:

@@ -345,7 +345,7 @@ def test_lookup_gives_a_code_per_video(system):
 def test_reconstruct_is_the_systems_own_version_of_a_video(system):
     model, batch = compiled(system), next(iter(system.dataset()))
     if not (model.has_encoder or model.has_lookup):
-        with pytest.raises(ValueError, match="makes new videos only"):
+        with pytest.raises(ValueError, match="generates new videos only"):
             model.reconstruct(batch)
         return
     made = model.reconstruct(batch).numpy()

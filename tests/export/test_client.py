@@ -88,7 +88,7 @@ def test_an_answer_beyond_the_limit_is_refused(server):
         asking.close()
         limited = client.connect(address, "m", max_bytes=1000)
         limited._signatures = asking.signatures()
-        with pytest.raises(client.ServerError, match=r"more than 1000 bytes|RESOURCE_EXHAUSTED.*larger than max"):
+        with pytest.raises(client.ServerError, match=r"exceeds 1000 bytes|RESOURCE_EXHAUSTED.*larger than max"):
             limited.predict("serving_default", {"seed": [1]})
         limited.close()
 
@@ -211,7 +211,7 @@ def test_answers_of_another_form_or_too_large_are_errors(quick):
         http(200, METADATA), http(200, b"<html>"), http(200, b'{"outputs": "x"}'), http(200, b"x" * 2000)
     )
     asking = client.RestClient(server.url, "m", max_bytes=1000)
-    for reason in ("answer of another form", "answer of another form", "more than 1000 bytes"):
+    for reason in ("response in an unexpected form", "response in an unexpected form", "exceeds 1000 bytes"):
         with pytest.raises(client.ServerError, match=reason):
             asking.predict("serving_default", {"seed": [1]})
     server.close()
@@ -309,7 +309,7 @@ def test_wrong_commands_are_one_message(url, tmp_path, capsys):
         (["generate", out, f"--server={url}", "--model=m", "--num_frames=9"], 1, "no endpoint 'generate'"),
         (["exchange", out, "--identities=0,1", "--actions=0"], 2, "Received 2 and 1 numbers"),
         (["decode", out], 2, "--latents is missing"),
-        (["decode", out, f"--latents={no_npz}"], 1, "is no .npz"),
+        (["decode", out, f"--latents={no_npz}"], 1, "is not an .npz file"),
         (["decode", out, f"--latents={tmp_path / 'none.npz'}"], 1, "No such file"),
         (["encode", out], 2, "encode needs --video=FILE and --out=FILE.npz"),
         (["generate", out, f"--server={url}", "--model=other"], 1, "answered 404: no model 'other'"),

@@ -84,7 +84,7 @@ def test_an_operation_that_cannot_be_written_is_named(suffix, tmp_path):
 
 def test_other_frames_are_an_error(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "TOLERANCE", -1.0)
-    with pytest.raises(ValueError, match="gives other frames"):
+    with pytest.raises(ValueError, match="The frames of .* differ from those of"):
         formats.convert(free_length.build(), tmp_path / f"decode{suffix}")
     assert not list(tmp_path.iterdir())
 

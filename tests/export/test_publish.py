@@ -246,6 +246,6 @@ def test_uploading_runs_the_tool_that_is_installed(run, tmp_path, monkeypatch, c
     assert publish.main([*common, f"--out={out}", "--upload"]) == 1
     captured = capfd.readouterr()
     assert f"got upload me/mine {out} ." in captured.out
-    assert "ended with status 4; the folder is kept" in captured.err
+    assert "exited with status 4; the folder is kept" in captured.err
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -575,7 +575,7 @@ def test_the_card_describes_the_model(exported):
     for name in exported.metadata["endpoints"]:
         assert f"`{name}`" in card
     assert "in 0..5" in card  # the ids that lookup takes
-    assert "Nothing was measured" in card
+    assert "No metrics were computed" in card
 
 
 def test_only_the_version_and_the_server_files_are_left(exported):

@@ -266,7 +266,7 @@ def test_grpc_errors_have_the_official_codes(stub):
     assert code(later)[0] == "NOT_FOUND"
     unknown = request("serving_default", seed=np.array([1]))
     unknown.output_filter.append("audio")
-    assert code(unknown) == ("INVALID_ARGUMENT", "serving_default gives video: unknown audio")
+    assert code(unknown) == ("INVALID_ARGUMENT", "serving_default returns video: unknown audio")
 
 
 # ---------------------------------------------------------------- batches
@@ -467,7 +467,7 @@ def test_a_new_version_takes_over_without_a_failed_request(free_length, tmp_path
 
 
 def test_a_folder_without_a_version_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds nothing to serve: it has no folder named by a number"):
+    with pytest.raises(ValueError, match="holds nothing to serve: it has no folder named by a version number"):
         start_server(tmp_path)
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"not a model")

@@ -134,7 +134,7 @@ def test_zeros_and_ones_look_like_floats():
 def test_nan_is_refused():
     extractor = MeanColour()
     extractor.offset.assign([np.nan, 0.0, 0.0])
-    with pytest.raises(ValueError, match="mean_colour answers with NaN"):
+    with pytest.raises(ValueError, match="mean_colour outputs NaN"):
         extractor(videos(1))
 
 

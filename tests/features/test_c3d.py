@@ -110,7 +110,7 @@ def test_files_of_either_naming(files):
 def test_missing_files_and_wrong_options_are_named(files, arrays):
     with pytest.raises(ValueError, match="no `weights`.*conv3d_deepnetA_ucf.npz.*mean2.npz.*pfnet-research/tgan"):
         C3DFeatures()
-    with pytest.raises(ValueError, match="no `mean` is given"):
+    with pytest.raises(ValueError, match="no `mean` was given"):
         C3DFeatures(files / "c3d.npz")
     with pytest.raises(ValueError, match="'.*c3d.npz' holds no array `mean` of 3 x 16 x 128 x 171"):
         C3DFeatures(files / "c3d.npz", files / "c3d.npz")

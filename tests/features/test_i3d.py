@@ -190,11 +190,11 @@ def test_plain_saved_model_is_run_as_it_is(tmp_path):
     extractor = I3DFeatures(tmp_path / "stub [1]", network="saved_model")
     white = np.full((1, 9, 8, 8, 3), 255, np.uint8)
     np.testing.assert_allclose(extractor(white)[0], stub.row, rtol=1e-5)
-    with pytest.raises(ValueError, match="holds no array with a name of I3D"):
+    with pytest.raises(ValueError, match="holds no array with a name from I3D"):
         I3DFeatures(tmp_path / "stub")
     narrow = Stub(7)
     tf.saved_model.save(narrow, tmp_path / "narrow", signatures={"serving_default": narrow.__call__})
-    with pytest.raises(ValueError, match="gives 7 values for a video, not 400 logits"):
+    with pytest.raises(ValueError, match="returns 7 values per video, not 400 logits"):
         I3DFeatures(tmp_path / "narrow", network="saved_model")
     tf.saved_model.save(stub, tmp_path / "other", signatures={"run": stub.__call__})
     with pytest.raises(ValueError, match=r"signatures \['run'\]"):
@@ -202,7 +202,7 @@ def test_plain_saved_model_is_run_as_it_is(tmp_path):
 
 
 def test_missing_weights_are_named(arrays, network, tmp_path):
-    with pytest.raises(ValueError, match="no `weights` are given.*tfhub.dev/deepmind/i3d-kinetics-400/1.*Apache-2.0"):
+    with pytest.raises(ValueError, match="no `weights` were given.*tfhub.dev/deepmind/i3d-kinetics-400/1.*Apache-2.0"):
         I3DFeatures()
     with pytest.raises(ValueError, match="no file or folder"):
         I3DFeatures(tmp_path / "nowhere")
@@ -210,7 +210,7 @@ def test_missing_weights_are_named(arrays, network, tmp_path):
         I3DFeatures(tmp_path, network="saved_model")
     named = tensorflow_names(arrays)
     lacking = {name: array for name, array in named.items() if "Mixed_4c/Branch_1/Conv3d_0b" not in name}
-    with pytest.raises(ValueError, match="lacks kernel or batch norm of Mixed_4c/Branch_1/Conv3d_0b_3x3"):
+    with pytest.raises(ValueError, match="lacks the kernel or batch norm of Mixed_4c/Branch_1/Conv3d_0b_3x3"):
         network.load_arrays(canonical_weights(lacking))
     with pytest.raises(ValueError, match="lacks kernel, bias"):
         network.load_arrays({name: array for name, array in arrays.items() if "Logits" not in name})

@@ -69,7 +69,7 @@ def test_missing_weights_and_unreadable_frames_are_named(distance, tmp_path):
         LPIPS("random", tmp_path / "short.npz")
     with pytest.raises(ValueError, match="uint8 frames.*float64"):
         distance(np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 16, 3)))
-    with pytest.raises(ValueError, match=r"one shape.*\(1, 16, 16, 3\), \(1, 16, 17, 3\)"):
+    with pytest.raises(ValueError, match=r"the same shape.*\(1, 16, 16, 3\), \(1, 16, 17, 3\)"):
         distance(frames(1, 16, 16), frames(1, 16, 17))
     with pytest.raises(ValueError, match="at least 16 x 16"):
         distance(frames(1, 15, 16), frames(1, 15, 16))

@@ -180,21 +180,21 @@ def test_missing_weights_are_named(tmp_path):
     weights = small_trunk()
     weights.pop("block2_conv1")
     path = write_torch_npz(tmp_path / "vgg16.npz", weights)
-    with pytest.raises(ValueError, match=r"lacks kernel and bias of block2_conv1 \(features.5\)"):
+    with pytest.raises(ValueError, match=r"lacks the kernel and bias of block2_conv1 \(features.5\)"):
         VGG16Features(LAYERS, weights=path)
     VGG16Features(("block1_conv2",), weights=path)
     weights["block1_conv1"][0] = weights["block1_conv1"][0][:, :, :, :32]
     with pytest.raises(ValueError, match=r"block1_conv1/kernel.*\(3, 3, 3, 32\).*expected \(3, 3, 3, 64\)"):
         VGG16Features(("block1_conv2",), weights=write_torch_npz(tmp_path / "vgg16.npz", weights))
     (tmp_path / "vgg16.pth").write_bytes(b"")
-    with pytest.raises(ValueError, match="'vgg16.pth' is no .npz, PyTorch, HDF5"):
+    with pytest.raises(ValueError, match="'vgg16.pth' is not an .npz, PyTorch, HDF5"):
         VGG16Features(LAYERS, weights=tmp_path / "vgg16.pth")
 
 
 def test_other_networks_that_would_fit_are_refused(tmp_path):
     arrays = torch_arrays(small_trunk())
     np.savez(tmp_path / "vgg19.npz", **arrays, **{"features.16.weight": np.zeros((256, 256, 3, 3), np.float32)})
-    with pytest.raises(ValueError, match="vgg19.npz' is of another network: features.16.weight"):
+    with pytest.raises(ValueError, match="vgg19.npz' belongs to another network: features.16.weight"):
         VGG16Features(LAYERS, weights=tmp_path / "vgg19.npz")
 
 

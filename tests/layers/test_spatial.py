@@ -76,7 +76,7 @@ def test_wrong_arguments_are_refused():
         dense_image_warp(image, normal(1, 4, 4, 2))
     with pytest.raises(ValueError, match="2 x 2.*1 x 5"):
         dense_image_warp(image[:, :1], normal(1, 1, 5, 2))
-    with pytest.raises(ValueError, match=r"one shape.*\(1, 4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"the same shape.*\(1, 4, 4, 3\)"):
         correlation_cost(image, image[:, :, :4])
     with pytest.raises(ValueError, match="max_displacement=-1"):
         correlation_cost(image, image, max_displacement=-1)

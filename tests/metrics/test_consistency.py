@@ -102,11 +102,11 @@ def test_bad_features_are_refused():
     broken[1, 2, 3] = np.inf
     with pytest.raises(ValueError, match="1 of 2 videos hold NaN"):
         motion_consistency(good, broken)
-    with pytest.raises(ValueError, match="equally wide. Received 4 and 3"):
+    with pytest.raises(ValueError, match="the same width. Received 4 and 3"):
         motion_consistency(good, good[..., :3])
-    with pytest.raises(ValueError, match="4 wide, like those before. Received 3"):
+    with pytest.raises(ValueError, match="width 4, like those before. Received 3"):
         gather(good, good[..., :3])
-    with pytest.raises(ValueError, match="one width. Received 4 and 3"):
+    with pytest.raises(ValueError, match="features of the same width. Received 4 and 3"):
         gather(good).merge(gather(good[..., :3]))
     with pytest.raises(ValueError, match="at least one video"):
         motion_consistency(FrameDifferences(), good)

@@ -103,7 +103,7 @@ def test_kept_and_swapped_attributes():
 def test_attributes_must_be_named_alike():
     p, labels = np.eye(2), np.array([0, 1])
     for given in (({"a": p}, {"b": labels}, ()), ({"a": p}, {"a": labels}, ("c",)), ({}, {}, ())):
-        with pytest.raises(ValueError, match="named alike"):
+        with pytest.raises(ValueError, match="the same names"):
             attribute_accuracies(*given)
 
 
@@ -111,7 +111,7 @@ def test_exchange_accuracy_by_hand():
     result = exchange_accuracy([0, 1, 2, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0])
     assert (result.identity, result.action, result.both, result.num_videos) == (0.75, 0.75, 0.5, 4)
     assert result.both_interval == wilson_interval(2, 4)
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="the same length"):
         exchange_accuracy([0], [0], [0], [0, 1])
     with pytest.raises(ValueError, match="whole numbers"):
         exchange_accuracy([0.5], [0], [0], [0])
@@ -158,7 +158,7 @@ def test_nearest_cell_is_the_least_square_and_takes_the_first_of_equal_ones(chun
 
 def test_nearest_cell_refuses():
     truth, identity, action = cells()
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         nearest_cell(truth[:, :1], truth, identity, action)
     with pytest.raises(ValueError, match=r"`truth_action` must be whole numbers of shape \(12,\)"):
         nearest_cell(truth, truth, identity, action[:5])

@@ -96,7 +96,7 @@ def test_coverage_refuses():
     real = gaussian(6)
     with pytest.raises(ValueError, match="`real` needs at least 7.*Received 6"):
         precision_recall(real, real, k=6)
-    with pytest.raises(ValueError, match="`generated` must be 6 wide"):
+    with pytest.raises(ValueError, match="`generated` must have width 6"):
         precision_recall(real, real[:, :3], k=2)
     with pytest.raises(ValueError, match="`k` must be at least 1"):
         precision_recall(real, real, k=0)
@@ -142,9 +142,9 @@ def test_neighbours_refuse():
         nearest_neighbours(x, x[:4], exclude_self=True)
     with pytest.raises(ValueError, match="'euclidean' or 'cosine'"):
         nearest_neighbours(x, x, metric="l1")
-    with pytest.raises(ValueError, match="`references` holds a vector of zeros"):
+    with pytest.raises(ValueError, match="`references` contains a zero vector"):
         nearest_neighbours(x, np.zeros((2, 6)), metric="cosine")
-    with pytest.raises(ValueError, match="`references` must be 6 wide"):
+    with pytest.raises(ValueError, match="`references` must have width 6"):
         nearest_neighbours(x, x[:, :2])
 
 

@@ -125,7 +125,7 @@ def test_a_model_that_diverged_is_refused():
         def decode(self, latents, training=False):
             return super().decode(latents) * float("nan")
 
-    with pytest.raises(ValueError, match="the frames of Diverged are NaN"):
+    with pytest.raises(ValueError, match="NaN or infinity in the frames of Diverged"):
         one("acd4_4f", ModelClips(Diverged()), noise(4))
 
 
@@ -135,7 +135,7 @@ def test_bytes_that_were_fractions_are_doubted():
 
 
 def test_too_few_clips_and_frames():
-    with pytest.raises(ValueError, match="9 clips are asked for and 'array' has 4 videos"):
+    with pytest.raises(ValueError, match="9 clips are requested, but 'array' has 4 videos"):
         one("acd9_4f", noise(4), noise(9, 1))
     with pytest.raises(
         ValueError, match="shorter than the 7 frames that 4 frames at stride 2 need: video_.*loop or hold"
@@ -178,7 +178,7 @@ def test_copied_real_files_are_noted():
     videos[5, :3] = videos[2, :3]  # the middle frame too, but not the last
     real = VideoCollection.from_videos(list(videos), names=tuple("abcdef"))
     (note,) = one("acd6_4f", noise(6, 1), real).notes
-    assert note.startswith("1 of 6 real videos repeat another one") and "'b' and 'e'" in note
+    assert note.startswith("1 of 6 real videos are exact copies of another") and "'b' and 'e'" in note
     assert one("acd5_4f", noise(6, 1), real.subset([0, 1, 2, 3, 5])).notes == ()
 
 
@@ -193,7 +193,7 @@ def test_fewer_clips_than_numbers_in_a_feature_are_noted():
             return {"features": tf.reshape(tf.cast(videos[:, 0], tf.float32), (-1, self.dim))}
 
     few = one("fvd8_4f", noise(8), noise(8, 1), own(i3d=Wide()))
-    assert "8 generated feature vectors of 768 numbers" in few.notes[0] and "biased upwards" in few.notes[0]
+    assert "8 generated feature vectors of width 768" in few.notes[0] and "biased upwards" in few.notes[0]
     unequal = one("fvd8_4f", noise(8), noise(5, 1))
     assert any("5 real and 8 generated" in note and "depends on both numbers" in note for note in unequal.notes)
 
@@ -203,8 +203,8 @@ def test_codecs_must_agree():
         return VideoClips(as_clips(noise(4, seed)).videos, origin={"codec": codec})
 
     result = one("acd4_4f", side("none", 0), side("h264 (yuv420p)", 1))
-    assert "through h264 (yuv420p), generated ones through no codec" in result.notes[0]
+    assert "with h264 (yuv420p), generated ones with no codec" in result.notes[0]
     (note,) = one("acd4_4f", side("h264 (yuv420p)", 0), side("unknown", 1)).notes
-    assert "through an unknown codec, generated ones through h264 (yuv420p)" in note
+    assert "with an unknown codec, generated ones with h264 (yuv420p)" in note
     assert one("acd4_4f", side("gif", 0), side("gif", 1)).notes == ()
     assert one("acd4_4f", ModelClips(Drift()), side("h264 (yuv420p)", 1)).notes == ()

@@ -69,7 +69,7 @@ def test_equal_frames_count_as_a_hundred_decibels():
 
 
 def test_mean_psnr_compares_like_with_like():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         mean_psnr(clip(1, 2), clip(1, 2)[:1])
     with pytest.raises(ValueError, match="uint8"):
         mean_psnr(clip(1, 2).astype(np.float32), clip(1, 2))

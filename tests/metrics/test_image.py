@@ -95,7 +95,7 @@ def test_wrong_frames_are_refused(function):
     frames = random_frames(16, 16, 3)
     with pytest.raises(ValueError, match="uint8.*float32"):
         function(frames.astype(np.float32), frames)
-    with pytest.raises(ValueError, match=r"one shape.*\(16, 16, 3\).*\(15, 16, 3\)"):
+    with pytest.raises(ValueError, match=r"the same shape.*\(16, 16, 3\).*\(15, 16, 3\)"):
         function(frames, frames[1:])
     with pytest.raises(ValueError, match="RGB last"):
         function(frames[..., :1], frames[..., :1])

@@ -129,7 +129,7 @@ def test_metrics_of_pixels_are_those_of_the_library():
     assert results["acd"].values["consecutive"] == pytest.approx(acd.consecutive.mean(), rel=1e-9)
     assert results["motion"].value == pytest.approx(diversity.motion_energy_ratio(real, made), rel=1e-6)
     assert results["duplicates"].values == {"repeated": 1 / 9, "equal_to_real": 2 / 9, "different": 8}
-    assert any("1 of 9 generated clips repeat another one" in note for note in results["fcs"].notes)
+    assert any("1 of 9 generated clips are exact copies of another" in note for note in results["fcs"].notes)
     for result in results.values():
         assert result.interval[0] <= result.value <= result.interval[1]
 
@@ -173,9 +173,9 @@ def test_a_judge_matches_classes_by_name():
     assert result.value == 1.0 and result.values["real_accuracy"] == 1.0
     wrong = dataclasses.replace(made, action=1 - made.action)
     assert one("judge_accuracy8_4f", wrong, real).value == 0.0
-    with pytest.raises(ValueError, match="classes that real ones have not: blue"):
+    with pytest.raises(ValueError, match="classes that real ones lack: blue"):
         one("judge_accuracy8_4f", dataclasses.replace(made, action_names=("blue", "red")), real)
-    with pytest.raises(ValueError, match="class of every clip, and the generated ones have none"):
+    with pytest.raises(ValueError, match="class of every clip, but the generated ones have none"):
         one("judge_accuracy8_4f", plain([red] * 8), real)
 
     model = Drift(labels=True)
@@ -185,9 +185,9 @@ def test_a_judge_matches_classes_by_name():
     judged = one("judge_accuracy8_4f", straight, real).value
     assert one("judge_accuracy8_4f", ModelClips(model), real).value == judged
     assert one("judge_accuracy8_4f", swapped, real).value == 1 - judged
-    with pytest.raises(ValueError, match="classes that real ones have not: blue"):
+    with pytest.raises(ValueError, match="classes that real ones lack: blue"):
         one("judge_accuracy8_4f", strange, real)
-    with pytest.raises(ValueError, match="of class 1, and there are 1 classes.*no more categories"):
+    with pytest.raises(ValueError, match="has class 1, but there are 1 classes.*no more categories"):
         one("judge_accuracy8_4f", ModelClips(model, label_names=("red",)), real)
 
 
@@ -252,11 +252,11 @@ def test_swapped_codes_show_what_each_holds():
     entangled = one("judge_swap40_4f", ModelClips(Codes(identity, action, mixed=True)), real, networks).values
     assert entangled["identity_accuracy_motion_kept"] == 1.0 and entangled["identity_accuracy_content_kept"] < 0.75
 
-    with pytest.raises(ValueError, match="Drift has no latents of content and of motion for a given video"):
+    with pytest.raises(ValueError, match="Drift has no content and motion latents for a given video"):
         one("judge_swap8_4f", ModelClips(Drift()), real, networks)
-    with pytest.raises(ValueError, match="measure a run, against the videos it was trained on"):
+    with pytest.raises(ValueError, match="evaluate a run, against the videos it was trained on"):
         one("judge_swap8_4f", ModelClips(Codes(identity, action)), VideoClips(videos), networks)
-    with pytest.raises(ValueError, match="makes clips of 4 frames, and 3 frames at stride 2 need 5"):
+    with pytest.raises(ValueError, match="generates clips of 4 frames, but 3 frames at stride 2 need 5"):
         one("judge_swap8_3f_stride2", ModelClips(Codes(identity, action), short_clip="hold"), real, networks)
 
 
@@ -287,7 +287,7 @@ def test_two_clips_have_values_without_intervals():
 def test_s3_takes_as_many_of_each_class_as_there_are_real_ones():
     made, real = np.array([0, 2, 0, 1, 0, 1, 2]), np.array([0, 0, 1, 2])
     np.testing.assert_array_equal(np.flatnonzero(s3._class_matched(made, real)), [0, 1, 2, 3])
-    with pytest.warns(UserWarning, match="lack 2 of 5.*SeR is biased downwards"):
+    with pytest.warns(UserWarning, match="are 2 of 5 short.*SeR is biased downwards"):
         np.testing.assert_array_equal(
             np.flatnonzero(s3._class_matched(np.array([0, 1, 1]), np.array([0, 0, 0, 1, 1]))), [0, 1, 2]
         )
@@ -300,7 +300,7 @@ def test_s3_of_too_few_clips_is_refused(made):
     sides = [
         VideoCollection.from_videos(list(noise(len(each))), action=each, action_names=names) for each in (made, real)
     ]
-    with pytest.raises(ValueError, match="too few clips: .* real and .* generated ones.*at least three of a class"):
+    with pytest.raises(ValueError, match="too few clips: .* real and .* generated ones.*at least three per class"):
         one("s3_eco_4f", *sides)
 
 

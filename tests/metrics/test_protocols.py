@@ -53,7 +53,7 @@ def test_the_judge_flag_reads_names_as_if_judge_stood_before_them():
         ("fvd2048_16", "Unknown metric"),
         ("fvd2048f", "Unknown metric"),
         ("judge_fdv16", "Did you mean 'judge_fvd'"),
-        ("judge_mcs500", "mcs does not run on judge features.*write mcs"),
+        ("judge_mcs500", "mcs does not run on judge features.*use mcs"),
         ("fvd2048_16f_halfpixl", "Unknown variant 'halfpixl'.*fvd has: halfpixel, covn"),
         ("fvd64_16f_covn_covn", "Unknown variant 'covn'"),
         ("fvd1_16f", "1 clips: at least 2"),

@@ -24,7 +24,7 @@ def test_a_store_holds_an_entry_whole_or_not_at_all(tmp_path):
     assert isinstance(store.read(key), np.memmap)
     assert store.read({**key, "of": "other"}) is None
     assert len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(ValueError, match="as the first"):
+    with pytest.raises(ValueError, match="match the first one"):
         with store.writer({"of": "mixed"}) as rows:
             rows.add(blocks)
             rows.add(blocks[:, :2])

@@ -87,7 +87,7 @@ def test_a_model_of_free_length_is_asked_for_longer_clips():
 def test_a_model_of_one_length_says_so_or_repeats():
     model = Drift(free_length=False)
     with pytest.raises(
-        ValueError, match="Drift makes clips of 4 frames, and 9 frames at stride 1 need 9.*loop or hold"
+        ValueError, match="Drift generates clips of 4 frames, but 9 frames at stride 1 need 9.*loop or hold"
     ):
         list(ModelClips(model).batches(2, 9))
     values = first_values(ModelClips(model, short_clip="loop"), 2, 6)
@@ -106,9 +106,11 @@ def test_labels_of_a_model_are_those_that_its_clips_were_made_of():
 def test_arrays_out_of_range_are_refused():
     videos = np.random.default_rng(0).random((4, NUM_FRAMES, SIZE, SIZE, 3)).astype(np.float32) * 2 - 1
     assert np.abs(to_bytes(videos, "x").astype(int) - np.round((videos + 1) * 127.5)).max() == 0
-    with pytest.raises(ValueError, match=r"\[-1, 1\]; the array reach from .* to 25\d.*divide by 127.5 and subtract 1"):
+    with pytest.raises(
+        ValueError, match=r"\[-1, 1\]. Received the array, with values from .* to 25\d.*divide by 127.5 and subtract 1"
+    ):
         evaluate("acd4_4f", (videos + 1) * 127.5, noise(4))
-    with pytest.raises(ValueError, match="reach from -1.9"):
+    with pytest.raises(ValueError, match="values from -1.9"):
         evaluate("acd4_4f", noise(4), videos * 1.999)
     with pytest.raises(ValueError, match="NaN or infinity.*diverged"):
         evaluate("acd4_4f", np.where(videos > 0.99, np.nan, videos), noise(4))
@@ -116,5 +118,5 @@ def test_arrays_out_of_range_are_refused():
         evaluate("acd4_4f", noise(4).astype(np.int64), noise(4))
     with pytest.raises(ValueError, match=r"\(N, T, H, W, 3\).*\(4, 16, 16, 3\)"):
         evaluate("acd4_4f", noise(4)[0], noise(4))
-    with pytest.warns(UserWarning, match=r"as if it were in \[0, 1\].*2 \* x - 1"):
+    with pytest.warns(UserWarning, match=r"suggests \[0, 1\].*2 \* x - 1"):
         as_clips((videos + 1) / 2)

@@ -110,7 +110,7 @@ def test_bad_features_are_refused():
         check_features([["a"]])
     with pytest.raises(ValueError, match="at least 51.*Received 50"):
         check_features(x, min_samples=51)
-    with pytest.raises(ValueError, match="`real` must be 7 wide.*width 6"):
+    with pytest.raises(ValueError, match="`real` must have width 7.*width 6"):
         check_features(x, "real", dim=7)
     x[3, 2], x[7, 1] = np.nan, np.inf
     with pytest.raises(ValueError, match="2 of 50 rows hold NaN"):
@@ -119,9 +119,9 @@ def test_bad_features_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         statistics.update(x)
     assert statistics.count == 0
-    with pytest.raises(ValueError, match="6 wide.*5"):
+    with pytest.raises(ValueError, match="width 6.*width 5"):
         statistics.update(features()[:, :5])
-    with pytest.raises(ValueError, match="one width. Received 6 and 5"):
+    with pytest.raises(ValueError, match="the same width. Received 6 and 5"):
         statistics.merge(FeatureStatistics(5))
     with pytest.raises(ValueError, match="at least 1. Received 0"):
         FeatureStatistics(0)

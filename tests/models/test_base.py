@@ -149,7 +149,7 @@ def test_a_system_that_only_makes_videos_cannot_be_validated():
     class Sampler(VideoGenerator):
         pass
 
-    with pytest.raises(ValueError, match="Sampler makes new videos only.*python -m trainers.evaluate"):
+    with pytest.raises(ValueError, match="Sampler generates new videos only.*python -m trainers.evaluate"):
         Sampler().validation_losses(next(iter(dataset())))
 
 
@@ -246,14 +246,16 @@ def test_a_frozen_network_is_exported_where_an_endpoint_needs_it(tmp_path):
 
 
 def test_a_frozen_network_of_another_file_is_another_run():
-    with pytest.raises(ValueError, match="Guided has a frozen network 'eye' already"):
+    with pytest.raises(ValueError, match="Guided already has a frozen network 'eye'"):
         guided().freeze("eye", keras.layers.Dense(1))
     assert runs.frozen_differences({"eye": "a" * 64}, guided(digest="b" * 64).frozen_digests) == [
-        "the weights of eye have the SHA-256 aaaaaaaaaaaaaaaa there and bbbbbbbbbbbbbbbb now"
+        "the SHA-256 of eye's weights was aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb"
     ]
     description = {"model": {"class": "VGAN", "config": guided().get_config()}, "system": "vgan"}
     runs.build_model(description)
-    with pytest.raises(ValueError, match="trained beside other frozen networks: the weights of eye .* of no file now"):
+    with pytest.raises(
+        ValueError, match="trained with different frozen networks: the SHA-256 of eye's weights was .*, now none"
+    ):
         runs.build_model({**description, "frozen": {"eye": "a" * 64}})
 
 

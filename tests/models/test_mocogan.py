@@ -292,8 +292,8 @@ def test_bad_categories_are_refused():
     [
         ({"size": 48}, "`size` must be 64, as published.*Received 48"),
         ({"size": 4}, "Received 4"),
-        ({"num_frames": 15}, "sees 16 frames at 64x64 pixels. Received clips of num_frames=15"),
-        ({"num_frames": 12, "video_head": "patch"}, "sees 13 frames"),
+        ({"num_frames": 15}, "needs 16 frames at 64x64 pixels. Received clips of num_frames=15"),
+        ({"num_frames": 12, "video_head": "patch"}, "needs 13 frames"),
         ({"image_head": "patched"}, "'plain', 'patch'.*'patched'"),
         ({"size": 8, "image_head": "patch"}, "at least 16 pixels"),
         ({"temporal_taps": 0}, "at least 1. Received 0"),

@@ -236,7 +236,7 @@ def test_clips_and_images_are_not_taken_for_each_other():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="Received 20"):
         RJGAN(size=20)
-    with pytest.raises(ValueError, match="sees 16 frames"):
+    with pytest.raises(ValueError, match="needs 16 frames"):
         RJGAN(num_frames=8)
     with pytest.raises(ValueError, match="`summary_every_steps` at least 0"):
         built().compile(summary_every_steps=-1)

@@ -390,7 +390,7 @@ def test_networks_that_do_not_exist_are_refused(changes, message):
         ({"noise_stddev": -0.1}, "`noise_stddev` at least 0"),
         ({"adversarial_loss": "wasserstein"}, "`adversarial_loss` must be one of"),
         ({"constraint": "none"}, "without any constraint grows without bound"),
-        ({"augmentation": ("blur",)}, "`augmentation` takes names out of"),
+        ({"augmentation": ("blur",)}, "`augmentation` takes names from"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -363,7 +363,7 @@ def test_other_bad_input_is_refused():
         model.sample_latents(1, num_frames=8)
     with pytest.raises(ValueError, match="`adversarial_loss` must be one of"):
         model.compile(adversarial_loss="wasserstein")
-    with pytest.raises(ValueError, match="`augmentation` takes names out of"):
+    with pytest.raises(ValueError, match="`augmentation` takes names from"):
         model.compile(augmentation=("blur",))
     with pytest.raises(ValueError, match="`num_remembered` must be at least 1"):
         ConditionalVGAN(**TINY, num_remembered=0)

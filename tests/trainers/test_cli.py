@@ -256,7 +256,7 @@ def test_flags_of_the_loop(flag, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--devices=GPU:7"], "There is no device 'GPU:7' here. Received devices='GPU:7'; there are "),
+        (["--devices=GPU:7"], "There is no device 'GPU:7' here. Received devices='GPU:7'; available are "),
         (["--ema_decay=1"], "`decay` must lie between 0 and 1, e.g. 0.999. Received 1.0."),
         (["--strategy=multiworker"], "strategy=multiworker needs the environment variable TF_CONFIG"),
     ],

@@ -160,7 +160,7 @@ def test_settings_of_one_system_only_are_no_difference(capsys, tmp_path):
     [
         (lambda run: (run / "config.json").unlink(), "config.json is missing"),
         (lambda run: write(run / "config.json", ""), "config.json cannot be read (empty or not JSON)"),
-        (lambda run: write(run / "config.json", "null"), "config.json cannot be read (no object in it)"),
+        (lambda run: write(run / "config.json", "null"), "config.json cannot be read (not a JSON object)"),
         (lambda run: write(run / "config.json", "{}"), "config.json has no system or settings"),
         (lambda run: write(run / "config.json", "[" * 100000), "config.json cannot be read"),
         (lambda run: (run / "config.json").write_bytes(b"\xff\xfe{"), "config.json cannot be read (not UTF-8)"),
@@ -178,8 +178,8 @@ def test_settings_of_one_system_only_are_no_difference(capsys, tmp_path):
             "metrics.jsonl: 1 line cannot be read",
         ),
         (lambda run: write(run / "metrics.jsonl", '{"step": true, "seconds": {"step": "long"}}\n'), ""),
-        (lambda run: (run / "checkpoints" / "ckpt-100.index").unlink(), "ckpt-100 is not whole"),
-        (lambda run: next((run / "checkpoints").glob("ckpt-100.data*")).unlink(), "ckpt-100 is not whole"),
+        (lambda run: (run / "checkpoints" / "ckpt-100.index").unlink(), "ckpt-100 is incomplete"),
+        (lambda run: next((run / "checkpoints").glob("ckpt-100.data*")).unlink(), "ckpt-100 is incomplete"),
         (lambda run: checkpoint(run, 150, prefix="damaged-"), "damaged and set aside: ckpt-150"),
         (lambda run: write(run / "bad_step.json", "[]"), "bad_step.json: a step went wrong"),
         (lambda run: write(run / "lock", ""), "lock cannot be read"),
@@ -218,7 +218,7 @@ def test_who_holds_a_run(tmp_path):
     done.wait()
     for pid, host, note in (
         (os.getpid(), socket.gethostname(), f"running: process {os.getpid()}"),
-        (done.pid, socket.gethostname(), f"killed: process {done.pid}; the same command goes on"),
+        (done.pid, socket.gethostname(), f"killed: process {done.pid}; the same command resumes it"),
         (1, "another-host", "running or killed: process 1 on another-host"),
     ):
         write(run / "lock", {"pid": pid, "host": host, "since": "now"})
@@ -289,8 +289,8 @@ def test_metrics_are_listed(capsys, three):
     [
         ([], 2, "Name run folders, or folders that hold runs"),
         (["{}/nowhere"], 1, "nowhere does not exist: name run folders"),
-        (["{}/empty"], 1, "empty, 4 levels down: a run folder holds config.json"),
-        (["{}", "--metrics=fvd8_16"], 2, "No run was measured by 'fvd8_16'. Did you mean 'fvd8_16f'?"),
+        (["{}/empty"], 1, "empty, down to 4 levels: a run folder holds config.json"),
+        (["{}", "--metrics=fvd8_16"], 2, "No run has the metric 'fvd8_16'. Did you mean 'fvd8_16f'?"),
         (["{}", "--sort=metrics"], 2, "--sort must be one of metric, name"),
         (["{}", "--formt=csv"], 2, "Unknown flag --formt. Did you mean --format?"),
     ],

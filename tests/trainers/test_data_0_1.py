@@ -84,8 +84,8 @@ def test_its_data_order_is_still_made(run_dir):
 def test_other_settings_are_refused(run_dir):
     before = (run_dir / "config.json").read_bytes()
     for changes, difference in (
-        ({"precision": "float32"}, "precision: 'bfloat16' there, 'float32' now"),
-        ({"schedule": "cosine"}, "schedule: 'constant' there, 'cosine' now"),
+        ({"precision": "float32"}, "precision: was 'bfloat16', now 'float32'"),
+        ({"schedule": "cosine"}, "schedule: was 'constant', now 'cosine'"),
     ):
         with pytest.raises(ValueError, match=difference):
             train.train("navsynth", settings(run_dir, **changes), navsynth.build_model, report=lambda line: None)

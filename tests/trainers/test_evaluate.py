@@ -112,7 +112,7 @@ def test_a_run_with_codes_is_measured_in_full(codes):
         assert real["digest"] == codes.run_data.originals.digest and real["split"] == "trained"
         assert record["protocol"]["real_clips"] == 5 and record["protocol"]["clips"] == 64
     said = "\n".join(lines)
-    assert "exchange accuracy on 1 held out cells" in said
+    assert "exchange accuracy on 1 held-out cells" in said
     assert "duplicates64_8f" in said and "95 % interval" in said
     # three identities by two actions make at most six different clips
     assert found[3]["values"]["different"] <= 6 and any("fewer different clips" in note for note in found[0]["notes"])
@@ -246,7 +246,7 @@ def test_compression_on_one_side_is_noted_and_sizes_are_brought_together(tmp_pat
     assert status == 1 and "Real clips are 32x32 pixels and generated ones 16x16" in error and "--size" in error
     status, out, _ = call(*flags, "--size=16", f"--out={tmp_path / 'out'}")
     assert status == 0
-    assert "through h264 (yuv420p), generated ones through no codec" in out
+    assert "with h264 (yuv420p), generated ones with no codec" in out
     (record,) = records(tmp_path / "out")
     assert record["protocol"]["real"]["container"] == ".mp4" and record["protocol"]["real"]["resize"] == "centre_crop"
 
@@ -256,7 +256,9 @@ def test_copied_videos_are_refused_unless_told(tmp_path, folders):
     copied[7] = copied[2]
     np.save(tmp_path / "generated" / "videos.npy", copied)
     status, _, error = call(*folders, "--metrics=acd")
-    assert status == 1 and "1 of 12 generated clips repeat another one" in error and "--allow_duplicates" in error
+    assert (
+        status == 1 and "1 of 12 generated clips are exact copies of another" in error and "--allow_duplicates" in error
+    )
     assert "'videos.npy[02]' and 'videos.npy[07]'" in error or "'videos.npy[07]' and 'videos.npy[02]'" in error
     assert records(tmp_path / "generated-evaluation") == []
     status, out, _ = call(*folders, "--metrics=duplicates", "--allow_duplicates")
@@ -305,7 +307,7 @@ def test_frames_of_several_sizes_say_how_to_mend_it(tmp_path, folders):
     [
         ([], 2, ["--run_dir is missing", "--generated and --real"]),
         (["--generated=x"], 2, ["--real is missing"]),
-        (["--generated=x", "--real=y", "--run_dir=z"], 2, ["exclude each other"]),
+        (["--generated=x", "--real=y", "--run_dir=z"], 2, ["are mutually exclusive"]),
         (["--generated=x", "--real=y"], 1, ["No file or folder"]),
         (["--run_dir=x", "--metrics=fdv2048_16f"], 2, ["Did you mean 'fvd'?", "Families: fvd, "]),
         (["--run_dir=x", "--weights=i3d"], 2, ["NAME=PATH", "Received 'i3d'"]),
@@ -340,7 +342,7 @@ def test_a_judge_without_labels_is_refused(folders):
 
 def test_no_held_out_videos_are_no_split(tmp_path, codes):
     everything = runs.RunData(codes.run_data.all, np.ones(6, bool), codes.run_data.all)
-    with pytest.raises(ValueError, match="--split=held_out: this run held no videos out"):
+    with pytest.raises(ValueError, match="--split=held_out: this run held out no videos"):
         measure.RunMeasurer(codes.run_dir, everything, codes.config, evaluate.Config(split="held_out"))
 
 
@@ -433,7 +435,7 @@ def test_bad_periods_and_metrics_are_refused_before_training(codes):
         watcher(codes, "acdc8")
     with pytest.raises(cli.UsageError, match="evaluate_metrics is empty"):
         watcher(codes, " , ")
-    with pytest.raises(ValueError, match="no weights are given.*i3d-kinetics-400.*--weights=i3d=PATH"):
+    with pytest.raises(ValueError, match="no weights were given.*i3d-kinetics-400.*--weights=i3d=PATH"):
         watcher(codes, "fvd8_16f")
     unlabelled = dataclasses.replace(codes.run_data.trained, action=None, action_names=None)
     run_data = runs.RunData(codes.run_data.all, codes.run_data.is_trained, unlabelled)

@@ -115,11 +115,11 @@ def test_between_systems_what_fits_is_taken_and_the_rest_is_listed(tmp_path):
     assert "generator.up_1.kernel" in report.taken and "motion_gru.gru.gru_cell.kernel" in report.taken
     for name in found:
         np.testing.assert_array_equal(found[name], (expected if name in report.taken else fresh)[name], err_msg=name)
-    assert report.left_out["residual.hidden.kernel"] == "not there"
+    assert report.left_out["residual.hidden.kernel"] == "not in that run"
     assert set(report.taken) | set(report.left_out) == set(found)
     text = "\n".join(report.lines())
-    assert f"begins with {len(report.taken)} of {len(found)} weights of {tmp_path / 'source'} (mocogan, step 7)" in text
-    assert "begin anew: residual.hidden.kernel (not there)" in text
+    assert f"takes {len(report.taken)} of {len(found)} weights from {tmp_path / 'source'} (mocogan, step 7)" in text
+    assert "initialised afresh: residual.hidden.kernel (not in that run)" in text
 
 
 def test_a_layer_that_does_not_fit_is_left_out(tmp_path):
@@ -127,7 +127,7 @@ def test_a_layer_that_does_not_fit_is_left_out(tmp_path):
     source = saved("mocogan", tmp_path / "source", categorical=True, num_categories=2)
     model, report, _ = begun("mocogan", tmp_path / "source", categorical=True, num_categories=3)
     assert set(report.left_out) == {"generator.project.kernel", "video_discriminator.head.kernel"}
-    assert "there" in report.left_out["generator.project.kernel"]
+    assert "in that run" in report.left_out["generator.project.kernel"]
     np.testing.assert_array_equal(by_name(model)["generator.up_1.kernel"], by_name(source)["generator.up_1.kernel"])
 
 
@@ -184,7 +184,7 @@ def test_without_names_codes_are_taken_only_for_the_same_data(tmp_path):
     np.testing.assert_array_equal(model.static.rows.numpy(), source.static.rows.numpy())
     model, report, _ = begun("navsynth", tmp_path / "source", run_data_of(["a", "b", "c"], seed=1), seed=5)
     assert report.rows["static.rows"]["taken"] == 0
-    assert report.left_out == dict.fromkeys(("static.rows", "transient.rows"), "no row of the same name")
+    assert report.left_out == dict.fromkeys(("static.rows", "transient.rows"), "no row with the same name")
 
 
 @pytest.mark.parametrize("content", ["", '{"digest"', "[]", "{}", "3"])
@@ -199,7 +199,7 @@ def test_codes_of_another_kind_are_left_out(tmp_path):
     data = run_data_of(identity=["ann", "bob"], action=["run", "walk"])
     saved("navsynth", tmp_path / "source", data, static_by="identity")
     _, report, _ = begun("navsynth", tmp_path / "source", data, static_by="shared")
-    assert report.rows["static.rows"]["by"] == "shared here, identity there" and "static.rows" in report.left_out
+    assert report.rows["static.rows"]["by"] == "shared here, identity in that run" and "static.rows" in report.left_out
 
 
 def test_codes_are_put_where_the_new_run_allows_them(tmp_path):
@@ -232,10 +232,12 @@ def test_the_report_is_said_and_kept_and_the_source_may_go(tmp_path, monkeypatch
     assert call(mocogan.main, *flags, "--nocategorical", f"--run_dir={tmp_path / 'source'}")[0] == 0
     flags += [f"--init_from={tmp_path / 'source'}", f"--run_dir={tmp_path / 'new'}"]
     status, out, error = call(rmocogan.main, *flags, "--dry_run")
-    assert (status, error) == (0, "") and "weights of" in out and not (tmp_path / "new").exists()
+    assert (status, error) == (0, "") and "weights from" in out and not (tmp_path / "new").exists()
     status, out, error = call(rmocogan.main, *flags)
     assert (status, error) == (0, ""), error
-    assert "init_from: begins with " in out and "(mocogan, step 2)" in out and "init_from: begin anew: residual" in out
+    assert (
+        "init_from: takes " in out and "(mocogan, step 2)" in out and "init_from: initialised afresh: residual" in out
+    )
     report = json.loads((tmp_path / "new" / init_from.REPORT).read_text())
     assert set(report) == {field.name for field in dataclasses.fields(init_from.Begun)} and report["step"] == 2
     assert runs.read(tmp_path / "new")["config"]["init_from"] == str(tmp_path / "source")
@@ -265,11 +267,11 @@ def test_what_cannot_be_begun_with_is_refused(tmp_path):
         ("navsynth", "empty", {}, "init_from: .*empty is not a run folder"),
         ("navsynth", "missing", {}, "init_from: .*missing is not a run folder"),
         ("navsynth", "unsaved", {}, "[Nn]o checkpoint"),
-        ("navsynth", "source", {"run_dir": tmp_path / "empty" / ".." / "source"}, "folder of this run itself"),
-        ("navsynth", "source", {"static_dim": 5}, r"do not fit: static.rows is \(4, 4\) there, \(4, 5\) here"),
+        ("navsynth", "source", {"run_dir": tmp_path / "empty" / ".." / "source"}, "is this run's own folder"),
+        ("navsynth", "source", {"static_dim": 5}, r"do not fit: static.rows is \(4, 4\) in that run, \(4, 5\) here"),
         ("navsynth", "source", {"num_frames": 7}, "do not fit: transient.rows is .*number of frames"),
         ("navsynth", "source", {"width": 5}, "do not fit: generator.* Use the same widths"),
-        ("vgan", "source", {}, "Nothing of .*source, a run of navsynth, fits"),
+        ("vgan", "source", {}, "Nothing from .*source, a run of navsynth, fits"),
     ):
         config = config_of(system, **{"init_from": tmp_path / source, "run_dir": tmp_path / "new", **settings})
         run_data = runs.load_data(config)

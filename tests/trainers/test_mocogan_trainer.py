@@ -138,7 +138,7 @@ def test_clips_and_loose_images_train_together(tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.95])
 def test_a_share_that_leaves_nothing_is_refused(share):
     config = parsed(rjgan, "--preset=smoke", f"--exploded_share={share}")
-    with pytest.raises(ValueError, match="must leave some of either"):
+    with pytest.raises(ValueError, match="must split some and leave some whole"):
         runs.load_data(config)
 
 
@@ -187,10 +187,10 @@ def test_paper_presets_have_the_numbers_of_paper_and_code(name):
     ("flags", "message"),
     [
         (["--size=24"], "`size` must be 64, as published"),
-        (["--num_frames=3"], "sees 4 frames at 16x16"),
+        (["--num_frames=3"], "needs 4 frames at 16x16"),
         (["--num_categories=1"], "at least 2"),
         (["--image_head=patched"], "--image_head must be one of"),
-        (["--augmentation=blur"], "`augmentation` takes names out of"),
+        (["--augmentation=blur"], "`augmentation` takes names from"),
     ],
 )
 def test_bad_settings_end_in_one_readable_line(tmp_path, flags, message):

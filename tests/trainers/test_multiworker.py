@@ -214,7 +214,7 @@ def test_workers_go_on_after_one_was_killed(tmp_path, undisturbed, victim):
     assert time.monotonic() - begin < 120 and code != 0
     if victim == 1:  # worker 0 keeps the others' heartbeats, so without it TensorFlow itself may end a process first
         assert code == 1
-        assert "Another worker has stopped" in error and "Start all workers again" in error and "ckpt-" in error
+        assert "Another worker has stopped" in error and "Restart all workers" in error and "ckpt-" in error
     step = int(pathlib.Path(checkpoints.latest(tmp_path / "run" / "checkpoints")).name[5:])
     assert 0 < step < SEVERAL
 
@@ -234,7 +234,7 @@ def test_a_signal_to_one_worker_stops_all(tmp_path, asked):
     workers[asked].send_signal(signal.SIGTERM)
     results = finish(workers)
     assert [code for code, _, _ in results] == [128 + signal.SIGTERM] * 2, results
-    assert "by a signal; the checkpoint is written" in results[0][1] and results[1][1] == ""
+    assert "by a signal; the checkpoint is saved" in results[0][1] and results[1][1] == ""
     last = metrics(tmp_path / "run")[-1]["step"]
     assert checkpoints.latest(tmp_path / "run" / "checkpoints").endswith(f"ckpt-{last}")
 

@@ -181,7 +181,7 @@ def test_the_same_command_finds_its_run_done(finished):
 def test_another_setting_in_the_same_folder_is_refused(finished):
     status, _, error = call(navsynth.main, *finished.arguments, "--seed=3")
     assert status == 1
-    assert "holds another run: seed: 0 there, 3 now" in error
+    assert "holds a different run: seed: was 0, now 3" in error
 
 
 def test_a_run_without_resume_is_refused(finished):
@@ -379,7 +379,7 @@ def test_random_starts_are_refused(actors, tmp_path):
 def test_missing_labels_are_refused(actors, flag, field):
     frames = [actors.all.video(i) for i in range(2)]
     videos = VideoCollection.from_videos(frames, source="my clips")
-    with pytest.raises(ValueError, match=f"need an {field} for every video, and 'my clips' has none"):
+    with pytest.raises(ValueError, match=f"need an {field} for every video, but 'my clips' has none"):
         build(runs.RunData(videos, np.ones(2, bool), videos), flag)
 
 
@@ -433,7 +433,7 @@ def test_other_data_than_trained_is_not_measured(finished, tmp_path):
     status, _, error = call(evaluate.main, f"--run_dir={tmp_path}")
     assert status == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert "has changed since it was trained" in error
+    assert "has changed since training" in error
 
 
 # ---------------------------------------------------------------- generating
@@ -511,7 +511,7 @@ def test_results_lie_in_the_run_folder_by_default(finished):
         (["--mode=lookup"], "--ids is missing"),
         (
             ["--mode=lookup", "--ids=1,two"],
-            "--ids takes whole numbers with commas between them, e.g. 0,3,5. Received '1,two'",
+            "--ids takes whole numbers, separated by commas, e.g. 0,3,5. Received '1,two'",
         ),
         (["--mode=lookup", "--ids=5"], "--ids must lie in 0..4. Received 5"),
         (["--mode=lookup", "--ids=-1"], "--ids must lie in 0..4. Received -1"),
@@ -523,7 +523,7 @@ def test_results_lie_in_the_run_folder_by_default(finished):
         (["--mode=interpolate", "--ids=0"], "needs two --ids"),
         (["--mode=interpolate", "--ids=0,1,2"], "needs two --ids"),
         (["--mode=interpolate", "--ids=0,1", "--num_videos=1"], "at least two --num_videos"),
-        (["--mode=exchange", "--identities=0", "--actions=jmp"], "or names, of "),
+        (["--mode=exchange", "--identities=0", "--actions=jmp"], "or names (of "),
         (["--mode=invent"], "--mode must be one of new, lookup, exchange, interpolate, reconstruct, swap"),
         (["--num_videos=0"], "--num_videos must be at least 1"),
     ],

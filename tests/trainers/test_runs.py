@@ -218,11 +218,11 @@ def test_settings_that_change_no_number_may_change(begun, run_data, changes):
 def test_another_config_is_refused_by_its_differences(begun, run_data, changes):
     begun_config, model = begun
     before = runs.read(begun_config.run_dir)
-    with pytest.raises(ValueError, match="holds another run.*another --run_dir") as caught:
+    with pytest.raises(ValueError, match="holds a different run.*another --run_dir") as caught:
         start(dataclasses.replace(begun_config, **changes), model, run_data)
     for name, value in changes.items():
-        assert f"{name}: {getattr(begun_config, name)!r} there, {value!r} now" in str(caught.value)
-    assert str(caught.value).count(" there, ") == len(changes)
+        assert f"{name}: was {getattr(begun_config, name)!r}, now {value!r}" in str(caught.value)
+    assert str(caught.value).count(": was ") == len(changes)
     assert runs.read(begun_config.run_dir) == before
 
 
@@ -232,7 +232,7 @@ def test_a_run_from_before_a_setting_existed_may_go_on(begun, run_data):
     description = json.loads(path.read_text())
     del description["config"]["ema_decay"]
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="ema_decay: 0.0 there, 0.5 now"):
+    with pytest.raises(ValueError, match="ema_decay: was 0.0, now 0.5"):
         start(dataclasses.replace(begun_config, ema_decay=0.5), model, run_data)
     start(begun_config, model, run_data)
     assert runs.read(begun_config.run_dir)["config"]["ema_decay"] == 0.0
@@ -240,7 +240,7 @@ def test_a_run_from_before_a_setting_existed_may_go_on(begun, run_data):
 
 def test_workers_that_do_not_write_still_refuse(begun, run_data, tmp_path):
     begun_config, model = begun
-    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+    with pytest.raises(ValueError, match="seed: was 0, now 1"):
         runs.start(dataclasses.replace(begun_config, seed=1), "navsynth", model, run_data, writes=False)
     elsewhere = dataclasses.replace(begun_config, run_dir=str(tmp_path / "elsewhere"))
     runs.start(elsewhere, "navsynth", model, run_data, writes=False)
@@ -278,7 +278,7 @@ def test_what_a_killed_process_left_is_removed(begun, run_data):
 
 
 def test_another_system_is_refused(begun, run_data):
-    with pytest.raises(ValueError, match="system: 'navsynth' there, 'mocogan' now"):
+    with pytest.raises(ValueError, match="system: was 'navsynth', now 'mocogan'"):
         start(*begun, run_data, system="mocogan")
 
 
@@ -287,13 +287,13 @@ def test_other_data_is_refused(begun, run_data):
     frames[0, 0, 0, 0] ^= 1
     changed = dataclasses.replace(run_data.all, frames=frames)
     other = runs.RunData(changed, run_data.is_trained, changed)
-    with pytest.raises(ValueError, match="the data has other pixels or labels than when the run began"):
+    with pytest.raises(ValueError, match="the data has different pixels or labels from those at the start of the run"):
         start(*begun, other)
     relabelled = dataclasses.replace(run_data.all, action=1 - run_data.all.action)
-    with pytest.raises(ValueError, match="other pixels or labels"):
+    with pytest.raises(ValueError, match="different pixels or labels"):
         start(*begun, runs.RunData(relabelled, run_data.is_trained, relabelled))
     elsewhere = dataclasses.replace(begun[0], dataset="elsewhere")
-    with pytest.raises(ValueError, match="other pixels or labels .*dataset: 'actors' there, 'elsewhere' now"):
+    with pytest.raises(ValueError, match="different pixels or labels .*dataset: was 'actors', now 'elsewhere'"):
         start(elsewhere, begun[1], other)
 
 
@@ -312,13 +312,13 @@ def test_loose_images_are_the_same_by_their_pixels(tmp_path):
 
     begin("a")
     begin("moved")
-    with pytest.raises(ValueError, match="holds another run: the loose images are others"):
+    with pytest.raises(ValueError, match="holds a different run: the loose images are different"):
         begin("other")
     path = tmp_path / "run" / "config.json"
     description = json.loads(path.read_text())
     del description["data"]["images_digest"]  # as version 0.1 wrote it
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="image_dataset: .*moved' there, .*a' now"):
+    with pytest.raises(ValueError, match="image_dataset: was .*moved', now .*a'"):
         begin("a")
     begin("moved")
 
@@ -379,9 +379,9 @@ def test_extensions_are_recorded_one_after_the_other(cosine, run_data):
     assert go_on(total_steps=3000, resume="extend").earlier_totals == "1000:600,2500:2500"
     assert go_on(total_steps=3000, earlier_totals="1000:600").earlier_totals == "1000:600,2500:2500"  # of --config
     for wrong in ("1000:60", "1000:600,2500:250", "900:600"):
-        with pytest.raises(ValueError, match="holds another run: earlier_totals: '1000:600,2500:2500' there"):
+        with pytest.raises(ValueError, match="holds a different run: earlier_totals: was '1000:600,2500:2500'"):
             go_on(total_steps=3000, earlier_totals=wrong)
-    with pytest.raises(ValueError, match="was begun for 3000 steps, now --total_steps=2600"):
+    with pytest.raises(ValueError, match="was started for 3000 steps, now --total_steps=2600"):
         go_on(total_steps=2600)
 
 
@@ -391,14 +391,14 @@ def test_a_schedule_that_no_step_has_seen_may_change(tmp_path, run_data):
     start(cosine_config, model, run_data)
     longer = dataclasses.replace(cosine_config, total_steps=2000)
     assert runs.going_on(longer) == longer
-    with pytest.raises(ValueError, match="--resume=extend goes on with a run, and there is no checkpoint under"):
+    with pytest.raises(ValueError, match="--resume=extend continues a run, but there is no checkpoint under"):
         runs.going_on(dataclasses.replace(longer, resume="extend"))
-    with pytest.raises(ValueError, match="--resume=extend goes on with a run, and there is no checkpoint under"):
+    with pytest.raises(ValueError, match="--resume=extend continues a run, but there is no checkpoint under"):
         runs.going_on(dataclasses.replace(longer, resume="extend", run_dir=str(tmp_path / "none")))
 
 
 def test_a_run_of_another_system_does_not_go_on(begun):
-    with pytest.raises(ValueError, match="system: 'navsynth' there, 'mocogan' now"):
+    with pytest.raises(ValueError, match="system: was 'navsynth', now 'mocogan'"):
         runs.going_on(begun[0], "mocogan")
 
 
@@ -426,7 +426,7 @@ def test_a_form_that_is_followed_no_more_is_refused_by_name(begun, run_data, mon
         path.write_text(json.dumps(without("forms")(json.loads(path.read_text()))))
     later_form(monkeypatch, name, (2,))
     before = path.read_bytes()
-    what = f"has form 1 of the {name.replace('_', ' ').replace('digest', 'data digest')} .*0.1.0.* follows no more"
+    what = f"has form 1 of the {name.replace('_', ' ').replace('digest', 'data digest')} .*0.1.0.* no longer supports"
     for ask in (lambda: start(begun_config, model, run_data), lambda: runs.going_on(begun_config)):
         with pytest.raises(ValueError, match=f"{what}.*--init_from="):
             ask()
@@ -472,7 +472,7 @@ def test_an_older_network_goes_on_and_new_runs_have_the_newest(begun, run_data, 
     fresh = navsynth.build_model(runs.going_on(fresh_config), run_data)
     runs.start(fresh_config, "navsynth", fresh, run_data)
     assert fresh.network_form == 2 == runs.read(tmp_path / "fresh")["forms"]["network"]
-    with pytest.raises(ValueError, match="network_form: 1 there, 2 now"):
+    with pytest.raises(ValueError, match="network_form: was 1, now 2"):
         start(begun_config, fresh, run_data)
     of_0_1 = {name: value for name, value in model.get_config().items() if name != "network_form"}
     assert NAVSynth.from_config(of_0_1).network_form == 1
@@ -541,11 +541,11 @@ DAMAGE = {
     "no model": (without("model"), "model is missing"),
     "model without class": (without("model", "class"), "model.class is missing"),
     "system is null": (with_(None, "system"), "system is null"),
-    "no such system": (with_("navsynt", "system"), "system is 'navsynt', none of .*Did you mean 'navsynth'"),
-    "a system elsewhere": (with_("../x", "system"), "system is '../x', none of"),
-    "a setting's type": (with_("2", "config", "batch_size"), "config: batch_size must be int, and is '2'"),
-    "a switch is a number": (with_(1, "config", "evaluate"), "config: evaluate must be bool, and is 1"),
-    "a whole number is a fraction": (with_(2.5, "config", "seed"), "config: seed must be int, and is 2.5"),
+    "no such system": (with_("navsynt", "system"), "system is 'navsynt', not one of .*Did you mean 'navsynth'"),
+    "a system elsewhere": (with_("../x", "system"), "system is '../x', not one of"),
+    "a setting's type": (with_("2", "config", "batch_size"), "config: batch_size must be int, but is '2'"),
+    "a switch is a number": (with_(1, "config", "evaluate"), "config: evaluate must be bool, but is 1"),
+    "a whole number is a fraction": (with_(2.5, "config", "seed"), "config: seed must be int, but is 2.5"),
     "labels are text": (with_("ab", "labels", "action_names"), "labels: action_names is not a list"),
     "forms are a list": (with_([1], "forms"), r"forms is \[1\]"),
     "a form is text": (with_("1", "forms", "digest"), "forms is {"),
@@ -605,11 +605,11 @@ def test_checkpoints_without_config_json_are_not_written_over(begun, run_data):
         lambda: runs.read(folder),
         lambda: runs.load_model(folder),
     ):
-        with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing.*Restore the file"):
+        with pytest.raises(ValueError, match="holds checkpoints but .*config.json is missing.*Restore the file"):
             ask()
     assert contents(folder) == before
     (folder / "checkpoints" / "ckpt-3.index").unlink()  # what is left may still be worth something
-    with pytest.raises(ValueError, match="holds checkpoints and .*config.json is missing"):
+    with pytest.raises(ValueError, match="holds checkpoints but .*config.json is missing"):
         start(begun_config, model, run_data)
 
 
@@ -700,5 +700,5 @@ def test_a_named_set_that_moved_is_asked_for_by_its_folder(on_files, tmp_path):
 def test_data_that_changed_is_not_the_same_data(on_files, tmp_path):
     plain, _ = on_files
     np.save(tmp_path / "videos" / "a.npy", np.full((4, 16, 16, 3), 7, np.uint8))
-    with pytest.raises(ValueError, match="has changed since it was trained: the data has other pixels or labels"):
+    with pytest.raises(ValueError, match="has changed since training: the data has different pixels or labels"):
         runs.load_own_data(plain.run_dir, plain)

@@ -46,13 +46,13 @@ def test_an_optimizer_follows_it():
 
 @pytest.mark.parametrize("text", ["10", "10:", ":5", "a:b", "10:0", "0:5", "10:5;20:7", "10:-5", "10:5 20:7"])
 def test_pairs_that_are_none(text):
-    with pytest.raises(ValueError, match="must be TOTAL:STEP with commas between such pairs.*Received"):
+    with pytest.raises(ValueError, match="must be TOTAL:STEP pairs, separated by commas.*Received"):
         schedules.parse(text)
 
 
 @pytest.mark.parametrize("text", ["10:5,20:5", "10:5,20:4", "10:11"])
 def test_steps_that_do_not_ascend(text):
-    with pytest.raises(ValueError, match="steps that ascend, none beyond the total before it"):
+    with pytest.raises(ValueError, match="ascending steps, none of them beyond its own total"):
         schedules.parse(text)
 
 

@@ -31,7 +31,7 @@ def test_a_conditional_run_trains_and_is_loaded(tmp_path):
     assert np.abs(videos - (model.decode(latents).numpy() + 1) * 127.5).max() <= 1
     assert "--labels must lie in 0..1. Received 2" in labelled("2")[1]
     assert "one label for all videos or one for each of --num_videos=2. Received 3" in labelled("0,1,0")[1]
-    assert "or names, of" in labelled("no_action")[1]
+    assert "or names (of" in labelled("no_action")[1]
     for kernel in model.discriminator.kernels:  # clipped every second step
         assert np.linalg.svd(kernel.numpy().reshape(-1, kernel.shape[-1]), compute_uv=False).max() <= 1 + 1e-5
 

@@ -121,7 +121,7 @@ def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path, dry):
 @pytest.mark.parametrize("dry", [False, True])
 def test_fewer_videos_than_a_batch_are_refused(folder, tmp_path, dry):
     settings = config(folder, tmp_path / "run", batch_size=8)
-    check_refused(settings, dry, "--batch_size=8 is more than the 6 videos that are trained.*lower it")
+    check_refused(settings, dry, "--batch_size=8 exceeds the 6 training videos.*lower it")
 
 
 def test_a_batch_may_hold_all_videos(folder, tmp_path):
@@ -135,13 +135,15 @@ def test_a_run_is_gone_on_with_only_as_it_was_asked(folder, tmp_path):
             "navsynth", config(folder, tmp_path / "run", **changes), navsynth.build_model, report=lambda line: None
         )
 
-    with pytest.raises(ValueError, match=r"resume=must, and there is no checkpoint under .*run: name the folder"):
+    with pytest.raises(ValueError, match=r"resume=must, but there is no checkpoint under .*run: name the folder"):
         begin(resume="must")
     assert not (tmp_path / "run").exists()
     begin(resume="never")
     begin(resume="must")
     before = (tmp_path / "run" / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"already holds .*ckpt-4: go on with resume=auto, or name another run folder"):
+    with pytest.raises(
+        ValueError, match=r"already holds .*ckpt-4: resume it with resume=auto, or name another run folder"
+    ):
         begin(resume="never")
     assert (tmp_path / "run" / "config.json").read_text() == before
 
@@ -299,7 +301,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, m
         said = []
         settings = config(folder, tmp_path / "run", update="joint", **changes)
         model = train.train("navsynth", settings, navsynth.build_model, report=said.append)
-        return model.dtype_policy.name, [line for line in said if "going on in" in line]
+        return model.dtype_policy.name, [line for line in said if "resuming in" in line]
 
     processor(monkeypatch, "avx2", "avx512f", "avx512_bf16")
     assert go_on(precision="auto") == ("mixed_bfloat16", [])
@@ -310,10 +312,10 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(folder, tmp_path, m
     policy, said = go_on(precision="auto", total_steps=6)
     assert policy == "mixed_bfloat16"
     assert said == [
-        "navsynth: going on in bfloat16, in which the run was begun; by itself this machine would take float32"
+        "navsynth: resuming in bfloat16, in which the run was started; a new run on this machine would use float32"
     ]
     assert go_on(precision="bfloat16", total_steps=7) == ("mixed_bfloat16", [])
-    with pytest.raises(ValueError, match="precision: 'bfloat16' there, 'float32' now"):
+    with pytest.raises(ValueError, match="precision: was 'bfloat16', now 'float32'"):
         go_on(precision="float32", total_steps=7)
     monkeypatch.setattr(train, "_measured", lambda config, build_model, stages: "of no interest here")
     assert "precision = 'bfloat16'" in train.dry_run(
@@ -330,7 +332,7 @@ def test_a_run_in_float16_says_why_it_does_not_go_on_without_a_gpu(folder, tmp_p
     description = json.loads(path.read_text())
     description["resolved"]["precision"] = "float16"
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="was begun in float16, which is for GPUs: go on where there is one"):
+    with pytest.raises(ValueError, match="was started in float16, which is for GPUs: resume it where there is one"):
         trained_weights(settings)
 
 
@@ -355,12 +357,16 @@ def test_a_run_is_repeated_by_its_config_json(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--config=run", "--preset=smoke"], 2, "--config=run and --preset=smoke exclude each other"),
+        (["--config=run", "--preset=smoke"], 2, "--config=run and --preset=smoke are mutually exclusive"),
         (["--config=nowhere"], 1, "--config=nowhere does not exist: name a run folder"),
         (["--config=empty"], 1, "empty is not a run folder: it has no config.json"),
         (["--config=bad.json"], 1, "bad.json does not describe a run (it is not JSON"),
         (["--config=run", "--seed=x"], 2, "--seed"),
-        (["--config=other.json"], 1, "is a run of mocogan: repeat it with python -m trainers.mocogan, or name one of"),
+        (
+            ["--config=other.json"],
+            1,
+            "is a run of mocogan: repeat it with python -m trainers.mocogan, or name a run of",
+        ),
         (["--config=unknown.json"], 1, "has unknown settings: batch_sizes. Did you mean 'batch_size'?"),
         (["--config=range.json"], 2, "--batch_size must be at least 1. Received 0."),
     ],

@@ -35,7 +35,7 @@ def test_a_run_trains_measures_and_generates(tmp_path):
     status, _, error = call(generate.main, *made, "--mode=reconstruct")
     assert (status, error) == (0, "")
     status, _, error = call(generate.main, *made, "--mode=swap")
-    assert status == 1 and "at least two clips and a system with latents of motion. Received 1 clips" in error
+    assert status == 1 and "at least two clips and a system with motion latents. Received 1 clips" in error
     status, _, error = call(generate.main, *made[::2], "--mode=reconstruct")
     assert status == 2 and "--clips is missing" in error
     status, _, error = call(generate.main, made[0], "--labels=0")
@@ -77,7 +77,7 @@ def test_paper_presets_have_the_paper_s_numbers():
         (["--size=24"], "`size` must be 8, 16, 32, 64, 128"),
         (["--num_frames=6"], "`num_frames` must be a multiple of 4. Received 6"),
         (["--adversarial_loss=wasserstein"], "--adversarial_loss must be one of"),
-        (["--augmentation=blur"], "`augmentation` takes names out of"),
+        (["--augmentation=blur"], "`augmentation` takes names from"),
         (["--discriminator_learning_rate=1e30"], "generator_loss became nan"),
     ],
 )

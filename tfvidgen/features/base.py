@@ -138,7 +138,7 @@ class FeatureExtractor:
                 for output in outputs:
                     if not np.isfinite(part[output]).all():
                         raise ValueError(
-                            f"{self.name} answers with NaN or infinity for videos {tuple(batch.shape)}: its weights are not "
+                            f"{self.name} outputs NaN or infinity for videos {tuple(batch.shape)}: its weights are not "
                             "those of a trained network, or they were read from a damaged file."
                         )
                 yield {output: part[output] for output in outputs}
@@ -222,8 +222,8 @@ def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: s
     frames = videos.shape[1]
     if frames < min_frames:
         raise ValueError(
-            f"{reader} needs at least {min_frames} frames. Received videos of {frames}: take longer clips, or repeat frames "
-            "and say so beside the number."
+            f"{reader} needs at least {min_frames} frames. Received videos of {frames}: use longer clips, or repeat frames "
+            "and say so next to the result."
         )
     if max_frames is not None and frames > max_frames:
         raise ValueError(
@@ -231,8 +231,8 @@ def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: s
         )
     if videos.max() == 1:
         warnings.warn(
-            f"The videos for {reader} hold no value above 1, as floats in [0, 1] do when they are cast to uint8: multiply by "
-            "255 before the cast.",
+            f"The videos for {reader} have no value above 1, as if floats in [0, 1] had been cast to uint8: multiply by 255 "
+            "before the cast.",
             stacklevel=3,
         )
 

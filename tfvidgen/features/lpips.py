@@ -23,7 +23,7 @@ LPIPS_WEIGHTS = WeightsInfo(
     source="pypi.org/project/lpips, github.com/richzhang/PerceptualSimilarity; torchvision.models.vgg16",
     licence="BSD-2-Clause (LPIPS), BSD-3-Clause (torchvision)",
     how="Pass the file of the linear layers as `linear` and vgg16-397923af.pth of torchvision, or an .npz of its state dict, as "
-    "`trunk`; linear='none' for the plain sum over channels, which is no LPIPS",
+    "`trunk`; linear='none' for the plain sum over channels, which is not LPIPS",
 )
 _LAYERS = ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3")
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -50,10 +50,10 @@ class LPIPS:
         batch_size: int = 32,
     ):
         if trunk is None or linear is None:
-            raise LPIPS_WEIGHTS.error(f"no `{'trunk' if trunk is None else 'linear'}` is given")
+            raise LPIPS_WEIGHTS.error(f"no `{'trunk' if trunk is None else 'linear'}` was given")
         self._trunk = VGG16Features(_LAYERS, weights=trunk)
         if self._trunk.preprocessing != "torch":
-            raise LPIPS_WEIGHTS.error(f"{str(trunk)!r} holds the Caffe weights of VGG16, other ones than torchvision's")
+            raise LPIPS_WEIGHTS.error(f"{str(trunk)!r} holds the Caffe weights of VGG16, not torchvision's")
         self.batch_size = batch_size
         if linear == "none":
             self._linear = {f"lin{i}": np.ones(width, np.float32) for i, width in enumerate(_WIDTHS)}
@@ -103,7 +103,7 @@ class LPIPS:
                 )
         if a.shape != b.shape or min(a.shape[-3:-1]) < 16 or a.size == 0:
             raise ValueError(
-                f"{self.name} takes two arrays of one shape, of frames of at least 16 x 16. Received {a.shape}, {b.shape}."
+                f"{self.name} takes two arrays of the same shape, of frames of at least 16 x 16. Received {a.shape}, {b.shape}."
             )
         pairs = [array.reshape(-1, *array.shape[-3:]) for array in (a, b)]
         with exact_float32():

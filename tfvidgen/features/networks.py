@@ -75,7 +75,7 @@ class Networks:
     def _trained_judge(self, num_frames: int, stride: int, labels: np.ndarray | None) -> Any:
         if self._judge is None:
             raise ValueError(
-                "This metric needs a judge, a small classifier trained on the real labelled clips: ask for one "
+                "This metric needs a judge, a small classifier trained on the real labelled clips: request one "
                 "(--features=judge)."
             )
         return self._judge(num_frames, stride, labels)
@@ -112,7 +112,7 @@ class Networks:
     def _weights(self, name: str, info: Any) -> str:
         if name in self.weights:
             return self.weights[name]
-        error = info.error(f"no weights are given ({name})")
+        error = info.error(f"no weights were given ({name})")
         raise ValueError(f"{error} {self._hint.format(name=name)}".rstrip())
 
 

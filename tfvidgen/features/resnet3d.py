@@ -290,7 +290,7 @@ class ResNet3DFeatures(FeatureExtractor):
     ):
         super().__init__()
         if weights is None:
-            raise RESNET3D_WEIGHTS.error("no `weights` are given")
+            raise RESNET3D_WEIGHTS.error("no `weights` were given")
         if preprocessing not in (None, *PREPROCESSING):
             raise ValueError(
                 f"`preprocessing` must be one of {', '.join(PREPROCESSING)}, or None. Received {preprocessing!r}."

@@ -39,7 +39,7 @@ def _torch_weights(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, l
     known = {f"features.{index}.weight" for index in _TORCH_INDEX.values()}
     others = [name for name, array in arrays.items() if array.ndim == 4 and name not in known]
     if others:  # VGG19 would fit as far as block 3
-        raise VGG16_WEIGHTS.error(f"{source!r} is of another network: {shorten(others)}")
+        raise VGG16_WEIGHTS.error(f"{source!r} belongs to another network: {shorten(others)}")
     weights = {}
     for name, index in _TORCH_INDEX.items():
         keys = [f"features.{index}.weight", f"features.{index}.bias"]
@@ -136,7 +136,7 @@ class VGG16Features(keras.layers.Layer):
         if unknown or not self.layers:
             raise ValueError(f"`layers` must name some of {', '.join(VGG16_LAYERS)}. Received {self.layers}.")
         if weights is None:
-            raise VGG16_WEIGHTS.error("no `weights` are given")
+            raise VGG16_WEIGHTS.error("no `weights` were given")
         if preprocessing not in (None, "torch", "caffe"):
             raise ValueError(f"`preprocessing` must be 'torch', 'caffe' or None. Received {preprocessing!r}.")
         self.weights_source = str(weights)
@@ -173,7 +173,7 @@ class VGG16Features(keras.layers.Layer):
         missing = [conv.name for conv in self._convs if conv.name not in arrays]
         if missing:
             keys = ", ".join(f"{name} (features.{_TORCH_INDEX[name]})" for name in missing)
-            raise VGG16_WEIGHTS.error(f"{self.weights_source!r} lacks kernel and bias of {keys}")
+            raise VGG16_WEIGHTS.error(f"{self.weights_source!r} lacks the kernel and bias of {keys}")
         for conv in self._convs:
             for variable, value in zip((conv.kernel, conv.bias), arrays[conv.name], strict=True):
                 if tuple(variable.shape) != value.shape:

@@ -94,7 +94,7 @@ def read_arrays(path: str | pathlib.Path, info: WeightsInfo) -> dict[str, np.nda
             return _read_hdf5(path)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, KeyError, IndexError, TypeError) as error:
         raise info.error(f"{path.name!r} cannot be read ({error})") from error
-    raise info.error(f"{path.name!r} is no .npz, PyTorch, HDF5 or TensorFlow checkpoint")
+    raise info.error(f"{path.name!r} is not an .npz, PyTorch, HDF5 or TensorFlow checkpoint")
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], source: str, info: WeightsInfo) -> None:
@@ -118,7 +118,7 @@ def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], sourc
         if arrays[name].shape != tuple(variable.shape)
     ]
     if wrong:
-        raise info.error(f"{source!r} holds arrays of other shapes: {shorten(wrong)}")
+        raise info.error(f"{source!r} holds arrays of the wrong shape: {shorten(wrong)}")
     for name, variable in variables.items():
         variable.assign(np.asarray(arrays[name], np.float32))
 
@@ -190,7 +190,7 @@ class _Storage:
 
     def read(self, data: bytes) -> None:
         if len(data) < self.size * self.dtype.itemsize:
-            raise EOFError("the file is cut short")
+            raise EOFError("the file is truncated")
         self.values = np.frombuffer(data, self.dtype, self.size)
 
 
@@ -241,7 +241,7 @@ class _TorchUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which is not let through: in PyTorch, save torch.save(model.state_dict(), path)"
+                f"it refers to {module}.{name}, which is not allowed: in PyTorch, use torch.save(model.state_dict(), path)"
             )
         return _ALLOWED[module, name]
 

@@ -17,7 +17,7 @@ def check_augmentation(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple; ValueError for an unknown one."""
     unknown = [name for name in names if name not in AUGMENTATIONS]
     if unknown:
-        raise ValueError(f"`augmentation` takes names out of {AUGMENTATIONS}. Received {unknown[0]!r}.")
+        raise ValueError(f"`augmentation` takes names from {AUGMENTATIONS}. Received {unknown[0]!r}.")
     return tuple(names)
 
 

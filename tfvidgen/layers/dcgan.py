@@ -26,7 +26,7 @@ def num_stages(size: int) -> int:
     stages = max(size, 1).bit_length() - 3
     if size < 8 or size != 4 << stages:
         raise ValueError(
-            f"`size` must be 64, as published, or another of 8, 16, 32, 64, 128, ...: these networks double 4x4 pixels. "
+            f"`size` must be 64, as published, or another of 8, 16, 32, 128, ...: these networks start at 4x4 pixels and double. "
             f"Received {size}."
         )
     return stages
@@ -235,6 +235,6 @@ class VideoDiscriminator(_Discriminator):
         """Raises ValueError for clips shorter than the receptive field."""
         if num_frames < self.field:
             raise ValueError(
-                f"The video discriminator sees {self.field} frames at {self.size}x{self.size} pixels. Received clips of "
+                f"The video discriminator needs {self.field} frames at {self.size}x{self.size} pixels. Received clips of "
                 f"num_frames={num_frames}: make them longer, or lower `temporal_taps`."
             )

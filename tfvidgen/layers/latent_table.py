@@ -110,7 +110,7 @@ class LatentTable(keras.layers.Layer):
             raise ValueError(f"`projection` must be one of {PROJECTIONS}. Received {projection!r}.")
         if rank is not None and (len(shape) != 2 or not 1 <= rank <= min(shape)):
             raise ValueError(
-                f"`rank` needs rows of shape (T, D) and lies in 1..min(T, D). Received rank={rank}, shape={shape}."
+                f"`rank` needs rows of shape (T, D) and must lie in 1..min(T, D). Received rank={rank}, shape={shape}."
             )
         self.num_rows, self.row_shape = int(num_rows), shape
         self.learning_rate, self.update_rule, self.projection, self.rank = learning_rate, update_rule, projection, rank

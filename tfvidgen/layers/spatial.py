@@ -78,7 +78,7 @@ def correlation_cost(a, b, max_displacement: int = 4):
     a, b = ops.convert_to_tensor(a), ops.convert_to_tensor(b)
     if len(a.shape) != 4 or tuple(a.shape[1:]) != tuple(b.shape[1:]) or max_displacement < 0:
         raise ValueError(
-            "`a` and `b` must have one shape (B, H, W, C), and `max_displacement` must not be negative. Received "
+            "`a` and `b` must have the same shape (B, H, W, C), and `max_displacement` must not be negative. Received "
             f"shapes {tuple(a.shape)} and {tuple(b.shape)}, max_displacement={max_displacement}."
         )
     _, height, width, _ = ops.shape(a)

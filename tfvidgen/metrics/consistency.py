@@ -108,7 +108,7 @@ class FrameDifferences:
             self._signed, self._absolute = np.zeros(width), np.zeros(width)
         if width != len(self._signed):
             raise ValueError(
-                f"Features must be {len(self._signed)} wide, like those before. Received {width}: all frames must have one size."
+                f"Features must have width {len(self._signed)}, like those before. Received {width}: all frames must have one size."
             )
         for video in features.reshape(*features.shape[:2], width):
             video = video.astype(np.float64)
@@ -129,7 +129,7 @@ class FrameDifferences:
                 continue
             if total.count and len(total._signed) != len(part._signed):
                 raise ValueError(
-                    f"Parts must have features of one width. Received {len(total._signed)} and {len(part._signed)}."
+                    f"Parts must have features of the same width. Received {len(total._signed)} and {len(part._signed)}."
                 )
             total._signed = part._signed + (total._signed if total.count else 0)
             total._absolute = part._absolute + (total._absolute if total.count else 0)
@@ -166,7 +166,7 @@ def motion_consistency(real, generated) -> MotionConsistency:
     real, generated = _differences(real), _differences(generated)
     if len(real.signed) != len(generated.signed):
         raise ValueError(
-            f"`real` and `generated` must be equally wide. Received {len(real.signed)} and {len(generated.signed)}: both sets "
+            f"`real` and `generated` must have the same width. Received {len(real.signed)} and {len(generated.signed)}: both sets "
             "must have frames of one size and features of one layer."
         )
     return MotionConsistency(_mcs(real.signed, generated.signed), _mcs(real.absolute, generated.absolute))

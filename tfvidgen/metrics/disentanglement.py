@@ -140,7 +140,7 @@ def attribute_accuracies(
     """
     if not probabilities or set(probabilities) != set(true_labels) or not set(kept) <= set(probabilities):
         raise ValueError(
-            f"Attributes must be named alike. Received probabilities of {sorted(probabilities)}, labels of "
+            f"Attributes must have the same names. Received probabilities of {sorted(probabilities)}, labels of "
             f"{sorted(true_labels)}, kept {sorted(kept)}."
         )
     result = {}
@@ -177,7 +177,7 @@ def exchange_accuracy(predicted_identity, predicted_action, identity, action) ->
     }
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1 or not lengths["identity"]:
-        raise ValueError(f"Labels must have one length, at least 1. Received {lengths}.")
+        raise ValueError(f"Labels must have the same length, at least 1. Received {lengths}.")
     right_identity = arrays["predicted_identity"] == arrays["identity"]
     right_action = arrays["predicted_action"] == arrays["action"]
     both = right_identity & right_action
@@ -211,7 +211,7 @@ def nearest_cell(generated, truth, truth_identity, truth_action) -> tuple[np.nda
     generated, truth = np.asarray(generated), np.asarray(truth)
     if generated.shape[1:] != truth.shape[1:]:
         raise ValueError(
-            f"`generated` and `truth` must have clips of one shape. Received {generated.shape}, {truth.shape}."
+            f"`generated` and `truth` must have clips of the same shape. Received {generated.shape}, {truth.shape}."
         )
     truth_identity = check_labels(truth_identity, len(truth), None, "truth_identity")
     truth_action = check_labels(truth_action, len(truth), None, "truth_action")
@@ -293,11 +293,11 @@ def measure_swap(measured: Measured) -> Outcome:
     is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
     if not isinstance(made, ModelClips) or not is_trained:
         raise ValueError(
-            "This metric keeps one code of a training video and draws the others anew: measure a run, against the videos it was "
+            "This metric keeps one code of a training video and resamples the others: evaluate a run, against the videos it was "
             "trained on (--run_dir, --split=trained)."
         )
     if real.videos.action is None or real.videos.identity is None:
-        raise ValueError("This metric needs the identity and the action of every training video, and they have none.")
+        raise ValueError("This metric needs the identity and the action of every training video, but they have none.")
     ids = real.video_ids(min(measured.clips, len(real.videos)))
     attributes = _attributes(real.videos)
     judges = {name: measured.networks.judge_of(name, labels, *frames) for name, labels in attributes.items()}
@@ -319,7 +319,7 @@ def measure_swap(measured: Measured) -> Outcome:
         action.accuracy,
         values,
         tuple(action.interval),
-        "95 %, Wilson's, of the action with its code kept",
+        "95 %, Wilson's, of the action accuracy with its code kept",
         f"swapped: {beside}",
         {
             "judges": {name: judge.record() for name, judge in judges.items()},

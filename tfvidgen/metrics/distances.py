@@ -110,8 +110,8 @@ def frechet_result(real, generated, ddof: int = 1) -> FrechetResult:
     real, generated = _Root.of(real, "real"), _Root.of(generated, "generated")
     if real.dim != generated.dim:
         raise ValueError(
-            f"`real` and `generated` must be equally wide. Received widths {real.dim} and {generated.dim}: both must come "
-            "from one layer of one network."
+            f"`real` and `generated` must have the same width. Received widths {real.dim} and {generated.dim}: both must come "
+            "from the same layer of the same network."
         )
     _warn_about_sizes(real.count, generated.count, real.dim)
     return _frechet(real, generated, ddof)
@@ -127,7 +127,7 @@ def frechet_from_moments(real_mean, real_covariance, generated_mean, generated_c
     roots = [_covariance_root(covariance) for covariance in (real_covariance, generated_covariance)]
     if len({*(m.shape for m in means), *((r.shape[1],) for r in roots)}) > 1 or not np.isfinite(means).all():
         raise ValueError(
-            "Means must be finite (D,) and covariances (D, D), with one D. Received means "
+            "Means must be finite (D,) and covariances (D, D), with the same D. Received means "
             f"{means[0].shape}, {means[1].shape} and covariances {np.shape(real_covariance)}, {np.shape(generated_covariance)}."
         )
     traces = sum(np.sum(root**2) for root in roots)
@@ -208,7 +208,7 @@ def frechet_infinity(
         raise ValueError(f"`repeats` must be at least 1. Received {repeats}.")
     if isinstance(generated, FeatureStatistics) or (subsample == "both" and isinstance(real, FeatureStatistics)):
         raise ValueError(
-            "What is subsampled must be given as features (N, D). Received statistics, which have no rows."
+            "A side that is subsampled must be given as features (N, D). Received statistics, which have no rows."
         )
     generated = check_features(generated, "generated", 2)
     dim = generated.shape[1]
@@ -218,7 +218,7 @@ def frechet_infinity(
     else:
         whole = _Root.of(real, "real")
         if whole.dim != dim:
-            raise ValueError(f"`real` and `generated` must be equally wide. Received widths {whole.dim} and {dim}.")
+            raise ValueError(f"`real` and `generated` must have the same width. Received widths {whole.dim} and {dim}.")
         total = len(generated)
     smallest = max(math.ceil(total / 10), 2 * dim) if min_size is None else min_size
     if smallest < 2:
@@ -226,12 +226,12 @@ def frechet_infinity(
     sizes = np.unique(np.linspace(smallest, max(smallest, total), num_sizes).round().astype(np.int64))
     if smallest >= total or len(sizes) < _MIN_SIZES:
         raise ValueError(
-            f"An extrapolation needs {_MIN_SIZES} sizes from {smallest} samples up. Received {total} samples of {dim} numbers, "
-            f"num_sizes={num_sizes}. Take more samples than {2 * dim}, or set `min_size`."
+            f"An extrapolation needs {_MIN_SIZES} sizes of at least {smallest} samples. Received {total} samples of width {dim}, "
+            f"num_sizes={num_sizes}. Use more samples than {2 * dim}, or set `min_size`."
         )
     if smallest <= dim:
         _warn(
-            f"Subsets of {smallest} samples of {dim} numbers: so small, the bias does not fall as 1/N and the limit is off."
+            f"Subsets of {smallest} samples of width {dim} are so small that the bias does not fall as 1/N and the limit is off."
         )
     random = np.random.default_rng(seed)
 
@@ -310,7 +310,7 @@ def _covariance_root(covariance) -> np.ndarray:
     largest = eigenvalues[-1]
     if eigenvalues[0] < -_NEGATIVE_EIGENVALUE * scale:
         raise ValueError(
-            f"A covariance must be positive semi-definite. Received one with the eigenvalue {eigenvalues[0]:g} beside "
+            f"A covariance must be positive semi-definite. Received one with eigenvalues from {eigenvalues[0]:g} to "
             f"{largest:g}."
         )
     # The square root would amplify the rounding error of a zero eigenvalue a hundred million times.
@@ -321,14 +321,14 @@ def _covariance_root(covariance) -> np.ndarray:
 def _warn_about_sizes(num_real: int, num_generated: int, dim: int) -> None:
     if min(num_real, num_generated) <= dim:
         _warn(
-            f"{num_real} real and {num_generated} generated feature vectors of {dim} numbers: a covariance of so few has at "
-            "most N - 1 directions, and the distance is biased upwards, by far more than models differ. Compare only "
-            f"at equal N and beside the distance of two halves of the real set, or take more than {dim} videos."
+            f"{num_real} real and {num_generated} generated feature vectors of width {dim}: with so few, a covariance has rank "
+            "N - 1 at most, and the distance is biased upwards, by far more than models differ. Compare only at equal N "
+            f"and next to the distance between two halves of the real set, or use more than {dim} videos."
         )
     if num_real != num_generated:
         _warn(
             f"{num_real} real and {num_generated} generated feature vectors: the bias of a distance depends on both numbers, so "
-            "this one compares only with others at the same two."
+            "compare this one only with others at the same two."
         )
 
 

@@ -165,7 +165,7 @@ def nearest_neighbours(
     references = check_features(references, "references", dim=queries.shape[1])
     if exclude_self and len(queries) != len(references):
         raise ValueError(
-            f"`exclude_self` is for one set against itself. Received {len(queries)} queries, {len(references)} references."
+            f"`exclude_self` is for comparing a set with itself. Received {len(queries)} queries, {len(references)} references."
         )
     available = len(references) - bool(exclude_self)
     if not 1 <= k <= available:
@@ -325,7 +325,7 @@ def motion_energy_ratio(real, generated) -> float:
     real, generated = _check_videos("real", real, 2), _check_videos("generated", generated, 2)
     if real.shape[2:] != generated.shape[2:]:
         raise ValueError(
-            "Energies compare at one size of frames: resize one side. Received real frames of "
+            "Motion energies can only be compared at equal frame sizes: resize one side. Received real frames of "
             f"{real.shape[2]} x {real.shape[3]} and generated ones of {generated.shape[2]} x {generated.shape[3]}."
         )
     reference = motion_energy(real).mean()
@@ -350,7 +350,7 @@ def _distance_chunks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.n
 def _directions(features: np.ndarray, name: str) -> np.ndarray:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not lengths.all():
-        raise ValueError(f"`{name}` holds a vector of zeros, which has no direction: use metric='euclidean'.")
+        raise ValueError(f"`{name}` contains a zero vector, which has no direction: use metric='euclidean'.")
     return features / lengths
 
 

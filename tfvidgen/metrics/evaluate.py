@@ -214,7 +214,7 @@ class _Sides:
                 if shape is not None and batch.shape[2:4] != shape:
                     raise ValueError(
                         f"Clips of the {side} side differ in size: {batch.shape[2]}x{batch.shape[3]} after "
-                        f"{shape[0]}x{shape[1]} pixels (height x width). Give a size to bring all to (--size)."
+                        f"{shape[0]}x{shape[1]} pixels (height x width). Give a size to resize all of them to (--size)."
                     )
                 shape = batch.shape[2:4]
                 for job, outputs in working.values():
@@ -231,7 +231,7 @@ class _Sides:
         if real is not None and tuple(real) != generated:
             raise ValueError(
                 f"Real clips are {real[0]}x{real[1]} pixels and generated ones {generated[0]}x{generated[1]} (height x width): "
-                "bring both to one size (--size), so that the metrics do not compare sizes."
+                "resize both to the same size (--size), so that the metrics do not compare sizes."
             )
 
     def _check_codecs(self) -> None:
@@ -239,8 +239,8 @@ class _Sides:
         if isinstance(self.generated, ModelClips) or not real or not made or real == made:
             return
         warnings.warn(
-            f"Real clips were read through {_codec_words(real)}, generated ones through {_codec_words(made)}: compression shows "
-            "in every metric, and here on one side. Write both the same way.",
+            f"Real clips were stored with {_codec_words(real)}, generated ones with {_codec_words(made)}: compression affects "
+            "every metric, and here differently on each side. Write both the same way.",
             stacklevel=2,
         )
 
@@ -249,8 +249,8 @@ class _Sides:
         if repeated:
             again, first = repeated[0]
             warnings.warn(
-                f"{len(repeated)} of {self.real.available} real videos repeat another one pixel for pixel, such as {first!r} and "
-                f"{again!r}: there are fewer to compare with than it seems, and real ones lie nearer to each other. Remove them.",
+                f"{len(repeated)} of {self.real.available} real videos are exact copies of another, such as {first!r} and "
+                f"{again!r}: there are fewer to compare with than it seems, and real ones lie closer to each other. Remove them.",
                 stacklevel=2,
             )
 
@@ -266,12 +266,12 @@ class _Sides:
         pair = " and ".join(repr(self.generated.name(position)) for position in reversed(repeated[0]))
         if self.generated.refuse_duplicates:
             raise ValueError(
-                f"{len(repeated)} of {len(hashes)} generated clips repeat another one pixel for pixel, such as {pair}. Files "
-                "that were copied make a metric look surer than it is: remove them. If the model did make the same clip "
-                "again, say so (--allow_duplicates) and measure how often (duplicates)."
+                f"{len(repeated)} of {len(hashes)} generated clips are exact copies of another, such as {pair}. Copied files "
+                "make a metric look more certain than it is: remove them. If the model did generate the same clip again, "
+                "say so (--allow_duplicates) and measure how often (duplicates)."
             )
         warnings.warn(
-            f"{len(repeated)} of {len(hashes)} generated clips repeat another one pixel for pixel, such as {pair}: there are "
+            f"{len(repeated)} of {len(hashes)} generated clips are exact copies of another, such as {pair}: there are "
             f"fewer different clips, {len(hashes) - len(repeated)}, than the name of the metric says.",
             stacklevel=2,
         )
@@ -302,7 +302,7 @@ class _Sides:
             outcome = protocol.rules.measure(measured)
         records = [self.networks.get(each, protocol.frames, protocol.stride).record() for each in protocol.networks]
         untrained = [
-            f"{record['name']} has random weights: an untrained network, whose numbers compare with no others."
+            f"{record['name']} has random weights: an untrained network, whose values cannot be compared with any others."
             for record in records
             if record.get("weights") == "random"
         ]

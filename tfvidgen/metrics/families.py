@@ -56,7 +56,7 @@ FAMILIES: dict[str, Family] = {
         default_frames=16,
     ),
     "fvdinf": Family(
-        "FVD's limit of many clips, from a line through subsets",
+        "FVD extrapolated to infinitely many clips, by a line through subsets",
         measures.frechet_infinity,
         _FEATURES,
         variants=(*_RESIZES, "covn"),
@@ -94,13 +94,13 @@ FAMILIES: dict[str, Family] = {
         "Inception Score of a judge", functools.partial(measures.inception_score, ""), ("judge",), ("logits",)
     ),
     "accuracy": Family(
-        "how often a judge sees the class that a clip was made of, with H(y) and H(y|x)",
+        "how often a judge sees the class that a clip was generated for, with H(y) and H(y|x)",
         disentanglement.measure_accuracy,
         ("judge",),
         ("logits",),
     ),
     "judge_swap": Family(
-        "do codes hold what they should: judges' accuracies with motion kept and content drawn anew, and the reverse",
+        "do codes hold what they should: judges' accuracies with motion kept and content resampled, and vice versa",
         disentanglement.measure_swap,
         outputs=(),
         ranks=False,
@@ -123,8 +123,8 @@ FAMILIES: dict[str, Family] = {
         "frame consistency (NAVSynth): SSIM with the first frame", measures.frame_consistency, outputs=("fcs",)
     ),
     "acd": Family("average content distance (MoCoGAN) of mean colours", measures.content_distance, outputs=("acd",)),
-    "motion": Family("motion energy over that of real clips", measures.motion_energy, outputs=("motion",)),
-    "duplicates": Family("share of clips that repeat another one exactly", measures.duplicates, outputs=("sha256",)),
+    "motion": Family("motion energy relative to that of real clips", measures.motion_energy, outputs=("motion",)),
+    "duplicates": Family("share of clips that are exact copies of another", measures.duplicates, outputs=("sha256",)),
     "lpips": Family(
         "diversity: LPIPS of random pairs of clips", measures.lpips_diversity, outputs=("lpips",), ranks=False
     ),

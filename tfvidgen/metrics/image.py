@@ -34,7 +34,7 @@ def check_frames(name: str, frames, num_axes: int | None = None) -> np.ndarray:
 def _check_pair(a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = check_frames("a", a), check_frames("b", b)
     if a.shape != b.shape:
-        raise ValueError(f"`a` and `b` must have one shape. Received {a.shape} and {b.shape}.")
+        raise ValueError(f"`a` and `b` must have the same shape. Received {a.shape} and {b.shape}.")
     return a, b
 
 

@@ -78,20 +78,20 @@ class Measured:
         if real_names is None or labels is None:
             without = "real" if real_names is None else "generated"
             raise ValueError(
-                f"This metric needs the class of every clip, and the {without} ones have none: put videos into one folder per "
-                "class, or measure a model that generates by class."
+                f"This metric needs the class of every clip, but the {without} ones have none: put videos into one folder per "
+                "class, or evaluate a class-conditional model."
             )
         num_known = len(real_names if names is None else names)
         if labels.max() >= num_known:
             raise ValueError(
-                f"A generated clip is of class {labels.max()}, and there are {num_known} classes from 0 on: this metric needs a "
-                "model that has no more categories than its data has classes."
+                f"A generated clip has class {labels.max()}, but there are {num_known} classes, numbered from 0: this metric needs "
+                "a model that has no more categories than its data has classes."
             )
         if names is not None:
             unknown = sorted({names[label] for label in labels} - set(real_names))
             if unknown:
                 raise ValueError(
-                    f"Generated clips have classes that real ones have not: {', '.join(unknown[:5])}. Name both alike."
+                    f"Generated clips have classes that real ones lack: {', '.join(unknown[:5])}. Use the same names for both."
                 )
             labels = np.array([real_names.index(names[label]) for label in labels], np.int32)
         return labels, len(real_names)
@@ -126,7 +126,7 @@ def _groups(num_rows: int, num_groups: int) -> list[slice]:
 
 
 def _jackknife_words(count: int) -> str:
-    return f"95 %, jackknife over {count} groups of clips: the spread over clips, not the bias of their number"
+    return f"95 %, jackknife over {count} groups of clips: the spread over clips, not the bias due to their number"
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def frechet_infinity(measured: Measured) -> Outcome:
         limit.value,
         {"limit": limit.value, "slope": limit.slope, "standard_error": limit.standard_error},
         (limit.value - half, limit.value + half),
-        "95 %, of a line through distances of overlapping subsets: too narrow",
+        "95 %, of a line fitted to distances of overlapping subsets: too narrow",
         f"FVD {_short(limit.distances[-1])} at {limit.sizes[-1]} clips",
         {
             "sizes": limit.sizes.tolist(),
@@ -267,7 +267,7 @@ def coverage(measured: Measured) -> Outcome:
         result.coverage,
         {**dataclasses.asdict(result), "expected_coverage": expected},
         tuple(wilson_interval(result.coverage * len(real), len(real))),
-        "95 %, Wilson's, of the coverage with the balls as they are",
+        "95 %, Wilson's, of the coverage with the balls held fixed",
         f"precision {result.precision:.3f}, recall {result.recall:.3f}, density {result.density:.3f}; equal sets {expected:.3f}",
         {"value": "coverage", "k": NEIGHBOURS, "feature_width": real.shape[1]},
         -result.coverage,
@@ -468,7 +468,7 @@ def nearest(measured: Measured) -> Outcome:
         values,
         interval,
         "95 %, bootstrap over generated clips",
-        f"copying test z = {test.z:.2f}; well below 1, with z far below 0, says copies",
+        f"copying test z = {test.z:.2f}; well below 1, with z far below 0, indicates copies",
         {
             "value": "median distance to the nearest real clip over that of the reference",
             "reference": words,

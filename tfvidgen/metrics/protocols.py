@@ -176,7 +176,7 @@ def parse(name: str, features: str = "pretrained") -> Protocol:
     network = found["prefix"] or ("judge" if features == "judge" and "judge" in rules.networks else "")
     if network and network not in rules.networks:
         raise ValueError(
-            f"{found['family']} does not run on {network} features, so there is no metric {name!r}: write {found['family']}."
+            f"{found['family']} does not run on {network} features, so there is no metric {name!r}: use {found['family']}."
         )
     variants = tuple(found["variants"].split("_")[1:])
     for variant in variants:

@@ -202,7 +202,7 @@ class RowStore:
             return None
         try:
             if json.loads((path / "key.json").read_text(encoding="utf-8")) != json.loads(json.dumps(key)):
-                raise ValueError("it holds something else than its name says")
+                raise ValueError("its content does not match its name")
             return np.load(path / "rows.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"The cached features {str(path)!r} are damaged ({error}): delete that folder.") from None

@@ -65,10 +65,10 @@ def s3_score(ser: float, res: float, rer: float) -> float:
     """
     for name, accuracy in (("ser", ser), ("res", res), ("rer", rer)):
         if not 0 <= accuracy <= _MAX_PERCENT:
-            raise ValueError(f"`{name}` must be an accuracy, a share or percent. Received {accuracy}.")
+            raise ValueError(f"`{name}` must be an accuracy, as a fraction or a percentage. Received {accuracy}.")
     if rer == 0:
         raise ValueError(
-            "S3 is undefined for ReR = 0: the classifier got no real clip right. Train it longer, or look at its labels."
+            "S3 is undefined for ReR = 0: the classifier got no real clip right. Train it longer, or check its labels."
         )
     return math.sqrt(ser * res) / rer
 
@@ -113,7 +113,7 @@ def s3_from_predictions(
     }  # (S, N), (S, M), (S, N)
     if not np.array_equal(np.asarray(ser[1]), np.asarray(rer[1])):
         raise ValueError(
-            "`ser` and `rer` must be of the same real test clips in the same order. Received other labels."
+            "`ser` and `rer` must be of the same real test clips in the same order. Received different labels."
         )
     values = {name: float(h.mean()) for name, h in hits.items()}
     value = s3_score(**values)
@@ -189,8 +189,8 @@ def measure_s3(network: str, measured: Measured) -> Outcome:
     num_tested = min(len(real_test[1]), len(synthetic_test[1]))
     if not num_tested or min(len(np.unique(labels)) for _, labels in (real_train, synthetic_train)) < 2:
         raise ValueError(
-            f"S3 trains on two classes or more and tests on a third of each, and there are too few clips: {count} real and "
-            f"{is_chosen.sum()} generated ones. Measure more clips, at least three of a class."
+            f"S3 trains on at least two classes and tests on a third of each, but there are too few clips: {count} real and "
+            f"{is_chosen.sum()} generated ones. Use more clips, at least three per class."
         )
     predicted: dict[str, list[np.ndarray]] = {"ser": [], "res": [], "rer": []}
     for seed in range(SEEDS):
@@ -230,8 +230,8 @@ def _class_matched(made: np.ndarray, real: np.ndarray) -> np.ndarray:
     lacking = len(real) - is_chosen.sum()
     if lacking:
         warnings.warn(
-            f"The generated clips lack {lacking} of {len(real)} to have as many of every class as the real ones: SeR is biased "
-            "downwards.",
+            f"The generated clips are {lacking} of {len(real)} short of having as many of every class as the real ones: SeR is "
+            "biased downwards.",
             stacklevel=2,
         )
     return is_chosen

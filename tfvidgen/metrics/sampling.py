@@ -110,8 +110,8 @@ class VideoClips(Clips):
         order = self._order[:num_clips]
         if len(order) < num_clips:
             raise ValueError(
-                f"{num_clips} clips are asked for and {self.videos.source!r} has {len(self.videos)} videos, of which each "
-                "gives one: ask for fewer, or add videos."
+                f"{num_clips} clips are requested, but {self.videos.source!r} has {len(self.videos)} videos, each of which "
+                "gives one: request fewer, or add videos."
             )
         self._check_lengths(order, num_frames, stride)
         for first in range(0, num_clips, BATCH):
@@ -139,9 +139,9 @@ class VideoClips(Clips):
         if self._short_clip == "error" and len(short):
             listed = ", ".join(f"{self.videos.names[i]} ({self.videos.lengths[i]})" for i in short[:5])
             raise ValueError(
-                f"{len(short)} of the {len(order)} videos that are measured of {self.videos.source!r} are shorter than the "
+                f"{len(short)} of the {len(order)} videos used from {self.videos.source!r} are shorter than the "
                 f"{span} frames that {num_frames} frames at stride {self._stride * stride} need: {listed}"
-                f"{' and others' if len(short) > 5 else ''}. Ask for fewer frames, or set short_clip to loop or hold; the "
+                f"{' and others' if len(short) > 5 else ''}. Request fewer frames, or set short_clip to loop or hold; the "
                 "record then says so."
             )
 
@@ -262,8 +262,8 @@ class ModelClips(Clips):
         content = self._model.latent_names("content")
         if not (self._model.reconstructs and content and self._model.latent_names("motion")):
             raise ValueError(
-                f"This metric keeps one latent of a training video and draws the others anew, and {name} has no latents of "
-                "content and of motion for a given video: measure a system that learns or encodes them."
+                f"This metric keeps one latent of a training video and resamples the others, but {name} has no content and "
+                "motion latents for a given video: evaluate a system that learns or encodes them."
             )
         position, clips = stride * np.arange(num_frames), []
         for batch, first in enumerate(range(0, len(video_ids), BATCH)):
@@ -280,8 +280,8 @@ class ModelClips(Clips):
             videos = np.asarray(self._model.decode_function(latents))
             if videos.shape[1] <= position[-1]:
                 raise ValueError(
-                    f"{name} makes clips of {videos.shape[1]} frames, and {num_frames} frames at stride {stride} need "
-                    f"{position[-1] + 1}: ask for fewer frames."
+                    f"{name} generates clips of {videos.shape[1]} frames, but {num_frames} frames at stride {stride} need "
+                    f"{position[-1] + 1}: request fewer frames."
                 )
             clips.append(to_bytes(videos[:, position], f"the frames of {name}"))
         return np.concatenate(clips)
@@ -292,8 +292,8 @@ class ModelClips(Clips):
     def _longer(self, batch: int, span: int, own: int, num_frames: int, stride: int) -> np.ndarray:
         """Longer videos from a system of variable length; many support only one length."""
         message = (
-            f"{type(self._model).__name__} makes clips of {own} frames, and {num_frames} frames at stride {stride} need "
-            f"{span}: ask for fewer frames, or set short_clip to loop or hold; the record then says so."
+            f"{type(self._model).__name__} generates clips of {own} frames, but {num_frames} frames at stride {stride} need "
+            f"{span}: request fewer frames, or set short_clip to loop or hold; the record then says so."
         )
         try:
             videos = self._videos(batch, span)
@@ -332,7 +332,7 @@ def as_clips(videos: Clips | VideoCollection | ShardedVideos | np.ndarray, seed:
             raise ValueError(f"Videos must have shape (N, T, H, W, 3), RGB last. Received shape {videos.shape}.")
         if videos.dtype != np.uint8 and 0 <= videos.min() and 0 < videos.max() <= 1:
             warnings.warn(
-                "No value of the array is below 0, as if it were in [0, 1] and not in [-1, 1]: if so, pass 2 * x - 1.",
+                "No value of the array is below 0, which suggests [0, 1] instead of [-1, 1]: if so, pass 2 * x - 1.",
                 stacklevel=2,
             )
         collection = VideoCollection.from_videos(list(to_bytes(videos, "the array")), source="array")
@@ -352,15 +352,17 @@ def to_bytes(videos: np.ndarray, what: str) -> np.ndarray:
         return videos
     if not (np.issubdtype(videos.dtype, np.floating) or videos.dtype.name == "bfloat16"):
         raise ValueError(
-            f"Videos must be uint8 with values 0..255, or floats in [-1, 1]; {what} are {videos.dtype}: convert them."
+            f"Videos must be uint8 with values 0..255, or floats in [-1, 1]. Received {what}, {videos.dtype}: convert them."
         )
     videos = videos.astype(np.float32)
     if not np.isfinite(videos).all():
-        raise ValueError(f"Among {what} are NaN or infinity, which are no colours: the model that made them diverged.")
+        raise ValueError(
+            f"Received NaN or infinity in {what}, which are not colours: the model that made them diverged."
+        )
     low, high = float(videos.min()), float(videos.max())
     if low < -1 - _RANGE_SLACK or high > 1 + _RANGE_SLACK:
         raise ValueError(
-            f"Floats must lie in [-1, 1]; {what} reach from {low:.4g} to {high:.4g}: "
+            f"Floats must lie in [-1, 1]. Received {what}, with values from {low:.4g} to {high:.4g}: "
             + ("divide by 127.5 and subtract 1." if high > 2 else "scale them to that range.")
         )
     return to_uint8(videos)

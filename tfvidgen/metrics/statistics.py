@@ -54,15 +54,15 @@ def check_features(features, name: str = "features", min_samples: int = 1, dim: 
         raise ValueError(f"`{name}` needs at least {min_samples} feature vectors. Received {len(array)}.")
     if dim is not None and array.shape[1] != dim:
         raise ValueError(
-            f"`{name}` must be {dim} wide, like the features they are put together with. Received width {array.shape[1]}: "
-            "both must come from one layer of one network."
+            f"`{name}` must have width {dim}, like the features they are combined with. Received width {array.shape[1]}: "
+            "both must come from the same layer of the same network."
         )
     array = array.astype(np.float64, copy=False)
     bad = np.count_nonzero(~np.isfinite(array).all(axis=1))
     if bad:
         raise ValueError(
-            f"`{name}` must be finite. {bad} of {len(array)} rows hold NaN or infinity: look at the videos they come from, "
-            "or at the range of values that the network expects."
+            f"`{name}` must be finite. {bad} of {len(array)} rows hold NaN or infinity: check the videos they come from, "
+            "and the range of values that the network expects."
         )
     return array
 
@@ -124,7 +124,7 @@ class FeatureStatistics:
         total = FeatureStatistics(self.dim)
         for part in (self, *others):
             if part.dim != self.dim:
-                raise ValueError(f"Statistics to merge must have one width. Received {self.dim} and {part.dim}.")
+                raise ValueError(f"Statistics to merge must have the same width. Received {self.dim} and {part.dim}.")
             total._add(part.count, part.mean, part.scatter)
         return total
 
@@ -245,7 +245,7 @@ def bootstrap(
         arrays = (np.asarray(samples),)
     lengths = [len(a) for a in arrays] + ([len(clusters)] if clusters is not None else [])
     if not lengths or len(set(lengths)) > 1 or lengths[0] == 0:
-        raise ValueError(f"A bootstrap needs arrays of one length, at least 1. Received lengths {lengths}.")
+        raise ValueError(f"A bootstrap needs arrays of the same length, at least 1. Received lengths {lengths}.")
     if num_resamples < 1:
         raise ValueError(f"`num_resamples` must be at least 1. Received {num_resamples}.")
     random = np.random.default_rng(seed)
@@ -308,4 +308,4 @@ def jackknife_interval(value: float, left_out: Sequence[float]) -> Interval | No
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie between 0 and 1, for instance 0.95. Received {confidence}.")
+        raise ValueError(f"`confidence` must lie between 0 and 1, e.g. 0.95. Received {confidence}.")

@@ -51,7 +51,7 @@ class LatentSpec:
             raise ValueError(f"`role` must be one of {ROLES}. Received {self.role!r}.")
         if (self.role == "label") != (self.num_values is not None):
             raise ValueError(
-                "`num_values` says how many values a label has, and only a label has it. Received "
+                "`num_values` is the number of values of a label, and only a label has it. Received "
                 f"role={self.role!r}, num_values={self.num_values}."
             )
 
@@ -174,7 +174,7 @@ class VideoGenerator(keras.Model):
         """
         if name in self.frozen_networks:
             raise ValueError(
-                f"{type(self).__name__} has a frozen network {name!r} already: give this one another name."
+                f"{type(self).__name__} already has a frozen network {name!r}: give this one another name."
             )
         network.trainable = False  # its inputs still get gradients
         self.frozen_networks[name] = network
@@ -195,8 +195,12 @@ class VideoGenerator(keras.Model):
             ValueError: If the system has no such stage.
         """
         if name not in self.stages:
-            known = f"one of {', '.join(self.stages)}" if self.stages else "none: it is trained in a single stage"
-            raise ValueError(f"A stage of {type(self).__name__} is {known}. Received {name!r}.")
+            known = (
+                f"must be one of {', '.join(self.stages)}"
+                if self.stages
+                else "does not exist: it is trained in a single stage"
+            )
+            raise ValueError(f"A stage of {type(self).__name__} {known}. Received {name!r}.")
         if name != self.stage:
             self.stage = name
             self.train_function = None  # of Keras's `fit`, traced in the previous stage
@@ -210,8 +214,8 @@ class VideoGenerator(keras.Model):
         """Raises ValueError if there is nothing to sample from yet."""
         if not self.can_sample:
             raise ValueError(
-                f"This {type(self).__name__} was trained as far as its stage {self.stage!r}, and new videos can be sampled from "
-                f"the stage {self.sampling_stage!r} on: train that first. Until then, reconstruct or edit given videos."
+                f"This {type(self).__name__} was trained up to its stage {self.stage!r}, but new videos can only be sampled from "
+                f"the stage {self.sampling_stage!r} onwards: train that first. Until then, reconstruct or edit given videos."
             )
 
     def compile(self, optimizer=None, accumulate: int = 1, **kwargs):
@@ -345,7 +349,7 @@ class VideoGenerator(keras.Model):
             own = f"the {self.num_frames} frames it was" if self.num_frames > 1 else "the one frame it was"
             known = "1 frame or more" if free else f"{own} built for"
             raise ValueError(
-                f"{type(self).__name__} makes videos of {known}. Received num_frames={num_frames}: leave it out, or train "
+                f"{type(self).__name__} generates videos of {known}. Received num_frames={num_frames}: leave it out, or train "
                 "with another num_frames."
             )
         return num_frames
@@ -409,7 +413,9 @@ class VideoGenerator(keras.Model):
         if not tf.is_tensor(labels) or hasattr(labels, "numpy"):  # values are known, not symbolic
             given = np.asarray(labels)
             if given.dtype.kind not in "iu" or given.ndim > 1:
-                raise ValueError(f"`labels` must be an int or int (num_videos,). Received {given.dtype} {given.shape}.")
+                raise ValueError(
+                    f"`labels` must be an int or an int array (num_videos,). Received {given.dtype} {given.shape}."
+                )
             if not isinstance(num_videos, tf.Tensor) and given.ndim and len(given) != num_videos:
                 raise ValueError(f"`labels` must be one per video, {num_videos} in all. Received {len(given)}.")
             if given.size and not 0 <= given.min() <= given.max() < self.num_labels:
@@ -475,8 +481,8 @@ class VideoGenerator(keras.Model):
         if self.has_lookup:
             return self.lookup(batch["video_id"])
         raise ValueError(
-            f"{type(self).__name__} makes new videos only: it has no encoder and learns no code per video, so there are no "
-            "latents of a given one. Measure what it makes with `python -m trainers.evaluate`."
+            f"{type(self).__name__} generates new videos only: it has no encoder and learns no code per video, so there are no "
+            "latents of a given one. Evaluate what it generates with `python -m trainers.evaluate`."
         )
 
     def reconstruct(self, batch: dict[str, Any], seed=None):

@@ -109,17 +109,17 @@ def check_resume(run_dir: str | pathlib.Path, resume: str) -> None:
     found = checkpoint_files(folder)
     if found and resume == "never":
         raise ValueError(
-            f"{run_dir} already holds {folder / f'ckpt-{max(found)}'}: go on with resume=auto, or name another run folder."
+            f"{run_dir} already holds {folder / f'ckpt-{max(found)}'}: resume it with resume=auto, or name another run folder."
         )
     if not found and (folder / _LIST).exists():
         raise ValueError(
-            f"{folder} holds a list of checkpoints, and their files are gone: restore them from a copy, or delete {folder} to "
-            "begin anew."
+            f"{folder} holds a list of checkpoints, but their files are gone: restore them from a copy, or delete {folder} to "
+            "start over."
         )
     if not found and resume == "must":
         raise ValueError(
-            f"resume=must, and there is no checkpoint under {run_dir}: name the folder of a run that was saved, or begin "
-            "one with resume=auto."
+            f"resume=must, but there is no checkpoint under {run_dir}: name the folder of a saved run, or start one with "
+            "resume=auto."
         )
 
 
@@ -170,7 +170,7 @@ class Checkpoints(CheckpointReader):
         return at
 
     def _fate(self, step: int) -> str:
-        return f", and it is set aside as damaged-ckpt-{step}.*" if self._writes else ""
+        return f" and is set aside as damaged-ckpt-{step}.*" if self._writes else ""
 
     def clean(self) -> None:
         """Removes partial files left by killed processes, and checkpoints that are no longer kept."""
@@ -211,8 +211,8 @@ class Checkpoints(CheckpointReader):
             self.clean()
             raise NotSaved(
                 f"The checkpoint of step {step} could not be written under {self.folder}: {first_line(error)}. The last "
-                f"good one is {self.latest or 'none'}. Make room or mend the folder; the same command then goes on from "
-                "there."
+                f"good one is {self.latest or 'none'}. Free some space or repair the folder; the same command then resumes "
+                "from there."
             ) from error
 
     def _list(self) -> str:
@@ -241,7 +241,7 @@ class Checkpoints(CheckpointReader):
         listed = re.findall(r'^model_checkpoint_path: "(?:.*/)?(ckpt-\d+)"$', text, re.MULTILINE)
         if listed != [f"ckpt-{steps(self.folder)[-1]}"]:
             what = "was missing" if not text else f"named {listed[0]}" if listed else "was damaged"
-            report(f"the list {self.folder / _LIST} {what}: it is written again from the files beside it")
+            report(f"the list {self.folder / _LIST} {what}: it is rewritten from the files next to it")
             self._write_list()
 
 

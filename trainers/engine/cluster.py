@@ -44,7 +44,7 @@ def read_cluster(text: str | None = None) -> Cluster | None:
 
     def wrong(what: str) -> ValueError:
         return ValueError(
-            f"TF_CONFIG {what}. Received {text!r}. Expected the same on every worker but for the index, e.g. {_EXAMPLE}; "
+            f"TF_CONFIG {what}. Received {text!r}. Expected the same on every worker except for the index, e.g. {_EXAMPLE}; "
             "unset it to train on this machine alone."
         )
 
@@ -56,7 +56,7 @@ def read_cluster(text: str | None = None) -> Cluster | None:
     if not isinstance(jobs, dict) or not jobs:
         raise wrong("names no cluster")
     if other := sorted(set(jobs) - {"chief", "worker"}):
-        raise wrong(f"has a job {other[0]!r}, and workers that train in step know only 'worker' and 'chief'")
+        raise wrong(f"has a job {other[0]!r}, but synchronous training supports only 'worker' and 'chief'")
     for job, addresses in jobs.items():
         if not isinstance(addresses, list) or not addresses:
             raise wrong(f"lists no addresses for {job!r}")
@@ -71,9 +71,9 @@ def read_cluster(text: str | None = None) -> Cluster | None:
     task = content.get("task")
     job, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
     if job not in jobs or isinstance(index, bool) or not isinstance(index, int):
-        raise wrong("does not say which worker this is: task needs a type of the cluster and a whole number as index")
+        raise wrong("does not say which worker this is: task needs a type from the cluster and a whole number as index")
     if not 0 <= index < len(jobs[job]):
-        raise wrong(f"gives this process the index {index}, and {job!r} has 0..{len(jobs[job]) - 1}")
+        raise wrong(f"gives this process the index {index}, but {job!r} has 0..{len(jobs[job]) - 1}")
     return Cluster(workers, index + (len(jobs.get("chief", [])) if job == "worker" else 0))
 
 
@@ -92,14 +92,14 @@ def read_slurm() -> Cluster | None:
 
     def wrong(what: str) -> ValueError:
         return ValueError(
-            f"The tasks of this Slurm step cannot be joined: {what}. Start them with srun, which sets the variables, or write "
-            f"TF_CONFIG, which comes first, e.g. {_EXAMPLE}; --strategy=none or mirrored trains in this task alone."
+            f"The tasks of this Slurm step cannot be joined: {what}. Start them with srun, which sets the variables, or set "
+            f"TF_CONFIG, which takes precedence, e.g. {_EXAMPLE}; --strategy=none or mirrored trains in this task alone."
         )
 
     def number(name: str, default: int | None = None) -> int:
         text = os.environ.get(name, "" if default is None else str(default)).strip()
         if not re.fullmatch(r"\d+", text):
-            raise wrong(f"{name} is {repr(text) if text else 'not set'}, and should be a whole number")
+            raise wrong(f"{name} is {repr(text) if text else 'not set'}, but should be a whole number")
         return int(text)
 
     num_tasks, rank = number(_TASKS), number("SLURM_PROCID")
@@ -113,7 +113,7 @@ def read_slurm() -> Cluster | None:
             r"(\d+)(?:\(x(\d+)\))?", part
         )  # 2(x3),1: two tasks on each of three nodes, one on a fourth
         if not match:
-            raise wrong(f"{_TASKS_PER_NODE} is {per_node!r}, and should be like '2(x3),1'")
+            raise wrong(f"{_TASKS_PER_NODE} is {per_node!r}, but should be like '2(x3),1'")
         counts += [int(match[1])] * int(match[2] or 1)
     try:
         hosts = _node_names(nodes)
@@ -126,10 +126,10 @@ def read_slurm() -> Cluster | None:
         )
     places = [(node, local) for node, count in enumerate(counts) for local in range(count)]
     if rank >= num_tasks:
-        raise wrong(f"SLURM_PROCID is {rank}, and {num_tasks} tasks have 0..{num_tasks - 1}")
+        raise wrong(f"SLURM_PROCID is {rank}, but {num_tasks} tasks have 0..{num_tasks - 1}")
     place = (number("SLURM_NODEID", places[rank][0]), number("SLURM_LOCALID", places[rank][1]))
     if place not in places:
-        raise wrong(f"SLURM_NODEID={place[0]} and SLURM_LOCALID={place[1]} are no place among its tasks")
+        raise wrong(f"SLURM_NODEID={place[0]} and SLURM_LOCALID={place[1]} match none of its tasks")
     block = (31 * number("SLURM_JOB_ID", 0) + number("SLURM_STEP_ID", 0)) % _PORT_BLOCKS
     first_port = _FIRST_PORT + _PORTS_PER_STEP * block
     return Cluster(tuple(f"{hosts[node]}:{first_port + local}" for node, local in places), places.index(place))
@@ -143,12 +143,12 @@ def _node_names(nodes: str) -> list[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
     except FileNotFoundError:
-        reason = "there is no program scontrol on PATH (in a container it has to be mounted)"
+        reason = "scontrol is not on PATH (in a container it has to be mounted)"
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip() or f"it ended with status {error.returncode}"
+        reason = error.stderr.strip() or f"it exited with status {error.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = str(error)
-    raise ValueError(f"`{' '.join(command)}` is needed to write {_NODES} out, and failed: {reason}")
+    raise ValueError(f"`{' '.join(command)}` is needed to expand {_NODES}, but failed: {reason}")
 
 
 def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strategy:
@@ -174,8 +174,8 @@ def make_strategy(name: str = "auto", devices: str = "") -> tf.distribute.Strate
             ) from None
         except tf.errors.UnknownError as error:
             raise ValueError(
-                f"This worker cannot listen at {cluster.workers[cluster.index]} ({error.message}). If another program has the "
-                "port, choose others in TF_CONFIG; under Slurm, starting the step again gives it other ports."
+                f"This worker cannot listen at {cluster.workers[cluster.index]} ({error.message}). If another program is using "
+                "the port, choose others in TF_CONFIG; under Slurm, starting the step again gives it other ports."
             ) from None
     chosen, in_step = _of_this_machine(name, devices)
     if not in_step:
@@ -205,13 +205,13 @@ def _cluster(name: str, devices: str) -> Cluster | None:
     cluster = (read_cluster() or read_slurm()) if name in ("auto", "multiworker") else None
     if name == "multiworker" and cluster is None:
         raise ValueError(
-            f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}, or a Slurm step, started with srun."
+            f"strategy=multiworker needs the environment variable TF_CONFIG, e.g. {_EXAMPLE}, or a Slurm step started with srun."
         )
     if cluster is None or (name == "auto" and len(cluster.workers) < 2):
         return None
     if devices:
         raise ValueError(
-            f"`devices` chooses among those of one machine, and a worker takes all of its own. Received {devices!r}: "
+            f"`devices` selects among those of one machine, but a worker uses all of its own. Received {devices!r}: "
             "leave it out, and hide GPUs with the environment variable CUDA_VISIBLE_DEVICES."
         )
     return cluster
@@ -281,8 +281,8 @@ def _named(devices: str, known: Sequence[str]) -> list[str]:
     names = [part.strip().upper() for part in devices.split(",") if part.strip()]
     unknown = [name for name in names if name not in short]
     if unknown or not names or len(set(names)) < len(names):
-        what = f"There is no device {unknown[0]!r} here" if unknown else "Devices are named once each"
-        raise ValueError(f"{what}. Received devices={devices!r}; there are {', '.join(short)}.")
+        what = f"There is no device {unknown[0]!r} here" if unknown else "Each device may be named only once"
+        raise ValueError(f"{what}. Received devices={devices!r}; available are {', '.join(short)}.")
     return [short[name] for name in names]
 
 
@@ -317,7 +317,7 @@ def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> An
     for size in {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}:
         if not size or size % num_replicas:
             raise ValueError(
-                f"A global batch is shared by {num_replicas} replicas. Received batches that have {size or 'any number of'} "
+                f"A global batch is split over {num_replicas} replicas. Received batches of {size or 'any number of'} "
                 f"examples: make batch_size a multiple of {num_replicas}, and drop the remainder."
             )
 

@@ -97,7 +97,7 @@ class BadSteps:
         losses = {} if taken.is_good else {k: v for k, v in taken.last.items() if not math.isfinite(v)}
         what = ", ".join([f"{name} became {value}" for name, value in losses.items()] or weights[:3])
         if not losses:
-            what += f" and {len(weights) - 3} more became not finite" if len(weights) > 3 else " became not finite"
+            what += f" and {len(weights) - 3} more became non-finite" if len(weights) > 3 else " became non-finite"
         where = f"in step {last_step}" if is_exact else f"between steps {first_step} and {last_step}"
         record = {"step": last_step, "skipped": skips, "what": f"{what} {where}"}
         record["losses"] = {k: v if math.isfinite(v) else str(v) for k, v in taken.last.items()}
@@ -116,13 +116,13 @@ class BadSteps:
             return
         if self._max:
             advice = (
-                f"It may pass over {self._max} bad step(s), and has passed over {', '.join(map(str, before))}. Try a lower "
-                "learning rate, precision=float32, another seed, or look at those videos."
+                f"At most {self._max} bad step(s) may be skipped; already skipped: {', '.join(map(str, before))}. Try a lower "
+                "learning rate, precision=float32 or another seed, or inspect those videos."
             )
         else:
             advice = (
-                "Try a lower learning rate, precision=float32 or another seed, look at those videos, or let the run find "
-                "and pass over such steps with max_bad_steps."
+                "Try a lower learning rate, precision=float32 or another seed, inspect those videos, or let the run find "
+                "and skip such steps with max_bad_steps."
             )
         raise TrainingDiverged(
             f"{what} {where}{videos}. The last good state is {last_checkpoint or 'none'}; details are in {self._path}. {advice}"
@@ -144,13 +144,13 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
             isinstance(r["step"], int) and isinstance(r["skipped"], bool) for r in found
         ):
             return found
-        what = "it is no list of steps"
+        what = "it is not a list of steps"
     except (json.JSONDecodeError, RecursionError) as error:
         what = str(error)
     except (KeyError, TypeError):
         what = "a step lacks `step` or `skipped`"
     raise ValueError(
-        f"{path} is damaged ({what}): restore it from a copy, or delete it; the run then looks for bad steps anew."
+        f"{path} is damaged ({what}): restore it from a copy, or delete it; the run then searches for bad steps again."
     )
 
 
@@ -163,15 +163,15 @@ def explained(last_checkpoint: Callable[[], str | None], num_workers: int = 1) -
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise NotSaved(
-            f"The run cannot write any more: {error}. The last good checkpoint is {last_checkpoint() or 'none'}. Make room; the "
-            "same command then goes on from there."
+            f"The run can no longer write: {error}. The last good checkpoint is {last_checkpoint() or 'none'}. Free some space; "
+            "the same command then resumes from there."
         ) from error
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError) as e:
         if num_workers == 1:
             raise
         raise WorkerLost(
-            "Another worker has stopped, so this one cannot go on. Start all workers again with the same command: they go "
-            f"on from {last_checkpoint() or 'the beginning'}. ({e.message.strip().splitlines()[0]})"
+            "Another worker has stopped, so this one cannot continue. Restart all workers with the same command: they "
+            f"continue from {last_checkpoint() or 'the beginning'}. ({e.message.strip().splitlines()[0]})"
         ) from e
 
 

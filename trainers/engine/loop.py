@@ -216,7 +216,7 @@ def run(
         if found:
             _act(finished.unfinished(due(at), at), at, logs, average, finished, True, stop)
         if at >= last_step:
-            progress.note(f"already trained for {at} steps" + (f", {stage} included" if stage else ""))
+            progress.note(f"already trained for {at} steps" + (f", including {stage}" if stage else ""))
             return {}
         save_seconds = 0.0
         if max_bad_steps and not found:
@@ -252,7 +252,7 @@ def run(
                 bad_steps.found(first if not taken.is_good else checked_at, at, taken, broken, checkpoints.latest)
                 wrong, taken = at - 1, None
                 at = saved_at = checked_at = go_back() or 0
-                progress.note(f"step {wrong} went wrong: back to the checkpoint of step {at}")
+                progress.note(f"step {wrong} went wrong: going back to the checkpoint of step {at}")
                 iterator, steps = go_on(at)
                 continue
             if is_checked:
@@ -272,15 +272,15 @@ def run(
             save(at)
             saved_at = at
     progress.note(clock.summary())
-    what_now = "the checkpoint is written and the same command goes on from it"
+    what_now = "the checkpoint is saved and the same command resumes from it"
     if not saved_at:
-        what_now = "there is no checkpoint yet, so the same command begins anew"
+        what_now = "there is no checkpoint yet, so the same command starts over"
     if stop.requested:
         progress.note(f"stopped at step {saved_at} by a signal; {what_now}")
         raise SystemExit(128 + stop.requested)
     if at < last_step:
         advice = "" if at > (found or 0) else ": no step was taken in that time, so raise max_minutes"
-        progress.note(f"stopped at step {saved_at}, as its time is up; {what_now}{advice}")
+        progress.note(f"stopped at step {saved_at}, having reached its time limit; {what_now}{advice}")
     return logs
 
 
@@ -304,13 +304,13 @@ def _restore(checkpoints: Checkpoints, strategy, run_dir: pathlib.Path, num_skip
     everywhere = cluster.of_all_workers(strategy, found if found < 0 else found + 1000 * num_skipped)
     if len(set(everywhere)) > 1:
         raise ValueError(
-            f"The workers find different checkpoints under {run_dir}, the first worker that of step {chosen}. They must share "
+            f"The workers find different checkpoints under {run_dir}; the first worker has that of step {chosen}. They must share "
             "one run folder, which only the first worker writes: mount it on all hosts under the same path."
             + (f" ({error})" if error else "")
         )
     if error or found == _FAILED:
         raise error or ValueError(
-            f"The first worker cannot go on from the checkpoints under {run_dir}: see its own message."
+            f"The first worker cannot resume from the checkpoints under {run_dir}: see its own message."
         )
     return None if found == _NONE else found
 
@@ -363,7 +363,7 @@ class _Finished:
             ) from None
         if not isinstance(self._steps, dict) or not all(type(step) is int for step in self._steps.values()):
             raise ValueError(
-                f"{path} must hold an object of steps by name. Received {str(self._steps)[:80]}: delete it to run the last "
+                f"{path} must hold an object of names and steps. Received {str(self._steps)[:80]}: delete it to run the last "
                 "actions again."
             )
 
@@ -471,7 +471,9 @@ class _StopRequest:
                 continue
             name = signal.Signals(number).name
             if self.saves:
-                self._report(f"{name}: the run saves and ends after this step; once more to end it without saving")
+                self._report(
+                    f"{name}: the run saves and ends after this step; repeat the signal to end it without saving"
+                )
             else:
                 self._report(f"{name}: the run ends; there is nothing new to save")
 

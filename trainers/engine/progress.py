@@ -91,7 +91,7 @@ def read_text(path: pathlib.Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): restore it from a copy, or move it away; the run "
-            "goes on without it."
+            "continues without it."
         ) from None
 
 

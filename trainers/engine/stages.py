@@ -71,7 +71,7 @@ class Course:
         if end >= total_steps or (last.num_steps is not None and end + last.num_steps != total_steps):
             lengths = ", ".join(f"{stage.name} {stage.num_steps or 'the rest'}" for stage in stages)
             raise ValueError(
-                f"The run has {total_steps} steps in all, and its stages take {lengths}: raise total_steps, or shorten the "
+                f"The run has {total_steps} steps in all, but its stages take {lengths}: raise total_steps, or shorten the "
                 "earlier stages."
             )
         self._ends.append(total_steps)
@@ -108,7 +108,7 @@ class Course:
         if step < self.begins[name]:
             now = self.stage(step)
             raise ValueError(
-                f"--stage={name} begins after step {self.begins[name]}, when the stages before it are finished, and the run is "
+                f"--stage={name} begins after step {self.begins[name]}, when the stages before it are finished, but the run is "
                 f"at step {step}, in {now.name}: finish that with --stage={now.name}, or leave out --stage to train all."
             )
 

@@ -100,8 +100,8 @@ class Steps:
     ):
         if xla and strategy.num_replicas_in_sync > 1:
             raise ValueError(
-                f"XLA compiles the step of one device. Received {strategy.num_replicas_in_sync} replicas: use strategy=none, "
-                "or leave out xla."
+                f"XLA compiles the step for a single device only. Received {strategy.num_replicas_in_sync} replicas: use "
+                "strategy=none, or leave out xla."
             )
         self._xla = xla
         has_clock = _has_clock()

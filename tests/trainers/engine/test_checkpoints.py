@@ -78,7 +78,7 @@ def test_a_list_that_is_wrong_is_written_again_from_the_files(run_dir, longer, t
     kept = {name: content for name, content in contents(run_dir).items() if "ckpt-16" in name}
     model, said = mean_colour(), []
     train(model, run_dir, 20, resume="auto" if text else "must", report=said.append)
-    assert f"the list {path} {what}: it is written again from the files beside it" in said
+    assert f"the list {path} {what}: it is rewritten from the files next to it" in said
     assert_equal(state(model), longer)
     assert written(run_dir) == ["ckpt-16", "ckpt-20"]
     assert kept.items() <= contents(run_dir).items()
@@ -101,7 +101,7 @@ def test_a_list_whose_checkpoints_are_all_gone_is_refused(run_dir, text):
     before = contents(run_dir)
     for resume in ("auto", "must"):
         with pytest.raises(
-            ValueError, match="holds a list of checkpoints, and their files are gone.*delete .*to begin anew"
+            ValueError, match="holds a list of checkpoints, but their files are gone.*delete .*to start over"
         ):
             train(mean_colour(), run_dir, 20, resume=resume)
     assert contents(run_dir) == before
@@ -141,7 +141,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(run_dir, longer, damage,
     train(model, run_dir, 20, resume="must" if ending == "index" else "auto", report=said.append)
     (line,) = (line for line in said if "is damaged" in line)
     assert line.startswith(f"The checkpoint {file(run_dir, 'ckpt-16')} is damaged (")
-    assert line.endswith("it is set aside as damaged-ckpt-16.*: going back 4 steps, to the checkpoint of step 12.")
+    assert line.endswith("is set aside as damaged-ckpt-16.*: going back 4 steps, to the checkpoint of step 12.")
     assert_equal(state(model), longer)
     assert [line["step"] for line in lines(run_dir)] == list(range(2, 21, 2))
     after = contents(run_dir / "checkpoints")
@@ -168,7 +168,7 @@ def test_where_none_is_whole_the_run_is_refused_and_nothing_touched(run_dir):
     before = contents(run_dir)
     attempts = [lambda resume=resume: train(mean_colour(), run_dir, 20, resume=resume) for resume in ("auto", "must")]
     for attempt in (*attempts, lambda: checkpoints.restore(mean_colour(), run_dir)):
-        with pytest.raises(ValueError, match=r"ckpt-16 is damaged .*ckpt-12 is damaged .*No other one .* is whole"):
+        with pytest.raises(ValueError, match=r"ckpt-16 is damaged .*ckpt-12 is damaged .*No other one .* is intact"):
             attempt()
         assert contents(run_dir) == before
 
@@ -230,7 +230,7 @@ def test_half_written_checkpoints_are_removed_and_are_no_damage(run_dir, tmp_pat
 
 def test_a_half_written_checkpoint_is_none_to_resume_from(tmp_path):
     strays(tmp_path, 4)
-    with pytest.raises(ValueError, match="resume=must, and there is no checkpoint"):
+    with pytest.raises(ValueError, match="resume=must, but there is no checkpoint"):
         train(mean_colour(), tmp_path, 8, resume="must")
     train(mean_colour(), tmp_path, 4, resume="never")
     assert written(tmp_path) == ["ckpt-4"]
@@ -313,7 +313,7 @@ def test_a_step_may_be_named(run_dir, finished):
     model = mean_colour()
     assert checkpoints.restore(model, run_dir, step=12) == 12
     assert np.abs(state(model)["codes.rows"] - finished[1]["codes.rows"]).max() > 0
-    with pytest.raises(ValueError, match=r"no checkpoint of step 13 under .*Steps that are there: 12, 16\."):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 13 under .*Available steps: 12, 16\."):
         checkpoints.restore(model, run_dir, step=13)
     cut(file(run_dir, "ckpt-12.data-00000-of-00001"))
     with pytest.raises(ValueError, match=r"ckpt-12 is damaged \(.*\): choose another step of 12, 16"):
@@ -485,7 +485,9 @@ def test_data_that_moved_is_the_same_data(tmp_path, capsys):
     assert navsynth.main([*flags, f"--dataset={clips}"]) == 0
     clips.rename(tmp_path / "there")
     assert evaluate.main([f"--run_dir={tmp_path / 'run'}"]) == 1
-    assert f"is not at dataset={clips}: if it has moved, name its new place with --dataset" in capsys.readouterr().err
+    assert (
+        f"is not at dataset={clips}: if it has moved, give its new location with --dataset" in capsys.readouterr().err
+    )
     assert evaluate.main([f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'there'}", "--metrics=fcs4"]) == 0
     assert navsynth.main([*flags, f"--dataset={tmp_path / 'there'}", "--total_steps=6"]) == 0
     assert written(tmp_path / "run") == ["ckpt-4", "ckpt-6"]

@@ -55,8 +55,8 @@ def test_a_chief_is_the_first_worker():
         (text(task="chief"), "does not say which worker this is"),
         (text(index="0"), "does not say which worker this is"),
         (text(index=True), "does not say which worker this is"),
-        (text(index=2), "the index 2, and 'worker' has 0..1"),
-        (text(index=-1), "the index -1, and 'worker' has 0..1"),
+        (text(index=2), "the index 2, but 'worker' has 0..1"),
+        (text(index=-1), "the index -1, but 'worker' has 0..1"),
     ],
 )
 def test_a_tf_config_that_cannot_be_used(content, message):
@@ -155,16 +155,16 @@ def test_steps_that_share_a_node_have_ports_of_their_own(step):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"SLURM_PROCID": None}, "SLURM_PROCID is not set, and should be a whole number"),
-        ({"SLURM_PROCID": "first"}, "SLURM_PROCID is 'first', and should be"),
-        ({"SLURM_PROCID": "5"}, "SLURM_PROCID is 5, and 5 tasks have 0..4"),
+        ({"SLURM_PROCID": None}, "SLURM_PROCID is not set, but should be a whole number"),
+        ({"SLURM_PROCID": "first"}, "SLURM_PROCID is 'first', but should be"),
+        ({"SLURM_PROCID": "5"}, "SLURM_PROCID is 5, but 5 tasks have 0..4"),
         ({"SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS is 'two'"),
         ({"SLURM_STEP_NUM_TASKS": "6"}, "counts 5 tasks on 3 nodes, and SLURM_STEP_NUM_TASKS is 6"),
         ({"SLURM_STEP_NODELIST": None}, "SLURM_STEP_NODELIST is not set"),
         ({"SLURM_STEP_NODELIST": "a,b"}, "SLURM_STEP_NODELIST=a,b has 2 nodes"),
         ({"SLURM_STEP_TASKS_PER_NODE": None}, "SLURM_STEP_TASKS_PER_NODE is not set"),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2(x2"}, "is '2(x2', and should be like '2(x3),1'"),
-        ({"SLURM_NODEID": "2", "SLURM_LOCALID": "1"}, "SLURM_NODEID=2 and SLURM_LOCALID=1 are no place"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x2"}, "is '2(x2', but should be like '2(x3),1'"),
+        ({"SLURM_NODEID": "2", "SLURM_LOCALID": "1"}, "SLURM_NODEID=2 and SLURM_LOCALID=1 match none of its tasks"),
         ({"SLURM_STEP_NODELIST": "n[9-"}, "Invalid hostlist: n[9-"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_slurm_step_that_cannot_be_used(step, changes, message):
 def test_node_names_that_need_scontrol_where_there_is_none(step, monkeypatch):
     step()
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match=r"scontrol show hostnames n\[9-10\],m1.*no program scontrol on PATH"):
+    with pytest.raises(ValueError, match=r"scontrol show hostnames n\[9-10\],m1.*scontrol is not on PATH"):
         cluster.read_slurm()
 
 
@@ -200,7 +200,7 @@ def test_one_task_joins_nothing_unless_asked(step):
     assert not isinstance(cluster.make_strategy("auto"), tf.distribute.MultiWorkerMirroredStrategy)
     step(SLURM_STEP_NUM_TASKS=None, SLURM_NTASKS="5")
     assert not isinstance(cluster.make_strategy("auto"), tf.distribute.MultiWorkerMirroredStrategy)
-    with pytest.raises(ValueError, match="TF_CONFIG.* or a Slurm step, started with srun"):
+    with pytest.raises(ValueError, match="TF_CONFIG.* or a Slurm step started with srun"):
         cluster.make_strategy("multiworker")
 
 
@@ -271,10 +271,10 @@ def test_one_worker_needs_no_cluster(monkeypatch):
     [
         ("tpu", "", "auto, none, mirrored, multiworker. Received 'tpu'"),
         ("multiworker", "", "needs the environment variable TF_CONFIG, e.g. {"),
-        ("mirrored", "GPU:99", "no device 'GPU:99' here. Received devices='GPU:99'; there are .*CPU:0"),
+        ("mirrored", "GPU:99", "no device 'GPU:99' here. Received devices='GPU:99'; available are .*CPU:0"),
         ("none", "CPU:0,CPU:1", "none takes one device. Received 'CPU:0,CPU:1'"),
-        ("mirrored", "CPU:0,CPU:0", "named once each"),
-        ("mirrored", ",", "named once each"),
+        ("mirrored", "CPU:0,CPU:0", "named only once"),
+        ("mirrored", ",", "named only once"),
     ],
 )
 def test_unknown_strategies_and_devices(monkeypatch, name, devices, message):
@@ -333,11 +333,11 @@ def test_replicas_get_the_rows_of_one_batch_in_order(two_replicas):
 
 
 @pytest.mark.parametrize(
-    ("size", "remainder", "message"), [(3, True, "have 3 examples"), (4, False, "have any number of examples")]
+    ("size", "remainder", "message"), [(3, True, "of 3 examples"), (4, False, "of any number of examples")]
 )
 def test_a_batch_that_replicas_cannot_share_is_refused(two_replicas, size, remainder, message):
     batches = data.make_dataset(collection(), 1, NUM_FRAMES, seed=7).unbatch().batch(size, drop_remainder=remainder)
-    with pytest.raises(ValueError, match=f"shared by 2 replicas.*{message}: make batch_size a multiple of 2"):
+    with pytest.raises(ValueError, match=f"split over 2 replicas.*{message}: make batch_size a multiple of 2"):
         cluster.distribute(two_replicas, batches)
 
 

@@ -253,4 +253,4 @@ def test_videos_are_generated_with_the_average(run, tmp_path):
 
 def test_an_average_is_part_of_what_a_run_is(run, capsys):
     assert navsynth.main([*RUN, f"--run_dir={run}"]) == 1
-    assert "ema_decay: 0.5 there, 0.0 now" in capsys.readouterr().err
+    assert "ema_decay: was 0.5, now 0.0" in capsys.readouterr().err

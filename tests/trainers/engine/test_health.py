@@ -124,7 +124,7 @@ def steep_colour() -> SteepColour:
 
 def test_weights_that_broke_are_not_saved(tmp_path):
     """Step 7's loss is fine and its gradient is not; the checkpoint of step 8 would hold what it left."""
-    with pytest.raises(health.TrainingDiverged, match=r"to_colour.* became not finite between steps 4 and 7") as caught:
+    with pytest.raises(health.TrainingDiverged, match=r"to_colour.* became non-finite between steps 4 and 7") as caught:
         train(steep_colour(), tmp_path, 20, steep(7), steps_per_loop=50)
     assert "ckpt-4" in str(caught.value)
     assert written(tmp_path) == ["ckpt-4"]
@@ -162,7 +162,7 @@ def test_a_run_goes_back_and_passes_over_a_bad_step(without_step_7, tmp_path, st
     assert_equal(state(model), without_step_7[1])
     (record,) = records(tmp_path)
     assert (record["step"], record["skipped"], record["video_ids"]) == (7, True, ids_of(7))
-    assert "step 7 went wrong: back to the checkpoint of step 4" in said
+    assert "step 7 went wrong: going back to the checkpoint of step 4" in said
     steps = [line["step"] for line in metrics(tmp_path)]
     assert steps == sorted(set(steps)) and steps[-1] == 12  # lines of steps that were taken twice stand once
 
@@ -202,7 +202,7 @@ def test_more_bad_steps_than_allowed(tmp_path):
     with pytest.raises(health.TrainingDiverged) as caught:
         train(mean_colour(), tmp_path, 12, spoiled(3, 5, 9), max_bad_steps=2)
     said = str(caught.value)
-    assert "became nan in step 9" in said and "may pass over 2 bad step(s), and has passed over 3, 5" in said
+    assert "became nan in step 9" in said and "At most 2 bad step(s) may be skipped; already skipped: 3, 5" in said
     assert [(record["step"], record["skipped"]) for record in records(tmp_path)] == [(3, True), (5, True), (9, False)]
 
 
@@ -281,7 +281,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = str(caught.value)
     assert "The checkpoint of step 8 could not be written" in said and "The last good one is" in said
-    assert "ckpt-4" in said and "the same command then goes on from there" in said
+    assert "ckpt-4" in said and "the same command then resumes from there" in said
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "checkpoint",
         "ckpt-4.data-00000-of-00001",
@@ -367,7 +367,7 @@ def test_running_out_of_memory_names_what_to_lower(tmp_path, real):
 def test_a_lost_worker_is_explained_where_there_are_several():
     error = tf.errors.UnavailableError(None, None, "Collective ops is aborted\nmore")
     with pytest.raises(
-        health.WorkerLost, match=r"Start all workers again.*go on from ckpt-8\. \(Collective ops is aborted\)"
+        health.WorkerLost, match=r"Restart all workers.*continue from ckpt-8\. \(Collective ops is aborted\)"
     ):
         with health.explained(lambda: "ckpt-8", num_workers=2):
             raise error

@@ -107,7 +107,7 @@ def test_one_step_at_a_time_equals_four_at_a_time_bit_for_bit(tmp_path):
 
 
 def test_resume_must_find_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="resume=must, and there is no checkpoint under .*resume=auto"):
+    with pytest.raises(ValueError, match="resume=must, but there is no checkpoint under .*resume=auto"):
         train(mean_colour(), tmp_path, 2, resume="must")
     train(mean_colour(), tmp_path, 2)
     train(mean_colour(), tmp_path, 4, resume="must")
@@ -140,15 +140,15 @@ def test_another_width_is_refused_by_name_and_nothing_is_loaded(straight):
     for attempt in (lambda: train(model, straight[0], 12), lambda: checkpoints.restore(model, straight[0])):
         with pytest.raises(ValueError, match="does not fit this model") as caught:
             attempt()
-        assert "to_colour.kernel is (3, 3) there, (5, 3) here" in str(caught.value)
-        assert "codes.rows is (6, 3) there, (6, 5) here" in str(caught.value)
+        assert "to_colour.kernel is (3, 3) in the checkpoint, (5, 3) in the model" in str(caught.value)
+        assert "codes.rows is (6, 3) in the checkpoint, (6, 5) in the model" in str(caught.value)
         assert "bias" not in str(caught.value)
     assert_equal(state(model), before)
 
 
 def test_another_system_is_refused(straight):
     model = SYSTEMS[0].build()
-    with pytest.raises(ValueError, match=r"static.rows is not in it.* and \d+ more"):
+    with pytest.raises(ValueError, match=r"static.rows is missing.* and \d+ more"):
         checkpoints.restore(model, straight[0])
 
 
@@ -392,7 +392,7 @@ def test_a_run_ends_before_its_time_is_up_and_goes_on(tmp_path, straight, monkey
     logs = train(mean_colour(), tmp_path, 10, actions=[action], max_minutes=100, report=said.append)
     assert (
         said[-1]
-        == "stopped at step 4, as its time is up; the checkpoint is written and the same command goes on from it"
+        == "stopped at step 4, having reached its time limit; the checkpoint is saved and the same command resumes from it"
     )
     assert logs["colour_loss"] == metrics(tmp_path)[-1]["colour_loss"]
     model = mean_colour()
@@ -422,7 +422,7 @@ def test_progress_shows_within_an_inner_loop_and_a_signal_ends_it(tmp_path):
         train(mean_colour(), tmp_path, 1000, lambda start: dataset(start).map(late), steps_per_loop=1000,
               checkpoint_every_steps=1000, report=report)  # fmt: skip
     assert said[0].startswith("step 1/1000  colour_loss ")
-    assert said[1] == "SIGTERM: the run saves and ends after this step; once more to end it without saving"
+    assert said[1] == "SIGTERM: the run saves and ends after this step; repeat the signal to end it without saving"
     assert written(tmp_path) == ["ckpt-1"] and not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -112,7 +112,7 @@ def test_stages_are_trained_one_by_one_or_together(tmp_path, undisturbed):
     first = train(tmp_path / "run", stage="codes", actions=diaries(acts))
     assert first.stage == "codes" and written(tmp_path / "run") == ["ckpt-4", "ckpt-5"]
     train(tmp_path / "run", said.append, stage="codes", actions=diaries(acts))
-    assert said == ["already trained for 5 steps, codes included"]
+    assert said == ["already trained for 5 steps, including codes"]
     assert_equal(state(train(tmp_path / "run", stage="mapper", actions=diaries(acts))), state(model))
     assert metrics(tmp_path / "run") == metrics(run_dir) and acts == acted
 
@@ -159,12 +159,12 @@ def test_a_run_without_the_stage_that_samples_reconstructs_only(half_trained, ca
     assert (run_dir / "samples" / "step_0000004.png").exists() and not (run_dir / "samples" / "new.gif").exists()
     assert not (run_dir / "evaluation.jsonl").exists() and not (run_dir / "best").exists()
     with pytest.raises(
-        ValueError, match="trained as far as its stage 'codes', and new videos .* 'mapper' on: train that"
+        ValueError, match="trained up to its stage 'codes', but new videos .* 'mapper' onwards: train that"
     ):
         model.generate(1)
     for program in (generate, saved_model):
         assert program.main([f"--run_dir={run_dir}"]) == 1
-        assert "new videos can be sampled from the stage 'mapper' on" in capsys.readouterr().err
+        assert "new videos can only be sampled from the stage 'mapper' onwards" in capsys.readouterr().err
     assert not (run_dir / "export").exists()
     assert generate.main([f"--run_dir={run_dir}", "--mode=lookup", "--ids=0,1"]) == 0
     assert evaluate.main([f"--run_dir={run_dir}"]) == 0
@@ -208,7 +208,7 @@ def test_stages_are_those_of_the_model():
     stage = Stage("codes", staged.clips)
     with pytest.raises(ValueError, match="Only the last stage may leave out `num_steps`"):
         Course([stage, stage], 10)
-    with pytest.raises(ValueError, match="10 steps in all, and its stages take codes 10, mapper the rest"):
+    with pytest.raises(ValueError, match="10 steps in all, but its stages take codes 10, mapper the rest"):
         Course([Stage("codes", staged.clips, 10), Stage("mapper", staged.clips)], 10)
     with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
         Stage("codes", staged.clips, 0)
@@ -233,5 +233,5 @@ def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
     description["stages"] = {"codes": 0}
     (tmp_path / "config.json").write_text(json.dumps(description))
     os.symlink(run_dir / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="stages is .*, and the system's are codes, mapper"):
+    with pytest.raises(ValueError, match="stages is .*, but the system's are codes, mapper"):
         tfvidgen.load(tmp_path)

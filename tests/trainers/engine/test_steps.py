@@ -158,7 +158,9 @@ def test_a_run_may_go_on_without_xla(tmp_path):
 def test_xla_is_for_one_device(tmp_path, two_replicas):
     with two_replicas.scope():
         model = mean_colour()
-    with pytest.raises(ValueError, match="XLA compiles the step of one device. Received 2 replicas.*strategy=none"):
+    with pytest.raises(
+        ValueError, match="XLA compiles the step for a single device only. Received 2 replicas.*strategy=none"
+    ):
         train(model, tmp_path, 2, strategy=two_replicas, xla=True)
 
 
