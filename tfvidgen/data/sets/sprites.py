@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.video_io import UnreadableFileError
+from tfvidgen.data.media import UnreadableFileError
 
 FPS = 8.0
 FRAME_SIZE = 64
