@@ -9,15 +9,16 @@ import collections
 import contextlib
 import dataclasses
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tfvidgen.data.media import DEFAULT_FPS, Media, UnreadableFileError, check_declared
-from tfvidgen.data.structure import check_structure
+from tfvidgen.data.structure import ZEROS, check_structure
 
 if TYPE_CHECKING:
     import av
@@ -30,6 +31,10 @@ _MAX_PIXEL_ASPECT = 4  # beyond this or its inverse, a header is wrong rather th
 _ONE_FRAME_PER_PACKET = frozenset(
     "h264 hevc mpeg1video mpeg2video h263 flv flv1 wmv1 wmv2 mjpeg prores ffv1 huffyuv rawvideo vp9 libdav1d av1".split()
 )
+# Three zeros, or two and a 2, occur in no NAL unit: an encoder would have put a 3 between them; a lost sector does not. Zeros may
+# follow a unit, and begin the start code of the next. Rec. ITU-T H.264, section 7.4.1 and annex B; H.265, section 7.4.2.
+_NAL_CODECS, _FORBIDDEN = ("h264", "hevc"), re.compile(rb"\x00\x00(\x00+[^\x00\x01]|\x02)")
+_ARITHMETIC_CODECS = ("vp8", "vp9")
 # FFmpeg reports these as errors although every pixel is right.
 _HARMLESS = ("mmco: unref short failure", "SEI type", "unable to decode APP fields")
 
@@ -48,8 +53,10 @@ class Turn:
         return frame[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shot:
+_UPRIGHT = Turn()
+
+
+class Shot(NamedTuple):
     """A decoded frame, the time in seconds at which it is shown, and its orientation."""
 
     frame: av.VideoFrame
@@ -77,7 +84,8 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
     """Opens a container, once its structure is found whole. Raises as `Stream.shots` do."""
     import av
 
-    check_structure(path, media.format)
+    with open(path, "rb") as file:
+        check_structure(path, file, media.format)
     with _messages() as messages, av.open(url(path)) as container:
         stream = _video_stream(container)
         if stream is None:
@@ -94,7 +102,7 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
             aspect = Fraction(1)
         others = {each.codec_context.name for each in container.streams if each.type == "audio"}
         frames = _decoded(path, container, stream, _Complaints(messages, others))
-        yield Stream(_deinterlaced(_timed(path, frames, fps)), fps, aspect)
+        yield Stream(_deinterlaced(_timed(path, frames, fps, float(stream.time_base))), fps, aspect)
 
 
 def codec_of(path: str | os.PathLike) -> str:
@@ -146,7 +154,8 @@ class Scaler:
         if self._made_for != made_for:
             self._graph, self._made_for = self._make(shot), made_for
         self._graph.push(frame)
-        return shot.turn(self._graph.pull().to_ndarray())
+        pixels = self._graph.pull().to_ndarray()
+        return pixels if shot.turn == _UPRIGHT else shot.turn(pixels)
 
     def _make(self, shot: Shot) -> av.filter.Graph:
         import av
@@ -188,9 +197,12 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream | No
 def _decoded(path, container, stream, complaints: _Complaints) -> Iterator[av.VideoFrame]:
     """Yields frames in the order in which they are shown, and raises at the first sign of damage."""
     promised, shown, first = [], 0, None
+    has_gap = _gap_finder(stream.codec_context)
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UnreadableFileError(path, "it is truncated or damaged: a packet is not whole")
+        if packet.size and has_gap(packet):
+            raise UnreadableFileError(path, "it is damaged: a packet holds what its codec never writes")
         if packet.size and not getattr(packet, "is_discard", False):
             promised.append(packet.pts)
         for frame in packet.decode():
@@ -208,26 +220,53 @@ def _decoded(path, container, stream, complaints: _Complaints) -> Iterator[av.Vi
             raise UnreadableFileError(path, f"it is truncated or damaged: {shown} of {count} frames can be decoded")
 
 
-def _timed(path, frames: Iterator[av.VideoFrame], fps: float) -> Iterator[Shot]:
-    start = None
+def _gap_finder(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
+    """Tells whether a packet holds bytes that its codec cannot have written."""
+    extra = context.extradata or b""
+    if context.codec.name in _ARITHMETIC_CODECS:
+        return lambda packet: ZEROS.search(packet) is not None
+    if context.codec.name not in _NAL_CODECS:
+        return lambda packet: False
+    # `avcC` or `hvcC`, ISO/IEC 14496-15: units follow their length; otherwise they follow a start code
+    at = 4 if context.codec.name == "h264" else 21
+    if len(extra) <= at or extra[0] != 1:
+        return lambda packet: _FORBIDDEN.search(packet) is not None
+    num_bytes = (extra[at] & 3) + 1
+
+    def has_gap(packet: av.Packet) -> bool:
+        content, position = bytes(packet), 0
+        while position < len(content):
+            start = position + num_bytes
+            position = start + int.from_bytes(content[position:start], "big")
+            if position > len(content) or _FORBIDDEN.search(content, start, position):
+                return True
+        return False
+
+    return has_gap
+
+
+def _timed(path, frames: Iterator[av.VideoFrame], fps: float, time_base: float) -> Iterator[Shot]:
+    start, turn = None, _UPRIGHT
     for index, frame in enumerate(frames):
-        time = index / fps if frame.pts is None else float(frame.pts * frame.time_base)
+        time = index / fps if frame.pts is None else frame.pts * time_base
         start = time if start is None else start
-        yield Shot(frame, time - start, _turn(path, frame))
+        if index == 0 or frame.key_frame:
+            turn = _turn(path, frame)
+        yield Shot(frame, time - start, turn)
 
 
 def _turn(path, frame: av.VideoFrame) -> Turn:
     """The display matrix: a stored (x, y) is shown at (a x + c y, b x + d y). ISO/IEC 14496-12, section 6.2.2."""
     stored = frame.side_data.get("DISPLAYMATRIX")
     if stored is None:
-        return Turn()
+        return _UPRIGHT
     a, b, _, c, d, *_ = np.frombuffer(bytes(stored), np.int32).tolist()
     if a and d and max(abs(b), abs(c)) * 100 < min(abs(a), abs(d)):
         return Turn(False, d < 0, a < 0)
     if b and c and max(abs(a), abs(d)) * 100 < min(abs(b), abs(c)):
         return Turn(True, b < 0, c < 0)
     if not any((a, b, c, d)):
-        return Turn()
+        return _UPRIGHT
     raise UnreadableFileError(path, "its display matrix turns frames by an angle that is no multiple of 90 degrees")
 
 
@@ -243,7 +282,7 @@ def _deinterlaced(shots: Iterator[Shot]) -> Iterator[Shot]:
                 frame = graph.pull()
             except (BlockingIOError, av.error.EOFError):
                 return
-            yield dataclasses.replace(waiting.popleft(), frame=frame)
+            yield waiting.popleft()._replace(frame=frame)
 
     for shot in shots:
         frame = shot.frame

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 DEFAULT_FPS = 8.0  # for files that specify no frame rate
 MAX_FILE_GIB = 1.0  # pixels that a file may declare, unless the caller allows more
@@ -20,6 +32,15 @@ _PICTURE_MAGICS = {
     b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+}
+# Not `Image.open`, whose limit on pixels is one global for the process, and lower than ours.
+_OPENERS = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,  # also MPO
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
 }
 _VIDEO_MAGICS = {
     b"\x1aE\xdf\xa3": "matroska",  # and WebM
@@ -71,6 +92,8 @@ def special_kind(path: str | os.PathLike) -> str:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return ""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
     return next((name for is_kind, name in _SPECIAL_FILES if is_kind(mode)), "")
 
 
@@ -116,11 +139,8 @@ def sniff(path: str | os.PathLike) -> Media:
             head = file.read(400)
         if not head:
             raise UnreadableFileError(path, "the file is empty")
-        picture = next((name for magic, name in _PICTURE_MAGICS.items() if head.startswith(magic)), "")
-        if picture or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
-            from tfvidgen.data import pictures  # Pillow is loaded only where there are pictures
-
-            return pictures.picture_media(path, picture or "WEBP")
+        if picture_format(head):
+            return _picture_media(path, head)
         if head.startswith(b"\x93NUMPY"):
             return Media("npy")
         # The name of a ZIP file's first entry starts at byte 30; other archives have no `.npy` there.
@@ -141,3 +161,66 @@ def _container(head: bytes) -> str:
     if len(head) > 388 and head[4] == head[196] == head[388] == 0x47:
         return "m2ts"  # of camcorders and Blu-ray: each packet follows its time of arrival
     return next((name for magic, name in _VIDEO_MAGICS.items() if head.startswith(magic)), "")
+
+
+def picture_format(head: bytes) -> str:
+    """The format of a picture as Pillow calls it, by its first 12 bytes; empty if it is none."""
+    if (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
+        return "WEBP"
+    return next((name for magic, name in _PICTURE_MAGICS.items() if head.startswith(magic)), "")
+
+
+def open_image(path: str | os.PathLike, file: BinaryIO, max_file_gib: float = math.inf) -> Image.Image:
+    """Opens a picture by its content; no pixel is decoded.
+
+    Raises whatever Pillow does, and UnreadableFileError, also if it declares more pixels than allowed: see `explained`.
+    """
+    file.seek(0)
+    head = file.read(30)
+    name = picture_format(head)
+    if not name:
+        raise UnreadableFileError(path, "it is no picture")
+    if name == "WEBP":  # for which Pillow allocates all pixels at once
+        _check_size(path, _webp_size(path, head)[:2], max_file_gib)
+    file.seek(0)
+    image = _OPENERS[name](file, os.fspath(path))
+    _check_size(path, image.size, max_file_gib)
+    return image
+
+
+def _check_size(path: str | os.PathLike, size: tuple[int, int], max_file_gib: float) -> None:
+    width, height = size
+    if min(height, width) < 1:
+        raise UnreadableFileError(path, "it is a picture without pixels")
+    check_declared(path, 3 * height * width, max_file_gib, f"{height}x{width} pixels")
+
+
+def _picture_media(path: str | os.PathLike, head: bytes) -> Media:
+    name = picture_format(head)
+    if name == "WEBP":
+        width, height, animated = _webp_size(path, head)
+    elif head[12:16] == b"IHDR" and b"IDAT" in head[:-4]:  # nearly every PNG: no need to open it
+        width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+        animated = b"acTL" in head[: head.index(b"IDAT")]
+    else:
+        with open(path, "rb") as file:
+            image = open_image(path, file)
+            # A one-frame GIF counts as a short clip; phones store JPEGs with a second image inside (MPO).
+            animated = image.format == "GIF" or (getattr(image, "is_animated", False) and image.format != "MPO")
+            width, height = image.size
+    return Media("animation" if animated else "image", name, height, width)
+
+
+def _webp_size(path: str | os.PathLike, head: bytes) -> tuple[int, int, bool]:
+    """(width, height, whether it is animated) from the first chunk. RFC 9649, sections 2.5 to 2.7; RFC 6386, section 9.1."""
+    kind = head[12:16]
+    if len(head) >= 30 and kind == b"VP8X":
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+        return width, height, bool(head[20] & 2)
+    if len(head) >= 30 and kind == b"VP8 ":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        return width, height, False
+    if len(head) >= 25 and kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), False
+    raise UnreadableFileError(path, "it begins like a picture, but is damaged or none")

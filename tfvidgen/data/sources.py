@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfvidgen import storage
-from tfvidgen.data import arrays, video_io
+from tfvidgen.data import arrays, pictures, video_io
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.media import (
     DEFAULT_FPS,
@@ -650,17 +650,17 @@ def _attempt(function: Callable, *args):
 
 
 def _read_frames(paths: Sequence[pathlib.Path], size, resize: str, max_file_gib: float) -> np.ndarray:
-    frames, first_shape = [], None
+    frames, first_size = [], None
     for path in paths:
-        frame = video_io.read_image(path, max_file_gib)
-        first_shape = first_shape or frame.shape
-        if frame.shape != first_shape:
+        image = pictures.read_image(path, max_file_gib)
+        first_size = first_size or image.size
+        if image.size != first_size:
             raise UnreadableFileError(
                 path,
-                f"it has {_by(frame.shape)} pixels (height x width), the first frame of its video, "
-                f"{paths[0].name!r}, has {_by(first_shape)}",
+                f"it has {_by(image.size[::-1])} pixels (height x width), the first frame of its video, "
+                f"{paths[0].name!r}, has {_by(first_size[::-1])}",
             )
-        frames.append(video_io.resize_video(frame[None], size, resize)[0])
+        frames.append(video_io.resize_image(image, size, resize))
     with explained(paths[0].parent):
         return np.stack(frames)
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from tfvidgen.data.media import UnreadableFileError
+
+# An arithmetic coder (VP8, VP9) writes as many zeros with a probability of 2^-512; a sector that was lost holds nothing else.
+ZEROS = re.compile(rb"\x00{64}\x00*[^\x00]")
 
 _BLOCK = 1 << 20
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -22,13 +26,17 @@ class _Reader:
     """Reads a file's fields, and raises UnreadableFileError where it ends early."""
 
     def __init__(self, path: str | os.PathLike, file: io.BufferedReader):
-        self.path, self.file, self.size = path, file, os.fstat(file.fileno()).st_size
+        self.path, self._file, self.size = path, file, os.fstat(file.fileno()).st_size
+        file.seek(0)
+        self._content = file.read(_BLOCK) if self.size <= _BLOCK else None
 
     def at(self, position: int, length: int) -> bytes:
         """Exactly `length` bytes at a position."""
         self.within(position + length)
-        self.file.seek(position)
-        return self.file.read(length)
+        if self._content is not None:
+            return self._content[position : position + length]
+        self._file.seek(position)
+        return self._file.read(length)
 
     def number(self, position: int, length: int, order: str = "big") -> int:
         return int.from_bytes(self.at(position, length), order)
@@ -40,22 +48,21 @@ class _Reader:
 
     def crc32(self, position: int, length: int) -> int:
         self.within(position + length)
-        self.file.seek(position)
         crc = 0
-        while length:
-            block = self.file.read(min(length, _BLOCK))
-            crc, length = zlib.crc32(block, crc), length - len(block)
+        for first in range(position, position + length, _BLOCK):
+            crc = zlib.crc32(self.at(first, min(_BLOCK, position + length - first)), crc)
         return crc
 
     def damaged(self, position: int, what: str) -> UnreadableFileError:
         return UnreadableFileError(self.path, f"it is damaged: {what} at byte {position:,}")
 
 
-def check_structure(path: str | os.PathLike, file_format: str) -> int:
+def check_structure(path: str | os.PathLike, file: io.BufferedReader, file_format: str) -> int:
     """Walks through a file's structure.
 
     Args:
-        path: The file.
+        path: The file, for messages.
+        file: The same, open.
         file_format: As in `media.Media`.
 
     Returns:
@@ -65,10 +72,7 @@ def check_structure(path: str | os.PathLike, file_format: str) -> int:
         UnreadableFileError: If it is truncated, lacks bytes in the middle, or a checksum is wrong.
     """
     check = _CHECKS.get(file_format)
-    if check is None:
-        return 1
-    with open(path, "rb") as file:
-        return check(_Reader(path, file)) or 1
+    return check(_Reader(path, file)) or 1 if check else 1
 
 
 # ---- containers -----------------------------------------------------------------------------------------------------
@@ -287,17 +291,16 @@ def _check_ogg(reader: _Reader) -> None:
 
 def _check_png(reader: _Reader) -> int:
     """Chunks up to the last one, and their CRCs; an animation has the frames that it counts. PNG, third edition."""
-    position, declared, frames = 8, 0, 0
-    while True:
-        length, kind = reader.number(position, 4), reader.at(position + 4, 4)
+    position, declared, frames, kind = 8, 0, 0, b""
+    while kind != b"IEND":
+        header = reader.at(position, 8)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:]
         if reader.crc32(position + 4, length + 4) != reader.number(position + 8 + length, 4):
             raise reader.damaged(position, f"the checksum of a chunk {kind.decode('ascii', 'replace')!r} is wrong")
         if kind == b"acTL":
             declared = reader.number(position + 8, 4)
         frames += kind == b"fcTL"
         position += 12 + length
-        if kind == b"IEND":
-            break
     if declared and frames != declared:
         raise UnreadableFileError(reader.path, f"it is damaged: {frames} of {declared} frames are there")
     return declared
@@ -305,17 +308,26 @@ def _check_png(reader: _Reader) -> int:
 
 def _check_webp(reader: _Reader) -> int:
     """Chunks fill the file exactly. RFC 9649, section 2."""
-    end, position, frames = 8 + reader.number(4, 4, "little"), 12, 0
+
+    def walk(position: int, end: int) -> int:
+        frames = 0
+        while position + 8 <= end:
+            kind, length = reader.at(position, 4), reader.number(position + 4, 4, "little")
+            if not all(32 <= byte < 127 for byte in kind):
+                raise reader.damaged(position, "no chunk begins")
+            if position + 8 + length > end:
+                raise reader.damaged(position, "a chunk is longer than what it lies in")
+            if kind == b"ANMF":
+                frames += 1
+                walk(position + 24, position + 8 + length)
+            elif kind == b"VP8 " and ZEROS.search(reader.at(position + 8, length)):
+                raise reader.damaged(position, "a chunk holds what its codec never writes")
+            position += 8 + length + length % 2
+        return frames
+
+    end = 8 + reader.number(4, 4, "little")
     reader.within(end)
-    while position + 8 <= end:
-        kind, length = reader.at(position, 4), reader.number(position + 4, 4, "little")
-        if not all(32 <= byte < 127 for byte in kind):
-            raise reader.damaged(position, "no chunk begins")
-        if position + 8 + length > end:
-            raise reader.damaged(position, "a chunk is longer than the file")
-        frames += kind == b"ANMF"
-        position += 8 + length + length % 2
-    return frames
+    return walk(12, end)
 
 
 def _check_gif(reader: _Reader) -> int:

@@ -123,9 +123,9 @@ def _opened(
     if media.kind in ("animation", "image"):
 
         def convert(picture: Image.Image) -> np.ndarray:
-            return np.asarray(picture if size is None else _resized(picture, size, resize))
+            return resize_image(picture, size, resize)
 
-        frames = _timed(pictures.pages(path, media, max_file_gib))
+        frames = _timed(pictures.pages(path, max_file_gib))
         yield _Video(frames, None, lambda picture: (picture.height, picture.width), convert)
     elif media.kind == "video":
         with containers.opened(path, media, max_file_gib) as stream:
@@ -160,7 +160,7 @@ def _resampled(frames: Iterable[_Shown], fps: float) -> Iterator[_Shown]:
 
 def read_image(path: str | os.PathLike, max_file_gib: float = MAX_FILE_GIB) -> np.ndarray:
     """Reads a still image as it is displayed, whatever its file extension, as uint8 (H, W, 3). Raises UnreadableFileError."""
-    return pictures.read_image(path, sniff(path), max_file_gib)
+    return np.asarray(pictures.read_image(path, max_file_gib))
 
 
 def read_strip(path: str | os.PathLike, across: bool = False, max_file_gib: float = MAX_FILE_GIB) -> np.ndarray:
@@ -205,7 +205,15 @@ def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: 
     check_resize(resize)
     if size is None or video.shape[1:3] == size:
         return video
-    return np.stack([np.asarray(_resized(Image.fromarray(np.ascontiguousarray(f)), size, resize)) for f in video])
+    return np.stack([resize_image(Image.fromarray(np.ascontiguousarray(frame)), size, resize) for frame in video])
+
+
+def resize_image(image: Image.Image, size: tuple[int, int] | None, resize: str = "centre_crop") -> np.ndarray:
+    """uint8 (height, width, 3): an RGB image, resized as `read_video` does to a (height, width); None keeps its own."""
+    if size is None or (image.height, image.width) == size:
+        return np.asarray(image)
+    box = containers.crop_box(image.height, image.width, Fraction(size[1], size[0]), resize)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
 
 
 def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:
@@ -339,8 +347,3 @@ def _check_video(video: np.ndarray, fps: float) -> None:
         )
     if not 0 < fps < float("inf"):
         raise ValueError(f"`fps` must be positive. Received {fps}.")
-
-
-def _resized(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
-    box = containers.crop_box(image.height, image.width, Fraction(size[1], size[0]), resize)
-    return image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
