@@ -153,7 +153,7 @@ def test_spread_covers_both_ends():
 
 
 def test_one_video_is_read_by_its_name_in_every_layout(tmp_path):
-    video = clip(6, 5)
+    video, small = clip(6, 5), inspect_data.Config(size=16)
     np.save(tmp_path / "many.npy", np.stack([clip(6, seed) for seed in range(12)]))
     np.save(tmp_path / "arrays.npy", video)
     (tmp_path / "arrays").mkdir()
@@ -165,8 +165,8 @@ def test_one_video_is_read_by_its_name_in_every_layout(tmp_path):
         Image.fromarray(frame).save(tmp_path / "frames" / "clip" / f"{index}.png")
     for root in (tmp_path / "strips", tmp_path / "frames", tmp_path / "frames" / "clip", tmp_path / "arrays.npy"):
         (name,) = scan(root).names
-        np.testing.assert_array_equal(inspect_data.read_one(root, name, 16), video)
+        np.testing.assert_array_equal(inspect_data.read_one(root, name, small), video)
     for root in (tmp_path / "arrays", tmp_path / "arrays" / "many.npy"):
         names = scan(root).names
-        np.testing.assert_array_equal(inspect_data.read_one(root, names[5], 16), video)
-        np.testing.assert_array_equal(inspect_data.read_one(root, names[11], 16), load_videos(root).video(11))
+        np.testing.assert_array_equal(inspect_data.read_one(root, names[5], small), video)
+        np.testing.assert_array_equal(inspect_data.read_one(root, names[11], small), load_videos(root).video(11))

@@ -201,7 +201,8 @@ def _picture_media(path: str | os.PathLike, head: bytes) -> Media:
         width, height, animated = _webp_size(path, head)
     elif head[12:16] == b"IHDR" and b"IDAT" in head[:-4]:  # nearly every PNG: no need to open it
         width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
-        animated = b"acTL" in head[: head.index(b"IDAT")]
+        _, found, frames = head[: head.index(b"IDAT")].partition(b"acTL")
+        animated = bool(found) and int.from_bytes(frames[:4], "big") > 1
     else:
         with open(path, "rb") as file:
             image = open_image(path, file)

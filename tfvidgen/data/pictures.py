@@ -22,6 +22,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+
 def read_image(path: str | os.PathLike, max_file_gib: float = MAX_FILE_GIB) -> Image.Image:
     """Reads a still image as it is displayed, in RGB. Raises UnreadableFileError."""
     with explained(path):

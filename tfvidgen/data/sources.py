@@ -266,9 +266,7 @@ class Measure:
     labels: dict[str, str]
 
 
-def scan(
-    path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB
-) -> SourceReport:
+def scan(path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB) -> SourceReport:
     """Reads every file once and reports its contents, without keeping pixels.
 
     Args:

@@ -227,7 +227,9 @@ def _check_transport_stream(packet: int, offset: int) -> Callable[[_Reader], Non
     def check(reader: _Reader) -> None:
         """Every packet begins with its sync byte, and none is marked as damaged. ISO/IEC 13818-1, section 2.4.3.2."""
         if reader.size % packet:
-            raise UnreadableFileError(reader.path, f"it is truncated or lacks bytes: packets of {packet} do not fill it")
+            raise UnreadableFileError(
+                reader.path, f"it is truncated or lacks bytes: packets of {packet} do not fill it"
+            )
         step = packet * 8192
         for first in range(0, reader.size, step):
             block = np.frombuffer(reader.at(first, min(step, reader.size - first)), np.uint8).reshape(-1, packet)

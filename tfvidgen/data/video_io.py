@@ -99,9 +99,7 @@ def read_video(
         return np.stack(frames), fps or video.fps or 1000 * len(frames) / milliseconds
 
 
-def probe_video(
-    path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB
-) -> VideoInfo:
+def probe_video(path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB) -> VideoInfo:
     """Counts a video's frames by decoding all of them, keeping none. Arguments and errors as in `read_video`."""
     check_fps(fps)
     with explained(path), _opened(path, None, "squash", max_file_gib) as video:
