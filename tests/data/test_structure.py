@@ -72,7 +72,7 @@ def test_a_page_a_packet_or_a_frame_that_is_missing(tmp_path):
         ("page.ogv", ogg[: pages[-2]] + ogg[pages[-1] :]),
         ("last_page.ogv", ogg[: pages[-1]]),
         ("error.ts", stream.replace(packet, packet[:1] + bytes([packet[1] | 0x80]) + packet[2:])),
-        ("shifted.ts", stream[:188] + b"\0" + stream[188:]),
+        ("shifted.ts", stream[: 188 * 5] + b"\0" + stream[188 * 5 :]),
         ("half.flv", flv[: len(flv) - 6]),
     ):
         (tmp_path / name).write_bytes(content)
