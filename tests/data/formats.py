@@ -118,7 +118,13 @@ def spoiled(clean: bytes) -> Iterator[tuple[str, bytes]]:
 _EXTREMES = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\1", b"\1\0\0\0", b"\x80\0\0\0"]
 _MAGICS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF\xff\0\0\0WEBPVP8X"]
 _MAGICS += [b"RIFF\xff\xff\0\0AVI LIST", b"\x1aE\xdf\xa3", b"OggS\0", b"FLV\x01\5\0\0\0\x09\0\0\0\0", b"\0\0\x01\xba"]
-_MAGICS += [b"\0\0\0\x18ftypisom", b"\0\0\1\xb3", b"\x93NUMPY\1\0", b"\x93NUMPY\3\0", b"PK\3\4" + bytes(22) + b"\5\0\0\0a.npy"]
+_MAGICS += [
+    b"\0\0\0\x18ftypisom",
+    b"\0\0\1\xb3",
+    b"\x93NUMPY\1\0",
+    b"\x93NUMPY\3\0",
+    b"PK\3\4" + bytes(22) + b"\5\0\0\0a.npy",
+]
 _MAGICS += [b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"]
 _HEADERS = [
     "{'descr': '|u1', 'fortran_order': False, 'shape': (99999, 9999, 9999, 3), }",
@@ -218,7 +224,9 @@ def gif(height: int, width: int, num_frames: int = 1) -> bytes:
 def webp(height: int, width: int) -> bytes:
     """A WebP animation that declares a size."""
     body = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0"
-    body += struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3] + b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    body += (
+        struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3] + b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 

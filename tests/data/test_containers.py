@@ -175,7 +175,9 @@ def test_reading_leaves_messages_of_ffmpeg_as_they_were(tmp_path, caplog):
 
 def numbered(num_frames, size=32):
     """Frame i is flat, of brightness 10 i."""
-    return np.repeat(np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 10, size, 1).repeat(size, 2).repeat(3, 3)
+    return (
+        np.repeat(np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 10, size, 1).repeat(size, 2).repeat(3, 3)
+    )
 
 
 def numbers(path, **options):
@@ -216,7 +218,9 @@ def test_variable_rates_follow_their_time_stamps(tmp_path):
 
 def test_animations_are_resampled_by_their_durations(tmp_path):
     images = [Image.fromarray(frame) for frame in numbered(4)]
-    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], duration=[100, 300, 100, 100], lossless=True)
+    images[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=images[1:], duration=[100, 300, 100, 100], lossless=True
+    )
     assert numbers(tmp_path / "a.webp", fps=10) == ([0, 1, 1, 2, 2, 3], 10)
 
 

@@ -38,7 +38,9 @@ def test_all_eight_orientations(tmp_path, image_format, orientation):
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(image_format, {})
     Image.fromarray(pixels).save(tmp_path / "plain", image_format, **options)
     Image.fromarray(pixels).save(tmp_path / "turned", image_format, exif=exif, **options)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned"), ORIENTATIONS[orientation](read_image(tmp_path / "plain")))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "turned"), ORIENTATIONS[orientation](read_image(tmp_path / "plain"))
+    )
     assert np.abs(read_image(tmp_path / "plain").astype(int) - pixels).max() < 8
 
 

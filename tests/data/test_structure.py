@@ -10,7 +10,16 @@ from tfvidgen.data.structure import check_structure
 from tfvidgen.data.video_io import read_video
 
 # What nothing tells: pixels without a checksum, or entropy codes in which nearly every sequence of bits means something.
-NO_SIGN_OF_ZEROS = {"raw.avi", "mjpeg.avi", "clip.gif", "lossless.webp", "strip.jpg", "strip.bmp", "strip.tif", "clip.npy"}
+NO_SIGN_OF_ZEROS = {
+    "raw.avi",
+    "mjpeg.avi",
+    "clip.gif",
+    "lossless.webp",
+    "strip.jpg",
+    "strip.bmp",
+    "strip.tif",
+    "clip.npy",
+}
 NO_SIGN_OF_MISSING = {"strip.jpg"}
 
 
