@@ -75,7 +75,7 @@ class Config:
     resize: str = option("centre_crop", "How non-square frames are made square for --size.", ("centre_crop", "squash"))
     allow_duplicates: bool = option(False, "Accept generated videos that contain duplicates.")
     fps: float = option(
-        0.0, "Resample video files of folders to this many frames per second; 0 keeps all their frames.", minimum=0
+        0.0, "Resample real video files to this many frames per second; 0 keeps all their frames.", minimum=0
     )
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
     max_file_gib: float = option(
@@ -605,7 +605,7 @@ def folder_clips(path: str, settings: Config, size: int = 0, generated: bool = F
                 settings.resize,
                 settings.skip_bad,
                 frames,
-                fps=settings.fps or None,
+                fps=None if generated else settings.fps or None,
                 max_file_gib=settings.max_file_gib,
             )
             codecs = folder_codecs(path, videos.names)

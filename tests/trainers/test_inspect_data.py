@@ -100,6 +100,16 @@ def test_unreadable_files_are_listed_and_can_be_skipped(folder, tmp_path, capsys
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_rates_are_shown_and_can_be_made_one(folder, capsys):
+    video_io.write_mp4(folder / "walk" / "fast.mp4", clip(60, 3), 30)
+    assert inspect_data.main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "10 to 30: 10 (4), 30 (1)" in printed and "--fps=10" in printed and "20 to 60" in printed
+    assert inspect_data.main([str(folder), "--fps=10"]) == 0
+    printed = capsys.readouterr().out
+    assert "frames per second 10\n" in printed and "20 to 47" in printed
+
+
 def test_nothing_readable(tmp_path, capsys):
     (tmp_path / "empty.mp4").write_bytes(b"")
     assert inspect_data.main([str(tmp_path), "--skip_bad"]) == 1
