@@ -3,7 +3,7 @@
 | layout | a video is | flat | in classes |
 | --- | --- | --- | --- |
 | strips | an image, its square frames side by side along the longer edge | `clip.png` | `walk/clip.png` |
-| videos | an MP4, AVI, WebM, MKV, MOV, GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
+| videos | an MP4, AVI, WebM, MKV, MOV, ..., GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
 | frames | a folder of images of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
 | arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
 
