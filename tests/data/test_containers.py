@@ -119,7 +119,7 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         sound = output.add_stream("aac", rate=16000, layout="mono")
         picture = output.add_stream("mjpeg", rate=1)
         picture.height, picture.width, picture.pix_fmt = 32, 32, "yuvj420p"
-        picture.disposition = type(picture.disposition).attached_pic
+        picture.disposition = type(picture.disposition).attached_pic.value
         packet = av.Packet(cover.getvalue())
         packet.stream, packet.pts, packet.dts, packet.time_base = picture, 0, 0, Fraction(1, 1000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -128,7 +128,7 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         output.mux(sound.encode(frame))
         output.mux(sound.encode())
     with av.open(str(tmp_path / "song.mp4")) as container:
-        assert int(container.streams.video[0].disposition) & 0x400
+        assert container.streams.video[0].disposition & type(picture.disposition).attached_pic
     with pytest.raises(UnreadableFileError, match="no video, only sound, a cover"):
         read_video(tmp_path / "song.mp4")
 

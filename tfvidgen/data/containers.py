@@ -158,11 +158,8 @@ class Scaler:
         return pixels if shot.turn == _UPRIGHT else shot.turn(pixels)
 
     def _make(self, shot: Shot) -> av.filter.Graph:
-        import av
-
         frame = shot.frame
-        graph = av.filter.Graph()
-        graph.threads = 1
+        graph = _graph()
         nodes = [
             graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
         ]
@@ -190,8 +187,8 @@ def _square_size(frame: av.VideoFrame, pixel_aspect: Fraction) -> tuple[int, int
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The first video that is not the cover picture of a song or film."""
-    cover = 0x400  # AV_DISPOSITION_ATTACHED_PIC
-    return next((each for each in container.streams.video if not int(each.disposition) & cover), None)
+    found = ((stream, stream.disposition) for stream in container.streams.video)
+    return next((stream for stream, marks in found if not marks & type(marks).attached_pic), None)
 
 
 def _decoded(path, container, stream, complaints: _Complaints) -> Iterator[av.VideoFrame]:
@@ -303,15 +300,21 @@ def _deinterlaced(shots: Iterator[Shot]) -> Iterator[Shot]:
 
 
 def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
-    import av
-
-    graph = av.filter.Graph()
-    graph.threads = 1
+    graph = _graph()
     graph.link_nodes(
         graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
         graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"),
         graph.add("buffersink"),
     ).configure()
+    return graph
+
+
+def _graph() -> av.filter.Graph:
+    import av
+
+    graph = av.filter.Graph()
+    if hasattr(graph, "threads"):  # newer than PyAV 16.0
+        graph.threads = 1  # many files are decoded in parallel
     return graph
 
 
