@@ -53,10 +53,10 @@ def _probed(root: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
 def _codec(file: pathlib.Path) -> str:
     try:
         found = media.sniff(file)
+        if found.kind == "video":
+            return containers.codec_of(file)
     except media.UnreadableFileError:  # deleted meanwhile, or not part of the video
         return UNKNOWN_CODEC
-    if found.kind == "video":
-        return containers.codec_of(file)
     if found.kind in ("image", "animation"):
         # a GIF is limited to 256 colours, so lossy too
         return found.format.lower() if found.format in (*_LOSSY_STILLS, "GIF") else NO_CODEC

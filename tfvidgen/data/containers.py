@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tfvidgen.data.media import DEFAULT_FPS, Media, UnreadableFileError, check_declared
+from tfvidgen.data.media import DEFAULT_FPS, Media, UnreadableFileError, check_declared, explained
 from tfvidgen.data.structure import ZEROS, check_structure
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
 
 
 def codec_of(path: str | os.PathLike) -> str:
-    """The codec of a readable video file and its pixel format, such as `h264 (yuv420p)`."""
+    """The codec of a readable video file and its pixel format, such as `h264 (yuv420p)`. Raises UnreadableFileError."""
     import av
 
-    with av.open(url(path)) as container:
+    with explained(path), av.open(url(path)) as container:
         context = _video_stream(container).codec_context
         return f"{context.name} ({context.pix_fmt})"
 
