@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.data import formats
-from tfvidgen.data import video_io
-from tfvidgen.data.media import UnreadableFileError
+from tfvidgen.data import containers, video_io
+from tfvidgen.data.media import UnreadableFileError, sniff
 from tfvidgen.data.video_io import probe_video, read_video
 
 ONE = 1 << 16
@@ -131,6 +131,50 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         assert container.streams.video[0].disposition & type(picture.disposition).attached_pic
     with pytest.raises(UnreadableFileError, match="no video, only sound, a cover"):
         read_video(tmp_path / "song.mp4")
+
+
+def test_damaged_sound_does_not_matter(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream, sound = output.add_stream("mpeg4", rate=25), output.add_stream("aac", rate=16000, layout="mono")
+        stream.height, stream.width, stream.pix_fmt = formats.HEIGHT, formats.WIDTH, "yuv420p"
+        for index, pixels in enumerate(formats.scene()):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            noise = np.random.default_rng(index).normal(0, 0.2, (1, 1024)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 16000, 1024 * index, Fraction(1, 16000)
+            output.mux(sound.encode(frame))
+        output.mux(stream.encode())
+        output.mux(sound.encode())
+    whole = read_video(tmp_path / "a.mp4")[0]
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    for at, size in packets:
+        content[at : at + size] = b"\xff" * size
+    (tmp_path / "a.mp4").write_bytes(content)
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mp4")[0], whole)
+
+
+@pytest.mark.parametrize(
+    ("level", "source", "text", "is_damage"),
+    [
+        (av.logging.ERROR, "h264", "mmco: unref short failure", False),
+        (av.logging.ERROR, "h264", "SEI type 5 size 40 truncated at 8", False),
+        (av.logging.WARNING, "h264", "error while decoding MB 3 4", False),
+        (av.logging.ERROR, "h264", "error while decoding MB 3 4", True),
+        (av.logging.FATAL, "ffv1", "slice CRC mismatch", True),
+    ],
+)
+def test_which_messages_of_ffmpeg_mean_damage(tmp_path, level, source, text, is_damage):
+    (tmp_path / "a.mp4").write_bytes(formats.content("h264.mp4"))
+    with containers.opened(tmp_path / "a.mp4", sniff(tmp_path / "a.mp4"), 1.0) as stream:
+        next(stream.shots)
+        av.logging.log(level, source, f"{text}\n")
+        if is_damage:
+            with pytest.raises(UnreadableFileError, match=f"{source}: {text}"):
+                list(stream.shots)
+        else:
+            assert len(list(stream.shots)) == formats.NUM_FRAMES - 1
 
 
 def test_lost_frames_are_counted(tmp_path):

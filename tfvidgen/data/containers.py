@@ -94,8 +94,8 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
         what = f"frames of {context.height}x{context.width} pixels"
         check_declared(path, 3 * context.height * context.width, max_file_gib, what)
         context.thread_count = 1  # many files are decoded in parallel
-        # Checksums of FFV1 and HEVC are compared; what cannot be decoded raises instead of being concealed.
-        context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+        # Compares the checksums of FFV1 and HEVC. Not `explode`, which also refuses what is harmless: see `_HARMLESS`.
+        context.options = {"err_detect": "crccheck+bitstream+buffer"}
         fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:

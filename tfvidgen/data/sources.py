@@ -109,7 +109,7 @@ class SourceReport:
             classes=counts("action"),
             identities=counts("identity"),
             ignored=(),
-            unreadable=videos.skipped,
+            unreadable=(),
         )
 
     @property
