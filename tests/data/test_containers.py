@@ -133,6 +133,19 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         read_video(tmp_path / "song.mp4")
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_recording_that_begins_in_the_middle_of_a_scene_is_whole(tmp_path, codec):
+    video = np.concatenate([formats.scene()] * 3)
+    formats.encode(tmp_path / "all.ts", video, codec, "mpegts", options={"g": "12", "bf": "2"})
+    content = (tmp_path / "all.ts").read_bytes()
+    (tmp_path / "later.ts").write_bytes(
+        content[: 188 * 3] + content[188 * (len(content) // 188 // 4) :]
+    )  # tables, then packets
+    everything, later = read_video(tmp_path / "all.ts")[0], read_video(tmp_path / "later.ts")[0]
+    assert len(everything) == 36 and 20 <= len(later) < 36
+    np.testing.assert_array_equal(later, everything[-len(later) :])
+
+
 def test_damaged_sound_does_not_matter(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as output:
         stream, sound = output.add_stream("mpeg4", rate=25), output.add_stream("aac", rate=16000, layout="mono")

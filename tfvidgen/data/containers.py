@@ -35,6 +35,7 @@ _ONE_FRAME_PER_PACKET = frozenset(
 # follow a unit, and begin the start code of the next. Rec. ITU-T H.264, section 7.4.1 and annex B; H.265, section 7.4.2.
 _NAL_CODECS, _FORBIDDEN = ("h264", "hevc"), re.compile(rb"\x00\x00(\x00+[^\x00\x01]|\x02)")
 _ARITHMETIC_CODECS = ("vp8", "vp9")
+_BROADCASTS = ("mpeg_ts", "m2ts")  # recordings begin anywhere; viewers show them from the first key frame on
 # FFmpeg reports these as errors although every pixel is right.
 _HARMLESS = ("mmco: unref short failure", "SEI type", "unable to decode APP fields")
 
@@ -101,7 +102,8 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
         if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
             aspect = Fraction(1)
         others = {each.codec_context.name for each in container.streams if each.type == "audio"}
-        frames = _decoded(path, container, stream, _Complaints(messages, others))
+        complaints = _Complaints(messages, others)
+        frames = _decoded(path, container, stream, complaints, media.format in _BROADCASTS)
         yield Stream(_deinterlaced(_timed(path, frames, fps, float(stream.time_base))), fps, aspect)
 
 
@@ -191,7 +193,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream | No
     return next((stream for stream, marks in found if not marks & type(marks).attached_pic), None)
 
 
-def _decoded(path, container, stream, complaints: _Complaints) -> Iterator[av.VideoFrame]:
+def _decoded(path, container, stream, complaints: _Complaints, begins_anywhere: bool) -> Iterator[av.VideoFrame]:
     """Yields frames in the order in which they are shown, and raises at the first sign of damage."""
     promised, shown, first = [], 0, None
     has_gap = _gap_finder(stream.codec_context)
@@ -202,6 +204,9 @@ def _decoded(path, container, stream, complaints: _Complaints) -> Iterator[av.Vi
             raise UnreadableFileError(path, "it is damaged: a packet holds what its codec never writes")
         if packet.size and not getattr(packet, "is_discard", False):
             promised.append(packet.pts)
+        if begins_anywhere:
+            complaints.forget()
+            begins_anywhere = not packet.is_keyframe
         for frame in packet.decode():
             if frame.is_corrupt:
                 raise UnreadableFileError(path, "it is truncated or damaged: a frame cannot be decoded whole")
@@ -355,6 +360,10 @@ class _Complaints:
 
     def __init__(self, messages: list[tuple[int, str, str]], others: set[str]):
         self._messages, self._others, self._num_seen = messages, others, 0
+
+    def forget(self) -> None:
+        """Leaves aside what was reported so far."""
+        self._num_seen = len(self._messages)
 
     def check(self, path: str | os.PathLike) -> None:
         if len(self._messages) == self._num_seen:
