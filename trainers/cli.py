@@ -68,7 +68,16 @@ class RunConfig:
     stride: int = option(1, "Temporal stride of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
+    fps: float = option(
+        0.0,
+        "Resample video files to this many frames per second by their time stamps, so that a motion has one speed; 0 keeps all "
+        "their frames.",
+        minimum=0,
+    )
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.", may_change=True)
+    max_file_gib: float = option(
+        1.0, "Refuse a file whose header declares more than this many GiB of pixels.", minimum=0, may_change=True
+    )
     cache_dir: str = option(
         "", "Cache decoded frames in this folder; empty to decode at every start.", may_change=True, per_worker=True
     )

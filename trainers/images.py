@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class ImagesConfig(cli.RunConfig):
 
 def loose_images(
     config: Any, collection: VideoCollection, is_trained: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, tuple[tuple[str, str], ...]]:
     """Decides which videos remain clips and which frames become loose images.
 
     Args:
@@ -41,7 +42,8 @@ def loose_images(
         is_trained: bool (N,).
 
     Returns:
-        `is_trained` without the videos that were split up, and the loose images, uint8 (F, H, W, 3) or None.
+        `is_trained` without the videos that were split up; the loose images, uint8 (F, H, W, 3) or None; (path, reason) of
+        each unreadable file of `image_dataset` that was left out.
 
     Raises:
         ValueError: If the share leaves no clips, or no videos to split up.
@@ -49,7 +51,8 @@ def loose_images(
     from tfvidgen import data
 
     if not isinstance(config, ImagesConfig):
-        return is_trained, None
+        return is_trained, None, ()
+    skipped = ()
     images, share = [], config.exploded_share
     if share:
         trained = np.flatnonzero(is_trained)
@@ -76,9 +79,11 @@ def loose_images(
             resize=config.resize,
             skip_bad=config.skip_bad,
             cache_dir=config.cache_dir,
+            max_file_gib=config.max_file_gib,
         )
         images.append(found.frames)
-    return is_trained, np.concatenate(images) if images else None
+        skipped = tuple((os.path.join(config.image_dataset, path), reason) for path, reason in found.skipped)
+    return is_trained, np.concatenate(images) if images else None, skipped
 
 
 def add_images(dataset: tf.data.Dataset, images: np.ndarray, images_per_clip: int, seed: int) -> tf.data.Dataset:

@@ -31,7 +31,15 @@ class Config:
 
     data_dir: str = option("", "Folder of the named datasets sprites and weizmann.")
     size: int = option(64, "Height and width of a frame on the sheet, in pixels.", minimum=1)
+    fps: float = option(
+        0.0,
+        "Describe video files as they are when resampled to this many frames per second; 0: as they are.",
+        minimum=0,
+    )
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
+    max_file_gib: float = option(
+        1.0, "Refuse a file whose header declares more than this many GiB of pixels.", minimum=0
+    )
     out: str = option("", "PNG file for the contact sheet; empty draws none.")
     rows: int = option(8, "Videos on the sheet.", minimum=1)
     columns: int = option(8, "Frames of each video on the sheet.", minimum=1)
@@ -90,16 +98,17 @@ def spread(total: int, count: int) -> list[int]:
     return [position * (total - 1) // max(1, count - 1) for position in range(count)]
 
 
-def read_one(root: pathlib.Path, name: str, size: int) -> np.ndarray:
+def read_one(root: pathlib.Path, name: str, config: Config) -> np.ndarray:
     """uint8 (T, size, size, 3): the video that `scan(root)` calls `name`, without reading the others."""
     from tfvidgen.data.sources import load_videos
 
+    options = {"size": config.size, "fps": config.fps or None, "max_file_gib": config.max_file_gib}
     in_array = re.fullmatch(r"(.*)\[(\d+)\]", name)
     for file, index in ((name, 0), (in_array[1], int(in_array[2])) if in_array else (name, 0)):
         if (root / file).exists():
-            return load_videos(root / file, size, max_videos=index + 1).video(index)
+            return load_videos(root / file, max_videos=index + 1, **options).video(index)
     # The given path is itself the file, or the only folder of frames.
-    return load_videos(root, size).video(int(in_array[2]) if in_array else 0)
+    return load_videos(root, **options).video(int(in_array[2]) if in_array else 0)
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
@@ -119,10 +128,10 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
     elif is_prepared(path):
         report, read = scan(path), ShardedVideos.open(path).video
     else:
-        report = scan(path)
+        report = scan(path, config.fps or None, config.max_file_gib)
 
         def read(index: int) -> np.ndarray:
-            return read_one(path, report.names[index], config.size)
+            return read_one(path, report.names[index], config)
 
     print(describe(report))
     if report.unreadable and not (config.skip_bad and report.num_videos):

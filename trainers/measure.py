@@ -74,7 +74,13 @@ class Config:
     size: int = option(0, "Resize frames of folders to this height and width, in pixels; 0 disables.", minimum=0)
     resize: str = option("centre_crop", "How non-square frames are made square for --size.", ("centre_crop", "squash"))
     allow_duplicates: bool = option(False, "Accept generated videos that contain duplicates.")
+    fps: float = option(
+        0.0, "Resample real video files to this many frames per second; 0 keeps all their frames.", minimum=0
+    )
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.")
+    max_file_gib: float = option(
+        1.0, "Refuse a file whose header declares more than this many GiB of pixels.", minimum=0
+    )
     judge_labels: str = option("action", "Labels to train a judge on.", ("action", "identity", "cell"))
     judge_steps: int = option(300, "Training steps of a judge and of the S3 classifiers.", minimum=1)
     out: str = option(
@@ -182,6 +188,7 @@ def evaluate_run(
             "fcs": "mean SSIM of frames 2..L with frame 1",
             "seed": seed,
             "data_digest": run_data.trained.digest,
+            **({"skipped": dict(run_data.skipped)} if run_data.skipped else {}),
         },
         **results,
         "seconds": round(time.monotonic() - begin, 1),
@@ -594,13 +601,21 @@ def folder_clips(path: str, settings: Config, size: int = 0, generated: bool = F
     elif is_prepared(path):
         videos = data.ShardedVideos.open(path)
         codecs = videos.codecs
-        videos.require(size or None, settings.resize)
+        videos.require(size or None, settings.resize, settings.fps or None)
     else:
         keeps = settings.cache_dir not in ("", "none") and not generated  # frames take up space: kept only on request
         frames = _cache_dir(settings) / "frames" if keeps else tempfile.mkdtemp(prefix="tfvidgen-frames-")
         scratch = None if keeps else frames
         try:
-            videos = load_videos(path, size or None, settings.resize, settings.skip_bad, frames)
+            videos = load_videos(
+                path,
+                size or None,
+                settings.resize,
+                settings.skip_bad,
+                frames,
+                fps=None if generated else settings.fps or None,
+                max_file_gib=settings.max_file_gib,
+            )
             codecs = folder_codecs(path, videos.names)
         except BaseException:
             if scratch:

@@ -33,7 +33,13 @@ class Config:
     out: str = cli.option("", "Folder to write, new or from an interrupted preparation.")
     size: int = cli.option(64, "Height and width of a frame, in pixels.", minimum=1)
     resize: str = cli.option("centre_crop", "How a frame of another shape is made square.", ("centre_crop", "squash"))
+    fps: float = cli.option(
+        0.0, "Resample video files to this many frames per second by their time stamps; 0 keeps all frames.", minimum=0
+    )
     skip_bad: bool = cli.option(False, "Skip unreadable files instead of stopping.")
+    max_file_gib: float = cli.option(
+        1.0, "Refuse a file whose header declares more than this many GiB of pixels.", minimum=0
+    )
     num_workers: int = cli.option(0, "Processes that decode; 0 for one per core.", minimum=0)
     shard_mb: int = cli.option(64, "Size of a shard, in MiB.", minimum=1)
     max_frames: int = cli.option(0, "Keep so many frames of each video; 0 for all.", minimum=0)
@@ -106,6 +112,8 @@ def run(config: Config, other: object) -> int:
             config.shard_mb,
             config.max_frames or None,
             report=line,
+            fps=config.fps or None,
+            max_file_gib=config.max_file_gib,
         )
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted; the same command goes on from the last whole shard", file=sys.stderr)

@@ -43,12 +43,14 @@ class RunData:
         trained: The training videos; their positions are the run's video ids. With `mirror`, the mirror images come after
             the videos themselves.
         images: uint8 (F, H, W, 3), loose images besides the clips, or None.
+        skipped: (path, reason) of each unreadable file that was left out.
     """
 
     all: VideoCollection | ShardedVideos
     is_trained: np.ndarray
     trained: VideoCollection | ShardedVideos
     images: np.ndarray | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_originals(self) -> int:
@@ -71,7 +73,7 @@ def load_data(config: Any) -> RunData:
     """Loads a config's dataset, applies the short-clip policy and holds out cells."""
     if is_prepared(config.dataset):
         collection = ShardedVideos.open(config.dataset)  # streamed from disk: it may not fit in memory
-        collection.require(config.size, config.resize)
+        collection.require(config.size, config.resize, config.fps or None)
     else:
         collection = data.load(
             config.dataset,
@@ -83,12 +85,14 @@ def load_data(config: Any) -> RunData:
             num_actions=config.num_actions,
             skip_bad=config.skip_bad,
             cache_dir=config.cache_dir,
+            fps=config.fps,
+            max_file_gib=config.max_file_gib,
         )
     collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
     )
-    is_trained, images = loose_images(config, collection, is_trained)
+    is_trained, images, skipped_images = loose_images(config, collection, is_trained)
     trained = collection if is_trained.all() else collection.subset(is_trained)
     if config.mirror != "none":
         if isinstance(trained, ShardedVideos):
@@ -97,7 +101,7 @@ def load_data(config: Any) -> RunData:
                 "videos, or leave --mirror=none."
             )
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
-    return RunData(collection, is_trained, trained, images)
+    return RunData(collection, is_trained, trained, images, (*collection.skipped, *skipped_images))
 
 
 def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:
@@ -273,6 +277,7 @@ def start(
             "digest": run_data.trained.digest,
             "num_videos": len(run_data.trained),
             "fps": run_data.all.fps,
+            **({"skipped": dict(run_data.skipped)} if run_data.skipped else {}),
             **({} if run_data.images is None else {"images_digest": run_data.images_digest}),
         },
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},

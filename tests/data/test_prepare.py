@@ -58,6 +58,23 @@ def test_labels_of_arrays(tmp_path):
     assert subset.digest == subset.collection().digest
 
 
+def test_videos_are_resampled_and_what_was_left_out_is_kept(tmp_path):
+    for name, rate in (("a", 8), ("b", 16)):
+        write_mp4(tmp_path / "set" / f"{name}.mp4", np.full((8, 16, 16, 3), 90, np.uint8), rate)
+    (tmp_path / "set" / "zero.mp4").write_bytes(b"")
+    with pytest.warns(UserWarning, match="Skipped 1"):
+        prepare(tmp_path / "set", tmp_path / "out", size=8, fps=8, skip_bad=True)
+    videos = ShardedVideos.open(tmp_path / "out")
+    assert videos.lengths.tolist() == [8, 4] and videos.fps == 8
+    assert videos.subset([0]).skipped == videos.collection().skipped == (("zero.mp4", "the file is empty"),)
+    videos.require(8, "centre_crop", 8)
+    for fps in (4, 16):
+        with pytest.raises(ValueError, match=f"prepared with fps=8, and fps={fps}"):
+            videos.require(8, "centre_crop", fps)
+    with pytest.raises(ValueError, match="fps=8.* there, None now"):
+        prepare(tmp_path / "set", tmp_path / "out", size=8, skip_bad=True)
+
+
 def test_no_labels(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 4, 8, 8, 3), np.uint8))
     videos = prepare(tmp_path / "a.npy", tmp_path / "out", size=8)

@@ -218,6 +218,104 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert load_videos(tmp_path / "set").action_names == ("linked",)
 
 
+# ---- names, special files, rates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0.1", "0.15", "0.2"),
+        ("-1", "0", "1"),
+        ("-1.5", "-1", "2e-3", "+3", "10"),
+        ("0007", "8", "10"),
+        ("shot2-1", "shot2-02", "shot10-1"),
+    ],
+)
+def test_frames_are_in_the_order_of_their_numbers(tmp_path, names):
+    video = clip(len(names), 1)
+    (tmp_path / "clip").mkdir()
+    for name, frame in zip(names, video, strict=True):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{name}.png")
+    np.testing.assert_array_equal(load_videos(tmp_path).frames, video)
+
+
+def test_names_that_are_no_text_are_refused_by_name(tmp_path):
+    good, latin = os.fsencode(tmp_path) + b"/", b"caf\xe9"
+    for name in (b"a.npy", latin + b".npy"):
+        write_array(tmp_path / "x.npy", clip(3))
+        os.rename(good + b"x.npy", good + name)
+    os.mkdir(good + latin)
+    with open(good + latin + b".txt", "w") as file:
+        file.write("about")
+    with pytest.raises(
+        ValueError, match=r"(?s)2 files.*caf\\xe9: its name is no UTF-8.*caf\\xe9.npy: its name is no UTF-8"
+    ):
+        load_videos(tmp_path)
+    with pytest.warns(UserWarning, match=r"caf\\xe9.npy"):
+        videos = load_videos(tmp_path, skip_bad=True)
+    assert videos.names == ("a.npy",) and len(videos.digest) == 64
+    assert scan(tmp_path).ignored == ("caf\\xe9.txt",)
+    with pytest.raises(ValueError, match="no UTF-8"):
+        load_videos(os.fsdecode(good + latin + b".npy"))
+
+
+def test_special_files_are_skipped_by_name(tmp_path):
+    make(tmp_path, "arrays")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.symlink("/dev/zero", tmp_path / "zero.png")
+    report = scan(tmp_path)
+    assert report.ignored == ("pipe.mp4 (a FIFO)", "zero.png (a device)") and report.num_videos == 3
+    assert len(load_videos(tmp_path)) == 3
+
+
+def test_empty_transport_streams_and_lost_links_are_reported(tmp_path):
+    make(tmp_path, "videos")
+    (tmp_path / "empty.ts").write_bytes(b"")
+    os.symlink(tmp_path / "nowhere.mp4", tmp_path / "link.mp4")
+    report = scan(tmp_path)
+    assert dict(report.unreadable) == {"empty.ts": "the file is empty", "link.mp4": "No such file or directory"}
+
+
+def test_songs_are_ignored(tmp_path):
+    make(tmp_path, "videos")
+    (tmp_path / "song.m4a").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(60))
+    assert scan(tmp_path).ignored == ("song.m4a",)
+
+
+def test_what_was_skipped_stays_with_the_videos(tmp_path):
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    make(root, "arrays")
+    (root / "zero.npy").write_bytes(b"")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Skipped 1"):
+            videos = load_videos(root, skip_bad=True, cache_dir=cache)
+        assert videos.subset([1, 0]).skipped == (("zero.npy", "the file is empty"),)
+
+
+def test_mixed_rates_are_shown_and_warned_of(tmp_path):
+    for name, rate in (("a", 8), ("b", 8), ("c", 24)):
+        video_io.write_mp4(tmp_path / f"{name}.mp4", clip(24), rate)
+    report = scan(tmp_path)
+    assert report.rates.tolist() == [8, 8, 24]
+    assert "8 to 24: 8 (2), 24 (1)" in str(report) and "--fps=8" in str(report)
+    with pytest.warns(UserWarning, match="Frame rates differ, from 8 to 24"):
+        assert load_videos(tmp_path, size=16).lengths.tolist() == [24, 24, 24]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        videos = load_videos(tmp_path, size=16, fps=8)
+    assert videos.lengths.tolist() == [24, 24, 8] and videos.fps == 8
+    assert np.abs(videos.video(2).astype(int) - clip(24)[::3]).max() < 8
+    assert scan(tmp_path, fps=4).lengths.tolist() == [12, 12, 4]
+
+
+@pytest.mark.parametrize("layout", ["strips", "frames", "arrays"])
+def test_only_video_files_can_be_resampled(tmp_path, layout):
+    make(tmp_path, layout)
+    for read in (load_videos, scan):
+        with pytest.raises(ValueError, match=f"--fps.*{layout}, which have none"):
+            read(tmp_path, fps=8)
+
+
 # ---- sizes and limits -----------------------------------------------------------------------------------------------
 
 

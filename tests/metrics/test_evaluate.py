@@ -1,5 +1,6 @@
 """The pass over both sides: order, records, what is kept, what is refused and what is noted."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -47,6 +48,13 @@ def test_a_record_holds_the_whole_protocol():
     assert protocol["generated"]["codec"] == "none"
     assert set(record["versions"]) >= {"tfvidgen", "tensorflow", "numpy", "scipy", "python"}
     assert record["seconds"] >= 0 and record["pass_seconds"] >= 0
+
+
+def test_files_that_were_left_out_are_in_the_notes_of_every_record():
+    real = dataclasses.replace(counted(20), skipped=(("walk/a.mp4", "it is truncated"), ("b.mp4", "the file is empty")))
+    for result in evaluate(["acd8_4f", "fcs8_4f"], plain(colours(8)), VideoClips(real), own()):
+        (note,) = [note for note in result.record()["notes"] if "left out" in note]
+        assert note.startswith("2 unreadable files") and "walk/a.mp4: it is truncated; b.mp4: the file is empty" in note
 
 
 def test_features_of_real_clips_are_computed_once(tmp_path):

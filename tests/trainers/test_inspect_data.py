@@ -100,6 +100,16 @@ def test_unreadable_files_are_listed_and_can_be_skipped(folder, tmp_path, capsys
     assert (tmp_path / "sheet.png").exists()
 
 
+def test_rates_are_shown_and_can_be_made_one(folder, capsys):
+    video_io.write_mp4(folder / "walk" / "fast.mp4", clip(60, 3), 30)
+    assert inspect_data.main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "10 to 30: 10 (4), 30 (1)" in printed and "--fps=10" in printed and "20 to 60" in printed
+    assert inspect_data.main([str(folder), "--fps=10"]) == 0
+    printed = capsys.readouterr().out
+    assert "frames per second 10\n" in printed and "20 to 47" in printed
+
+
 def test_nothing_readable(tmp_path, capsys):
     (tmp_path / "empty.mp4").write_bytes(b"")
     assert inspect_data.main([str(tmp_path), "--skip_bad"]) == 1
@@ -153,7 +163,7 @@ def test_spread_covers_both_ends():
 
 
 def test_one_video_is_read_by_its_name_in_every_layout(tmp_path):
-    video = clip(6, 5)
+    video, small = clip(6, 5), inspect_data.Config(size=16)
     np.save(tmp_path / "many.npy", np.stack([clip(6, seed) for seed in range(12)]))
     np.save(tmp_path / "arrays.npy", video)
     (tmp_path / "arrays").mkdir()
@@ -165,8 +175,8 @@ def test_one_video_is_read_by_its_name_in_every_layout(tmp_path):
         Image.fromarray(frame).save(tmp_path / "frames" / "clip" / f"{index}.png")
     for root in (tmp_path / "strips", tmp_path / "frames", tmp_path / "frames" / "clip", tmp_path / "arrays.npy"):
         (name,) = scan(root).names
-        np.testing.assert_array_equal(inspect_data.read_one(root, name, 16), video)
+        np.testing.assert_array_equal(inspect_data.read_one(root, name, small), video)
     for root in (tmp_path / "arrays", tmp_path / "arrays" / "many.npy"):
         names = scan(root).names
-        np.testing.assert_array_equal(inspect_data.read_one(root, names[5], 16), video)
-        np.testing.assert_array_equal(inspect_data.read_one(root, names[11], 16), load_videos(root).video(11))
+        np.testing.assert_array_equal(inspect_data.read_one(root, names[5], small), video)
+        np.testing.assert_array_equal(inspect_data.read_one(root, names[11], small), load_videos(root).video(11))

@@ -15,6 +15,7 @@ import tfvidgen
 from tfvidgen import runs as library
 from tfvidgen.data import batches, videos
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.video_io import write_mp4
 from tfvidgen.models.navsynth import NAVSynth
 from trainers import environment, navsynth, rjgan, runs
 from trainers.engine import checkpoints
@@ -56,6 +57,24 @@ def start(a_config, model, run_data, system="navsynth"):
 
 
 # ---------------------------------------------------------------- data
+def test_files_that_were_left_out_are_listed_in_the_run(tmp_path):
+    (tmp_path / "set").mkdir()
+    np.save(tmp_path / "set" / "a.npy", np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8))
+    (tmp_path / "set" / "zero.mp4").write_bytes(b"")
+    settings = config(tmp_path / "run", dataset=str(tmp_path / "set"), skip_bad=True, num_identities=0, num_actions=0)
+    with pytest.warns(UserWarning, match="Skipped 1"):
+        loaded = runs.load_data(settings)
+    runs.start(settings, "navsynth", navsynth.build_model(settings, loaded), loaded)
+    assert runs.read(tmp_path / "run")["data"]["skipped"] == {"zero.mp4": "the file is empty"}
+
+
+def test_videos_are_resampled_to_the_rate_of_the_run(tmp_path):
+    for name, rate in (("a", 8), ("b", 16)):
+        write_mp4(tmp_path / f"{name}.mp4", np.full((16, 16, 16, 3), 90, np.uint8), rate)
+    loaded = runs.load_data(config("", dataset=str(tmp_path), fps=8.0))
+    assert loaded.all.lengths.tolist() == [16, 8] and loaded.all.fps == 8
+
+
 def test_data_without_a_split(run_data):
     assert len(run_data.all) == 4 and run_data.is_trained.all()
     assert run_data.trained is run_data.all

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfvidgen.data import video_io
+from tfvidgen.data import containers, media
 
 NO_CODEC = "none"  # never lossily compressed: generated or rendered frames, arrays
 UNKNOWN_CODEC = "unknown"
 
-_LOSSY_STILLS = ("JPEG", "WEBP", "MPO")
+_LOSSY_STILLS = ("JPEG", "WEBP")
 _MAX_PROBED = 64  # files to inspect
 
 
@@ -51,20 +51,13 @@ def _probed(root: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
 
 
 def _codec(file: pathlib.Path) -> str:
-    from PIL import Image
-
     try:
-        kind = video_io.sniff(file).kind
-    except video_io.UnreadableFileError:  # deleted meanwhile, or not part of the video
+        found = media.sniff(file)
+        if found.kind == "video":
+            return containers.codec_of(file)
+    except media.UnreadableFileError:  # deleted meanwhile, or not part of the video
         return UNKNOWN_CODEC
-    if kind == "video":
-        import av
-
-        with av.open(f"file:{file.resolve()}") as container:
-            context = container.streams.video[0].codec_context
-            return f"{context.name} ({context.pix_fmt})"
-    if kind in ("image", "animation"):
-        with Image.open(file) as image:
-            # a GIF is limited to 256 colours, so lossy too
-            return image.format.lower() if image.format in (*_LOSSY_STILLS, "GIF") else NO_CODEC
-    return NO_CODEC if kind in ("npy", "npz") else UNKNOWN_CODEC
+    if found.kind in ("image", "animation"):
+        # a GIF is limited to 256 colours, so lossy too
+        return found.format.lower() if found.format in (*_LOSSY_STILLS, "GIF") else NO_CODEC
+    return NO_CODEC if found.kind in ("npy", "npz") else UNKNOWN_CODEC

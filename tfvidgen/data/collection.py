@@ -16,7 +16,7 @@ class VideoCollection(Videos):
 
     Attributes:
         frames: uint8 (F, H, W, 3), RGB; the frames of all videos, concatenated.
-        lengths, names, identity, action, identity_names, action_names, fps, source: As in `Videos`.
+        lengths, names, identity, action, identity_names, action_names, fps, source, skipped: As in `Videos`.
     """
 
     frames: np.ndarray
@@ -28,6 +28,7 @@ class VideoCollection(Videos):
     action_names: tuple[str, ...] | None = None
     fps: float = 8.0
     source: str = "arrays"
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:

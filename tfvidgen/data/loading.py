@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.media import MAX_FILE_GIB
 
 NAMED = ("actors", "shapes", "sprites", "weizmann")
 
@@ -19,6 +20,8 @@ def load(
     num_actions: int = 0,
     skip_bad: bool = False,
     cache_dir: str = "",
+    fps: float = 0.0,
+    max_file_gib: float = MAX_FILE_GIB,
 ) -> VideoCollection:
     """Loads a named dataset, or any folder or file of videos by path, prepared or not.
 
@@ -32,6 +35,8 @@ def load(
         num_actions: Number of actions, for `actors`; 0 for the default.
         skip_bad: Skip unreadable files with a warning, for paths.
         cache_dir: Where to cache decoded frames, for paths; empty disables caching.
+        fps: Frames per second to resample to, for paths; 0 keeps all frames.
+        max_file_gib: A file whose header declares more than this many GiB of pixels is unreadable, for paths.
 
     Raises:
         ValueError: If `dataset` is neither a name nor a path, or the data are missing or unreadable.
@@ -65,4 +70,12 @@ def load(
         )
     from tfvidgen.data.sources import load_videos
 
-    return load_videos(dataset, size=(size, size), resize=resize, skip_bad=skip_bad, cache_dir=cache_dir or None)
+    return load_videos(
+        dataset,
+        size=(size, size),
+        resize=resize,
+        skip_bad=skip_bad,
+        cache_dir=cache_dir or None,
+        fps=fps or None,
+        max_file_gib=max_file_gib,
+    )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tfvidgen import storage
 from tfvidgen.data import codecs, sources, video_io
+from tfvidgen.data.media import MAX_FILE_GIB
 from tfvidgen.data.shards import (
     FORMAT,
     INDEX,
@@ -53,6 +54,8 @@ def prepare_shards(
     shard_mb: int = 64,
     max_frames: int | None = None,
     report: Callable[[Progress], None] | None = None,
+    fps: float | None = None,
+    max_file_gib: float = MAX_FILE_GIB,
 ) -> ShardedVideos:
     """Decodes a folder or file of videos, in any layout that `load_videos` reads, into a prepared folder.
 
@@ -70,6 +73,7 @@ def prepare_shards(
         shard_mb: A shard is closed once it reaches this size in MiB.
         max_frames: Read at most this many frames of each video; None reads all.
         report: Called with the progress after every file.
+        fps, max_file_gib: As in `load_videos`.
 
     Returns:
         The opened folder.
@@ -82,6 +86,7 @@ def prepare_shards(
     if size is None:
         raise ValueError("`size` must be given: all prepared frames have one size.")
     video_io.check_resize(resize)
+    video_io.check_fps(fps)
     for name, value, least in (
         ("num_workers", num_workers, 0),
         ("shard_mb", shard_mb, 1),
@@ -99,7 +104,7 @@ def prepare_shards(
         "version": VERSION,
         "source": str(source),
         "source_digest": sources.fingerprint(root),
-        "options": {"size": list(size), "resize": resize, "max_frames": max_frames},
+        "options": {"size": list(size), "resize": resize, "max_frames": max_frames, "fps": fps},
         "codec": "raw RGB, one TFRecord per frame",
     }
     try:
@@ -109,13 +114,14 @@ def prepare_shards(
             found = sources.find(root)
             if found.unreadable and not skip_bad:
                 raise sources.unreadable_error(root, found.unreadable, bool(found.units), skip_bad)
-            decode = Decoder(root, found.layout, size, resize, max_frames)
+            decode = Decoder(root, found.layout, size, resize, max_frames, fps, max_file_gib)
             workers = num_workers or os.cpu_count() or 1
             entries = _write_shards(out, made, found.units, kept, decode, workers, shard_mb << 20, report)
             skipped = [*found.unreadable, *(bad for entry in entries for bad in entry["skipped"])]
             if skipped and not (skip_bad and any(entry["names"] for entry in entries)):
                 raise sources.unreadable_error(root, skipped, bool(found.units), skip_bad)
             index = _index(root, made, entries)
+            index["skipped"] = skipped
             index["source_codecs"] = codecs.folder_codecs(root, [name for entry in entries for name in entry["names"]])
             index["digest"] = ShardedVideos.of_index(out, index).digest
             storage.write_json(out / INDEX, index, indent=None)

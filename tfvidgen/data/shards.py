@@ -63,6 +63,8 @@ class ShardedVideos(Videos):
         stored_digest: Digest of all videos, or None for a subset, whose digest must be computed.
         codecs: Codecs of the source videos, from `codecs.folder_codecs`; unknown for folders prepared before these were
             recorded.
+        asked_fps: Frames per second that the videos were resampled to; None if all frames were kept.
+        skipped: As in `Videos`.
     """
 
     folder: pathlib.Path
@@ -81,6 +83,8 @@ class ShardedVideos(Videos):
     source: str
     stored_digest: str | None
     codecs: dict[str, str]
+    asked_fps: float | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> ShardedVideos:
@@ -120,6 +124,8 @@ class ShardedVideos(Videos):
             source=str(folder),
             stored_digest=index["digest"],
             codecs=index.get("source_codecs") or {"codec": codecs.UNKNOWN_CODEC},
+            asked_fps=index["options"].get("fps"),
+            skipped=tuple((path, reason) for path, reason in index.get("skipped", ())),
             **_labels(index),
         )
 
@@ -167,6 +173,7 @@ class ShardedVideos(Videos):
             self.action_names,
             self.fps,
             self.source,
+            skipped=self.skipped,
         )
 
     def verify(self) -> None:
@@ -175,10 +182,16 @@ class ShardedVideos(Videos):
         if damaged:
             raise ValueError(_damaged(self.folder, damaged))
 
-    def require(self, size: int | tuple[int, int] | None, resize: str) -> None:
-        """Raises ValueError if the videos were prepared with another size or resize mode."""
+    def require(self, size: int | tuple[int, int] | None, resize: str, fps: float | None = None) -> None:
+        """Raises ValueError if the videos were prepared with another size, resize mode or, if one is asked for, frame rate."""
         size = video_io.check_size(size)
         video_io.check_resize(resize)
+        if fps is not None and fps != self.asked_fps:
+            there = "all frames of its files" if self.asked_fps is None else f"fps={self.asked_fps:g}"
+            raise ValueError(
+                f"{str(self.folder)!r} was prepared with {there}, and fps={fps:g} is asked for. Ask for what is there, or "
+                "prepare the videos again into another folder."
+            )
         if size is not None and (size, resize) != (self.size, self.resize):
             raise ValueError(
                 f"{str(self.folder)!r} was prepared with frames of {_by(self.size)} (height x width) and "

@@ -3,7 +3,7 @@
 | layout | a video is | flat | in classes |
 | --- | --- | --- | --- |
 | strips | an image, its square frames side by side along the longer edge | `clip.png` | `walk/clip.png` |
-| videos | an MP4, AVI, WebM, MKV, MOV, GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
+| videos | an MP4, AVI, WebM, MKV, MOV, ..., GIF, animated WebP or PNG | `clip.mp4` | `walk/clip.mp4` |
 | frames | a folder of images of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
 | arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
 
@@ -24,27 +24,38 @@ import os
 import pathlib
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfvidgen import storage
-from tfvidgen.data import video_io
+from tfvidgen.data import arrays, pictures, video_io
 from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.media import (
+    DEFAULT_FPS,
+    MAX_FILE_GIB,
+    Media,
+    UnreadableFileError,
+    explained,
+    sniff,
+    special_kind,
+)
 from tfvidgen.data.shards import ShardedVideos, is_prepared
-from tfvidgen.data.video_io import DEFAULT_FPS, UnreadableFileError
 from tfvidgen.data.videos import LABELS, Videos
 
 MIN_STRIP_RATIO = 2  # longer edge over shorter: images at or above this are strips, others are frames
 
+MIXED_RATES = 1.05  # fastest over slowest frame rate: at or above this, motions visibly differ in speed
+
 _MAX_LISTED = 20
 _MAX_DEPTH = 4  # folder levels searched below the given one
-_CACHE_VERSION = 1  # of the decoding below: increment when the same files would decode to different pixels
+_CACHE_VERSION = 2  # of the decoding below: increment when the same files would decode to different pixels
+_NOT_TEXT = "its name is no UTF-8 text: rename it"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # The suffix never decides how a file is read; but a file named like a video that contains none is broken, not irrelevant.
 _MEDIA_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv "
+    ".mp4 .m4v .mov .3gp .avi .mkv .webm .mpg .mpeg .vob .m2v .ts .mts .m2ts .wmv .flv .ogv "
     ".gif .webp .png .apng .jpg .jpeg .bmp .tif .tiff .avif .heic .npy .npz".split()
 )
 
@@ -60,9 +71,10 @@ class SourceReport:
         lengths: int64 (N,), counted frames of each.
         sizes: int64 (N, 2), height and width of each in pixels.
         fps: The most common frame rate; None if no file specifies one.
+        rates: float64 (N,), the frame rate of each; NaN if its file specifies none.
         classes: Action -> number of videos, from class folders or labels in arrays; empty if neither is given.
         identities: Identity -> number of videos, from labels in arrays; empty if not given.
-        ignored: Hidden files and files that are neither images, videos nor arrays.
+        ignored: Hidden files, FIFOs, sockets and devices, and files that are neither images, videos nor arrays.
         unreadable: (path, reason) of each file that should contain a video but cannot be read.
     """
 
@@ -72,6 +84,7 @@ class SourceReport:
     lengths: np.ndarray
     sizes: np.ndarray
     fps: float | None
+    rates: np.ndarray
     classes: dict[str, int]
     identities: dict[str, int]
     ignored: tuple[str, ...]
@@ -92,6 +105,7 @@ class SourceReport:
             lengths=videos.lengths,
             sizes=np.tile(np.array(videos.size, np.int64), (len(videos), 1)),
             fps=videos.fps,
+            rates=np.full(len(videos), videos.fps),
             classes=counts("action"),
             identities=counts("identity"),
             ignored=(),
@@ -115,7 +129,7 @@ class SourceReport:
             rows.append(("frames", f"{self.num_frames:,} in all; per video {low} to {high}, median {middle:g}"))
             sizes = collections.Counter(f"{height}x{width}" for height, width in self.sizes.tolist())
             rows.append(("height x width", _counted(sizes)))
-            rows.append(("frames per second", "not said" if self.fps is None else f"{self.fps:g}"))
+            rows += self._rate_rows()
         for name, counts in (("classes", self.classes), ("identities", self.identities)):
             rows.append((name, f"{len(counts)}: {_counted(counts)}" if counts else "none"))
         rows.append(("ignored files", _listed(self.ignored, 5, "; ") if self.ignored else "none"))
@@ -124,6 +138,14 @@ class SourceReport:
         if len(self.unreadable) > _MAX_LISTED:
             rows.append(("", f"and {len(self.unreadable) - _MAX_LISTED} more"))
         return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+    def _rate_rows(self) -> list[tuple[str, str]]:
+        rates = self.rates[~np.isnan(self.rates)]
+        counts = collections.Counter(f"{rate:g}" for rate in sorted(rates))
+        if len(counts) < 2:
+            return [("frames per second", "not said" if self.fps is None else f"{self.fps:g}")]
+        rows = [("frames per second", f"{rates.min():g} to {rates.max():g}: {_counted(counts)}")]
+        return rows + [("", warning) for warning in [mixed_rates_message(rates)] if warning]
 
     __str__ = to_text
 
@@ -174,6 +196,8 @@ class Decoder:
         size: (height, width) of a frame in pixels; None keeps the files' own.
         resize: `centre_crop` or `squash`.
         max_frames: Read at most this many frames of each video; None reads all.
+        fps: Frames per second to resample to; None keeps all frames.
+        max_file_gib: Refuse a file whose header declares more than this many GiB of pixels.
     """
 
     root: pathlib.Path
@@ -181,17 +205,60 @@ class Decoder:
     size: tuple[int, int] | None
     resize: str
     max_frames: int | None
+    fps: float | None = None
+    max_file_gib: float = MAX_FILE_GIB
+
+    def __post_init__(self):
+        if self.fps is not None and self.layout in ("strips", "frames", "arrays"):
+            raise ValueError(
+                f"`fps` (--fps) resamples videos by their time stamps, and {str(self.root)!r} holds {self.layout}, which have "
+                "none: leave it out, or make video files of them."
+            )
 
     def __call__(self, unit: Unit) -> list[Decoded] | Unreadable:
         """The videos of a unit, or why it is unreadable."""
         try:
-            return _decode(unit, self.layout, self.size, self.resize, self.max_frames)
+            return self._decoded(unit)
         except UnreadableFileError as error:
             return Unreadable(_relative(error.path, self.root), error.reason)
 
+    def _decoded(self, unit: Unit) -> list[Decoded]:
+        size, resize, limit = self.size, self.resize, self.max_file_gib
+        if self.layout == "videos":
+            frames, fps = video_io.read_video(unit.paths[0], size, self.max_frames, resize, self.fps, limit)
+            return [Decoded(unit.name, frames, fps, unit.labels)]
+        if self.layout == "arrays":
+            return [
+                # contiguous, because a view of a memory-mapped file cannot be sent to another process
+                dataclasses.replace(
+                    video,
+                    frames=np.ascontiguousarray(video_io.resize_video(video.frames[: self.max_frames], size, resize)),
+                )
+                for video in _read_arrays(unit, limit)
+            ]
+        if self.layout == "strips":
+            frames = video_io.read_strip(unit.paths[0], max_file_gib=limit)[: self.max_frames]
+            return [Decoded(unit.name, video_io.resize_video(frames, size, resize), None, unit.labels)]
+        return [Decoded(unit.name, _read_frames(unit.paths[: self.max_frames], size, resize, limit), None, unit.labels)]
+
+    def measure(self, unit: Unit) -> list[Measure] | Unreadable:
+        """Length, size and rate of the videos of a unit, or why it is unreadable; no pixels are kept."""
+        if self.layout == "videos":
+            try:
+                info = video_io.probe_video(unit.paths[0], self.fps, self.max_file_gib)
+            except UnreadableFileError as error:
+                return Unreadable(_relative(error.path, self.root), error.reason)
+            return [Measure(unit.name, info.num_frames, (info.height, info.width), info.fps, unit.labels)]
+        videos = dataclasses.replace(self, size=None, max_frames=None)(unit)
+        if isinstance(videos, Unreadable):
+            return videos
+        return [Measure(each.name, len(each.frames), each.frames.shape[1:3], each.fps, each.labels) for each in videos]
+
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
+class Measure:
+    """A video's name, number of frames, (height, width) in pixels, frame rate if its file specifies one, and labels."""
+
     name: str
     length: int
     size: tuple[int, int]
@@ -199,11 +266,13 @@ class _Measure:
     labels: dict[str, str]
 
 
-def scan(path: str | os.PathLike) -> SourceReport:
+def scan(path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB) -> SourceReport:
     """Reads every file once and reports its contents, without keeping pixels.
 
     Args:
         path: Folder or file.
+        fps: Report videos as they are when resampled to this many frames per second; None reports the files' own.
+        max_file_gib: As in `load_videos`.
 
     Returns:
         The report, including unreadable files.
@@ -211,15 +280,17 @@ def scan(path: str | os.PathLike) -> SourceReport:
     Raises:
         ValueError: If the path is missing, holds no videos, or holds several layouts at once.
     """
+    video_io.check_fps(fps)
     root = existing(path)
     if is_prepared(root):
         videos = ShardedVideos.open(root)
         return SourceReport.of_videos(videos, f"prepared ({len(videos.shards)} shards)")
     found = find(root)
     measures, unreadable = [], list(found.unreadable)
-    for _, measured in _in_order(lambda unit: _attempt(_measure, unit, found.layout), found.units):
-        if isinstance(measured, UnreadableFileError):
-            unreadable.append(Unreadable(_relative(measured.path, root), measured.reason))
+    measure = Decoder(root, found.layout, None, "squash", None, fps, max_file_gib).measure
+    for _, measured in _in_order(measure, found.units):
+        if isinstance(measured, Unreadable):
+            unreadable.append(measured)
         else:
             measures += measured
 
@@ -234,6 +305,7 @@ def scan(path: str | os.PathLike) -> SourceReport:
         lengths=np.array([measure.length for measure in measures], np.int64),
         sizes=np.array([measure.size for measure in measures], np.int64).reshape(-1, 2),
         fps=_common_fps(measure.fps for measure in measures),
+        rates=np.array([measure.fps or np.nan for measure in measures], np.float64),
         classes=counts("action"),
         identities=counts("identity"),
         ignored=found.ignored,
@@ -249,6 +321,8 @@ def load_videos(
     cache_dir: str | os.PathLike | None = None,
     max_videos: int | None = None,
     max_frames: int | None = None,
+    fps: float | None = None,
+    max_file_gib: float = MAX_FILE_GIB,
 ) -> VideoCollection:
     """Reads a folder or file of videos, in any layout listed in the module docstring.
 
@@ -261,35 +335,43 @@ def load_videos(
             and arguments memory-map them instead of decoding. None disables caching.
         max_videos: Read only the first videos, in order of names; None reads all.
         max_frames: Read at most this many frames of each video; None reads all.
+        fps: Frames per second to resample video files to by their time stamps, so that a motion has one speed. None keeps
+            all frames, and warns if rates differ.
+        max_file_gib: A file whose header declares more than this many GiB of pixels is unreadable.
 
     Returns:
-        Videos in natural order of their names (`clip2` before `clip10`), which are their paths below `path`.
+        Videos in natural order of their names (`clip2` before `clip10`), which are their paths below `path`; `skipped` lists
+        what `skip_bad` left out.
 
     Raises:
         ValueError: If the path is missing or contains no videos or several layouts; if files are unreadable and `skip_bad`
-            is false (one error lists all); if frame sizes differ and `size` is None.
+            is false (one error lists all); if frame sizes differ and `size` is None; if `fps` is given for files that have
+            no frame rate.
     """
     size = video_io.check_size(size)
     video_io.check_resize(resize)
+    video_io.check_fps(fps)
     for name, limit in (("max_videos", max_videos), ("max_frames", max_frames)):
         if limit is not None and limit < 1:
             raise ValueError(f"`{name}` must be at least 1, or None for all. Received {limit}.")
     root = existing(path)
     if is_prepared(root):
-        return _load_prepared(root, size, resize, max_videos, max_frames)
+        return _load_prepared(root, size, resize, max_videos, max_frames, fps)
 
     def decoded(store: _ListStore | storage.ArrayWriter) -> dict:
-        return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames)
+        return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib)
 
     if cache_dir is None:
         store = _ListStore()
         index = decoded(store)
         frames = np.concatenate(store.videos)
     else:
-        key = fingerprint(root, [size, resize, skip_bad, max_videos, max_frames])
+        key = fingerprint(root, [size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib])
         frames, index = _cached(pathlib.Path(cache_dir) / key, decoded)
-    if index["skipped"]:
-        warnings.warn(skipped_message(path, index["skipped"]), stacklevel=2)
+    skipped = tuple(Unreadable(*each) for each in index["skipped"])
+    for message in (skipped and skipped_message(path, skipped), index["mixed_rates"]):
+        if message:
+            warnings.warn(message, stacklevel=2)
     labels = {field: index[field] and np.array(index[field], np.int32) for field in LABELS}
     label_names = {f"{field}_names": index[f"{field}_names"] and tuple(index[f"{field}_names"]) for field in LABELS}
     return VideoCollection(
@@ -298,16 +380,22 @@ def load_videos(
         names=tuple(index["names"]),
         fps=index["fps"],
         source=str(path),
+        skipped=skipped,
         **labels,
         **label_names,
     )
 
 
 def _load_prepared(
-    folder: pathlib.Path, size: tuple[int, int] | None, resize: str, max_videos: int | None, max_frames: int | None
+    folder: pathlib.Path,
+    size: tuple[int, int] | None,
+    resize: str,
+    max_videos: int | None,
+    max_frames: int | None,
+    fps: float | None,
 ) -> VideoCollection:
     videos = ShardedVideos.open(folder)
-    videos.require(size, resize)
+    videos.require(size, resize, fps)
     if max_videos is not None and max_videos < len(videos):
         videos = videos.subset(np.arange(max_videos))
     if max_frames is not None:
@@ -315,12 +403,12 @@ def _load_prepared(
     return videos.collection()
 
 
-def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> dict:
+def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib) -> dict:
     """Adds frames to `store` and returns the rest of a collection as JSON-serialisable values."""
     found = find(root)
     unreadable = list(found.unreadable)
     names, lengths, rates, labels, first_size = [], [], [], {field: [] for field in LABELS}, None
-    decode = Decoder(root, found.layout, size, resize, max_frames)
+    decode = Decoder(root, found.layout, size, resize, max_frames, fps, max_file_gib)
     for _, decoded in _in_order(decode, found.units[:max_videos]):
         if isinstance(decoded, Unreadable):
             unreadable.append(decoded)
@@ -343,6 +431,7 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames) -> 
     if unreadable and not (skip_bad and names):
         raise unreadable_error(root, unreadable, bool(found.units), skip_bad)
     index = {"names": names, "lengths": lengths, "skipped": unreadable, **common_facts(root, names, rates, labels)}
+    index["mixed_rates"] = mixed_rates_message(rates)
     for field in LABELS:
         label_names = index[f"{field}_names"]
         index[field] = label_names and [label_names.index(value) for value in labels[field]]
@@ -363,6 +452,17 @@ def skipped_message(path: str | os.PathLike, unreadable: Sequence[Unreadable]) -
     """The warning about skipped unreadable files."""
     listed = _listed([f"{file}: {reason}" for file, reason in unreadable], _MAX_LISTED, "; ")
     return f"Skipped {len(unreadable)} unreadable files of {str(path)!r}: {listed}"
+
+
+def mixed_rates_message(rates: Iterable[float | None]) -> str:
+    """A warning if frame rates, where they are known, differ so much that motions do in speed; otherwise empty."""
+    known = [rate for rate in rates if rate]
+    if not known or max(known) < MIXED_RATES * min(known):
+        return ""
+    return (
+        f"Frame rates differ, from {min(known):g} to {max(known):g} per second, so that the same motion has different speeds: "
+        f"--fps={_common_fps(known):g} (`fps`) brings all to one by their time stamps."
+    )
 
 
 def common_facts(
@@ -399,8 +499,10 @@ def common_facts(
 
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
-    """The path. Raises ValueError if it does not exist."""
+    """The path. Raises ValueError if it does not exist, or is a FIFO, socket or device."""
     root = pathlib.Path(path)
+    if kind := special_kind(root):
+        raise ValueError(f"{str(path)!r} is {kind}: give a folder or file of videos.")
     if not root.exists():
         raise ValueError(f"No file or folder {str(path)!r}: check the path, or mount what it lies on.")
     return root
@@ -408,13 +510,16 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
 
 def find(root: pathlib.Path) -> Found:
     """Inspects every file and determines the layout. Raises ValueError if there is none, or more than one."""
-    files, hidden = _files(root)
-    media: dict[pathlib.Path, video_io.Media] = {}
-    ignored, unreadable = list(hidden), []
-    for file, sniffed in _in_order(lambda file: _attempt(video_io.sniff, file), files):
+    files, others, unreadable = _files(root)
+    media: dict[pathlib.Path, Media] = {}
+    ignored = list(others)
+    for file, sniffed in _in_order(lambda file: _attempt(sniff, file), files):
         claims = file.suffix.lower() in _MEDIA_SUFFIXES or file == root
-        if isinstance(sniffed, video_io.Media) and sniffed.kind != "other":
-            media[file] = sniffed
+        if isinstance(sniffed, Media) and sniffed.kind != "other":
+            if _is_text(_name(file, root)):
+                media[file] = sniffed
+            else:
+                unreadable.append((file, _NOT_TEXT))
         elif claims:
             unreadable.append((file, getattr(sniffed, "reason", "it holds neither video nor picture nor array")))
         else:
@@ -456,25 +561,44 @@ def find(root: pathlib.Path) -> Found:
             broken = any(file.parent == folder for file, _ in unreadable)
             if not broken:  # a video with an unreadable frame is unusable
                 name = _relative(folder, root) if depth else root.name
-                units.append(Unit(name, tuple(folders[folder]), {"action": folder.parent.name} if depth == 2 else {}))
+                frames = tuple(_in_order_of_numbers(folders[folder]))
+                units.append(Unit(name, frames, {"action": folder.parent.name} if depth == 2 else {}))
         else:
             labels = {"action": folder.name} if depth == 1 else {}
             units += [Unit(_relative(file, root), (file,), labels) for file in folders[folder]]
     return Found(layout, tuple(units), tuple(ignored), listed)
 
 
-def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
-    """Files in natural order, and hidden entries."""
+def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str], list[tuple[pathlib.Path, str]]]:
+    """Files in natural order; hidden entries, FIFOs, sockets and devices; folders that cannot be entered, and why."""
     if root.is_file():
-        return [root], []
-    files, hidden = [], []
-    for folder, folder_names, file_names in os.walk(root, followlinks=True):
+        return [root], [], []
+    files, others, closed = [], [], []
+
+    def note(error: OSError) -> None:
+        closed.append((pathlib.Path(error.filename), error.strerror or str(error)))
+
+    for folder, folder_names, file_names in os.walk(root, onerror=note, followlinks=True):
         folder = pathlib.Path(folder)
-        hidden += [_relative(folder / name, root) for name in folder_names + file_names if name.startswith(".")]
+        others += [_relative(folder / name, root) for name in folder_names + file_names if name.startswith(".")]
         too_deep = len(folder.parts) - len(root.parts) >= _MAX_DEPTH
-        folder_names[:] = [name for name in folder_names if not name.startswith(".") and not too_deep]
-        files += [folder / name for name in file_names if not name.startswith(".")]
-    return sorted(files, key=lambda file: _natural(_relative(file, root))), sorted(hidden, key=_natural)
+        visible = [name for name in folder_names if not name.startswith(".") and not too_deep]
+        folder_names[:] = [name for name in visible if _is_text(name)]
+        closed += [(folder / name, _NOT_TEXT) for name in visible if not _is_text(name)]
+        for name in file_names:
+            if kind := special_kind(folder / name):
+                others.append(f"{_relative(folder / name, root)} ({kind})")
+            elif not name.startswith("."):
+                files.append(folder / name)
+    return sorted(files, key=lambda file: _natural(_relative(file, root))), sorted(others, key=_natural), closed
+
+
+def _in_order_of_numbers(files: Sequence[pathlib.Path]) -> Sequence[pathlib.Path]:
+    """Files whose names are all numbers (-1, 0.15, 2e-3), in the order of these; others as they are."""
+    numbers = [_NUMBER.fullmatch(file.stem) and float(file.stem) for file in files]
+    if None in numbers:
+        return files
+    return [file for _, file in sorted(zip(numbers, files, strict=True), key=lambda pair: pair[0])]
 
 
 def fingerprint(root: pathlib.Path, options: Sequence = ()) -> str:
@@ -485,7 +609,7 @@ def fingerprint(root: pathlib.Path, options: Sequence = ()) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _layout(media: video_io.Media, single: bool) -> str:
+def _layout(media: Media, single: bool) -> str:
     if media.kind in ("video", "animation"):
         return "videos"
     if media.kind in ("npy", "npz"):
@@ -523,72 +647,28 @@ def _attempt(function: Callable, *args):
         return error
 
 
-def _measure(unit: Unit, layout: str) -> list[_Measure]:
-    if layout == "videos":
-        info = video_io.probe_video(unit.paths[0])
-        return [_Measure(unit.name, info.num_frames, (info.height, info.width), info.fps, unit.labels)]
-    videos = _decode(unit, layout, None, "squash", None)
-    return [_Measure(each.name, len(each.frames), each.frames.shape[1:3], each.fps, each.labels) for each in videos]
-
-
-def _decode(unit: Unit, layout: str, size, resize: str, max_frames: int | None) -> list[Decoded]:
-    if layout == "videos":
-        frames, fps = video_io.read_video(unit.paths[0], size, max_frames, resize)
-        return [Decoded(unit.name, frames, fps, unit.labels)]
-    if layout == "arrays":
-        return [
-            # contiguous, because a view of a memory-mapped file cannot be sent to another process
-            dataclasses.replace(
-                video, frames=np.ascontiguousarray(video_io.resize_video(video.frames[:max_frames], size, resize))
-            )
-            for video in _read_arrays(unit)
-        ]
-    frames = video_io.read_strip(unit.paths[0]) if layout == "strips" else _read_frames(unit.paths[:max_frames])
-    return [Decoded(unit.name, video_io.resize_video(frames[:max_frames], size, resize), None, unit.labels)]
-
-
-def _read_frames(paths: Sequence[pathlib.Path]) -> np.ndarray:
-    frames = []
+def _read_frames(paths: Sequence[pathlib.Path], size, resize: str, max_file_gib: float) -> np.ndarray:
+    frames, first_size = [], None
     for path in paths:
-        frames.append(video_io.read_image(path))
-        if frames[-1].shape != frames[0].shape:
+        image = pictures.read_image(path, max_file_gib)
+        first_size = first_size or image.size
+        if image.size != first_size:
             raise UnreadableFileError(
                 path,
-                f"it has {_by(frames[-1].shape)} pixels (height x width), the first frame of its video, "
-                f"{paths[0].name!r}, has {_by(frames[0].shape)}",
+                f"it has {_by(image.size[::-1])} pixels (height x width), the first frame of its video, "
+                f"{paths[0].name!r}, has {_by(first_size[::-1])}",
             )
-    return np.stack(frames)
+        frames.append(video_io.resize_image(image, size, resize))
+    with explained(paths[0].parent):
+        return np.stack(frames)
 
 
-def _read_arrays(unit: Unit) -> list[Decoded]:
+def _read_arrays(unit: Unit, max_file_gib: float) -> list[Decoded]:
     (path,) = unit.paths
-    columns = {}
-    try:
-        if video_io.sniff(path).kind == "npy":
-            videos = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as loaded:
-                key = next((key for key in ("video", "videos") if key in loaded), None)
-                if key is None:
-                    raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(loaded)}")
-                videos = loaded[key]
-                columns = {field: loaded[field] for field in LABELS if field in loaded}
-                if "label" in loaded:
-                    columns.setdefault("action", loaded["label"])
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, UnreadableFileError):
-            raise
-        raise UnreadableFileError(path, f"it is truncated, damaged or no array ({error})") from None
-    if videos.dtype != np.uint8 or videos.ndim not in (4, 5) or videos.shape[-1] != 3 or 0 in videos.shape:
-        raise UnreadableFileError(
-            path,
-            f"expected uint8 RGB (T, H, W, 3) or (N, T, H, W, 3), and it holds {videos.dtype} {videos.shape}",
-        )
+    videos, columns = arrays.read_arrays(path, sniff(path).kind, LABELS, max_file_gib)
     single = videos.ndim == 4
     videos = videos[None] if single else videos
-    for field, column in columns.items():
-        if np.size(column) != len(videos):
-            raise UnreadableFileError(path, f"its `{field}` has {np.size(column)} values for {len(videos)} videos")
+    for field in columns:
         if field in unit.labels:
             raise UnreadableFileError(path, f"its `{field}` competes with its class folder: keep one of them")
     digits = len(str(len(videos) - 1))
@@ -597,7 +677,7 @@ def _read_arrays(unit: Unit) -> list[Decoded]:
             unit.name if single else f"{unit.name}[{index:0{digits}d}]",
             video,
             None,
-            {**unit.labels, **{field: str(np.ravel(column)[index]) for field, column in columns.items()}},
+            {**unit.labels, **{field: column[index] for field, column in columns.items()}},
         )
         for index, video in enumerate(videos)
     ]
@@ -654,8 +734,21 @@ def _natural(text: str) -> list:
     return [[[int(s) if i % 2 else s.lower() for i, s in enumerate(part)] for part in parts], text]
 
 
-def _relative(path: pathlib.Path, root: pathlib.Path) -> str:
+def _name(path: pathlib.Path, root: pathlib.Path) -> str:
     return path.name if path == root else path.relative_to(root).as_posix()
+
+
+def _relative(path: pathlib.Path, root: pathlib.Path) -> str:
+    """The path below the root; bytes that are no UTF-8 text are shown as `\\xe9`."""
+    return os.fsencode(_name(path, root)).decode("utf-8", "backslashreplace")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _common_fps(rates: Iterable[float | None]) -> float | None:

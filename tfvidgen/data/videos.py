@@ -32,6 +32,7 @@ class Videos:
         action_names: Names of the actions, or None.
         fps: Playback rate in frames per second.
         source: Origin: a path or the name of a named dataset.
+        skipped: (path, reason) of each unreadable file that was left out.
     """
 
     size: tuple[int, int]
@@ -43,6 +44,7 @@ class Videos:
     action_names: tuple[str, ...] | None
     fps: float
     source: str
+    skipped: tuple[tuple[str, str], ...]
 
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): the frames of one video."""

@@ -129,6 +129,7 @@ class _Sides:
         with _noted() as notes:
             jobs = self._jobs(protocols, num_frames, stride)
             self._check_codecs()
+            self._note_skipped()
             self._check_real_duplicates()
             generated, shape = self._rows("generated", self.generated, jobs.values(), num_clips, num_frames, stride)
             wanted = [
@@ -243,6 +244,16 @@ class _Sides:
             "every metric, and here differently on each side. Write both the same way.",
             stacklevel=2,
         )
+
+    def _note_skipped(self) -> None:
+        for side, clips in (("real", self.real), ("generated", self.generated)):
+            if isinstance(clips, VideoClips) and clips.videos.skipped:
+                listed = "; ".join(f"{path}: {reason}" for path, reason in clips.videos.skipped)
+                warnings.warn(
+                    f"{len(clips.videos.skipped)} unreadable files of {clips.videos.source!r} were left out of the {side} "
+                    f"videos: {listed}",
+                    stacklevel=2,
+                )
 
     def _check_real_duplicates(self) -> None:
         repeated = self.real.repeated if isinstance(self.real, VideoClips) else []

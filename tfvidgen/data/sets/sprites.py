@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.video_io import UnreadableFileError
+from tfvidgen.data.media import MAX_FILE_GIB, explained, open_image
 
 FPS = 8.0
 FRAME_SIZE = 64
@@ -169,11 +169,8 @@ def _read_sheet(path: pathlib.Path) -> np.ndarray:
         raise ValueError(
             f"No file {str(path)!r}: the Sprites set needs this sheet, a picture of {expected[0]}x{expected[1]} pixels."
         )
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGBA"))
-    except (OSError, SyntaxError) as error:  # UnidentifiedImageError is an OSError
-        raise UnreadableFileError(path, f"it is damaged or no picture ({error})") from None
+    with explained(path), open(path, "rb") as file:
+        pixels = np.asarray(open_image(path, file, MAX_FILE_GIB).convert("RGBA"))
     if pixels.shape[1::-1] != expected:
         raise ValueError(
             f"{str(path)!r} must be {expected[0]}x{expected[1]} pixels, {_SHEET_COLUMNS} x {_SHEET_ROWS} cells of "
