@@ -131,6 +131,12 @@ class RunConfig:
     network_form: int = option(
         0, "Network form, if an earlier version had a different one; 0 for the newest.", minimum=0, may_change=True
     )
+    data_order_form: int = option(
+        0,
+        "Form of the data order, if an earlier version had a different one; 0 for the newest.",
+        minimum=0,
+        may_change=True,
+    )
     tensorboard: bool = option(True, "Write loss curves and animated clips for TensorBoard.", may_change=True)
     xla: bool = option(
         False, "Compile the step with XLA; single device only, no 3-D convolutions on CPU.", may_change=True
@@ -312,8 +318,8 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
         raise ValueError(
             f"--config={path} has unknown settings: {' '.join(unknown)} Take them out of a copy of the file."
         )
-    form = runs.network_form(description, path)
-    settings = dataclasses.asdict(runs.settings_of(description, path, network_form=form))
+    forms = {"network_form": runs.network_form(description, path), "data_order_form": runs.data_order_form(description)}
+    settings = dataclasses.asdict(runs.settings_of(description, path, **forms))
     return {name: value for name, value in settings.items() if name not in ("run_dir", "resume")}
 
 

@@ -91,11 +91,6 @@ def load_data(config: Any) -> RunData:
     is_trained, images = loose_images(config, collection, is_trained)
     trained = collection if is_trained.all() else collection.subset(is_trained)
     if config.mirror != "none":
-        if isinstance(trained, ShardedVideos):
-            raise ValueError(
-                f"--mirror={config.mirror} needs decoded videos, and {config.dataset} is a prepared set: train from the videos "
-                "themselves, or leave --mirror=none."
-            )
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
     return RunData(collection, is_trained, trained, images)
 
@@ -133,7 +128,7 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
 def _data_differences(description: Mapping[str, Any], config: Any, run_data: RunData) -> list[str]:
     """How the data differs from that of a run, regardless of its name and location."""
     old, old_config = description["data"], description["config"]
-    if old["digest"] != run_data.trained.digest:
+    if not is_same_data(description, run_data):
         moved = [
             f"{name}: {old_config[name]!r} there, {getattr(config, name)!r} now"
             for name in ("dataset", "data_dir")
@@ -148,6 +143,11 @@ def _data_differences(description: Mapping[str, Any], config: Any, run_data: Run
     before, after = (getattr(c, "image_dataset", "") for c in (settings_of(description), config))
     # version 0.1 did not record the pixels of loose images, so they must still come from the same place
     return [f"image_dataset: {before!r} there, {after!r} now"] if before != after else []
+
+
+def is_same_data(description: Mapping[str, Any], run_data: RunData) -> bool:
+    """Whether training videos are those of a run, by the digest in the form in which the run recorded it."""
+    return description["data"]["digest"] == run_data.trained.digest_of(library.forms(description)["digest"])
 
 
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
@@ -195,6 +195,12 @@ def going_on(config: Any, system: str = "") -> Any:
     Raises:
         ValueError: If the run in the folder is of another system or version, or cannot have that many steps.
     """
+    orders = library.known_forms()["data_order"]
+    if config.data_order_form not in (0, *orders):
+        raise ValueError(
+            f"--data_order_form must be one of {', '.join(map(str, orders))}, or 0 for the newest. Received "
+            f"{config.data_order_form}."
+        )
     run_dir, description = config.run_dir, begun(config.run_dir) if config.run_dir else None
     if config.resume == "extend" and (description is None or step_reached(run_dir) is None):
         raise ValueError(
@@ -213,6 +219,8 @@ def going_on(config: Any, system: str = "") -> Any:
             "to at least that, or name another --run_dir."
         )
     changes = {} if config.network_form else {"network_form": network_form(description, run_dir)}
+    if not config.data_order_form:
+        changes["data_order_form"] = data_order_form(description)
     if config.rate_schedule and old.rate_schedule:
         changes["earlier_totals"] = _earlier_totals(config, old, reached)
     return dataclasses.replace(config, **changes)
@@ -257,13 +265,20 @@ def start(
     """
     run_dir = pathlib.Path(config.run_dir)
     config_class(system, run_dir)
+    old = begun(run_dir)
+    if old is not None:
+        library.require_forms(old, run_dir, "data_order", "digest", "network")
+    newest = {name: known[-1] for name, known in library.known_forms().items()}
+    forms = {**newest, "data_order": config.data_order_form or newest["data_order"], "network": model.network_form}
+    if old is not None:
+        forms["digest"] = library.forms(old)["digest"]
     description = {
         "system": system,
         "config": {**dataclasses.asdict(config), "precision": (asked or config).precision},
         "resolved": {"precision": config.precision},
         "data": {
             "source": run_data.all.source,
-            "digest": run_data.trained.digest,
+            "digest": run_data.trained.digest_of(forms["digest"]),
             "num_videos": len(run_data.trained),
             "fps": run_data.all.fps,
             **({} if run_data.images is None else {"images_digest": run_data.images_digest}),
@@ -271,12 +286,10 @@ def start(
         "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
         **({"frozen": dict(model.frozen_digests)} if model.frozen_digests else {}),
-        "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
+        "forms": forms,
         "versions": library.versions(),
     }
-    old = begun(run_dir)
     if old is not None:
-        library.require_forms(old, run_dir, "data_order", "digest", "network")
         differences = _differences(old, description, config, run_data, run_dir)
         if differences:
             raise _another_run(run_dir, differences)
@@ -306,8 +319,9 @@ def _differences(
         for field in dataclasses.fields(config)
         if not field.metadata["may_change"] and getattr(before, field.name) != getattr(config, field.name)
     ]
-    if library.forms(old)["network"] != new["forms"]["network"]:
-        differences.append(f"network_form: {library.forms(old)['network']} there, {new['forms']['network']} now")
+    for form in ("network", "data_order"):
+        if library.forms(old)[form] != new["forms"][form]:
+            differences.append(f"{form}_form: {library.forms(old)[form]} there, {new['forms'][form]} now")
     differences += library.frozen_differences(old.get("frozen", {}), new.get("frozen", {}))
     return differences or _data_differences(old, config, run_data)
 
@@ -404,6 +418,12 @@ def network_form(description: Mapping[str, Any], place: str | pathlib.Path) -> i
     """The setting `network_form` that builds a run's network: its form, or 0 if that is the newest."""
     form = library.forms(description)["network"]
     return 0 if form == library.model_class(description, place).network_forms[-1] else form
+
+
+def data_order_form(description: Mapping[str, Any]) -> int:
+    """The setting `data_order_form` that repeats a run's order: its form, or 0 if that is the newest."""
+    form = library.forms(description)["data_order"]
+    return 0 if form == library.known_forms()["data_order"][-1] else form
 
 
 def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the run", **changes: Any) -> Any:

@@ -266,6 +266,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
     """A function of the first step that returns a run's global batches from there on."""
     from tfvidgen import data
+    from tfvidgen.data import batches
     from trainers import images
 
     def dataset_fn(start_step: int) -> tf.data.Dataset:
@@ -278,6 +279,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
             "error" if config.short_clip == "drop" else config.short_clip,
             seed=config.seed,
             start_step=start_step,
+            order_form=config.data_order_form or batches.DATA_ORDER_FORMS[-1],
         )
         if run_data.images is not None:
             dataset = images.add_images(dataset, run_data.images, config.images_per_clip, config.seed)
