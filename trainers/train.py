@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
     from trainers.runs import RunData
 
+MANY_BYTES = 2 << 30  # of decoded frames in memory, from which on a run points to `prepare_data`
+
 BuildModel = Callable[[Any, "RunData"], "VideoGenerator"]
 
 
@@ -186,7 +188,7 @@ def _train(
             runs.fingerprint(config, system, run_data),
             "The workers have different settings or data: start all of them with the same flags, on the same files.",
         )
-        for line in (*notes, describe_data(run_data)):
+        for line in (*notes, describe_data(run_data), *advice_on_memory(config, run_data)):
             say(f"{system}: {line}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
         loop.run(
@@ -333,6 +335,21 @@ def describe_data(run_data: RunData) -> str:
     return text + (f"; {len(run_data.trained)} trained, {held_out} held out" if held_out else "")
 
 
+def advice_on_memory(config: Any, run_data: RunData) -> list[str]:
+    """A line that points to `prepare_data`, if more than MANY_BYTES of decoded frames are in memory."""
+    from tfvidgen import data
+    from tfvidgen.data.loading import NAMED
+
+    videos = run_data.all
+    if isinstance(videos, data.ShardedVideos) or config.dataset in NAMED or videos.frames.nbytes <= MANY_BYTES:
+        return []
+    return [
+        f"{videos.frames.nbytes / 2**30:.1f} GiB of decoded frames are in memory: python -m trainers.prepare_data {config.dataset} "
+        f"--out=PREPARED --size={config.size} --resize={config.resize} writes them to disk once, from where --dataset=PREPARED "
+        "reads only what a batch needs"
+    ]
+
+
 def count_parameters(model: VideoGenerator) -> str:
     """The numbers of network weights and learned codes, as text."""
     from tfvidgen.runs import latent_tables
@@ -358,6 +375,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
+    lines += advice_on_memory(config, run_data)
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     del run_data, model, begun  # otherwise they would be in memory twice
     gc.collect()
