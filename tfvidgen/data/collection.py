@@ -134,6 +134,9 @@ class VideoCollection(Videos):
         first = self.first_frame[index]
         return self.frames[first + start : first + stop]
 
+    def _stored_clips(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return self.frames[self.first_frame[indices, None] + positions]  # several times as fast as one after another
+
     def _located(self, indices: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
         return {"first_frame": self.first_frame[indices] + starts}
 

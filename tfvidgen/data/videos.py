@@ -56,11 +56,16 @@ class Videos:
 
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): the frames of one video."""
-        return self._frames(index, 0, int(self.lengths[index]))
-
-    def _frames(self, index: int, start: int, stop: int) -> np.ndarray:
-        frames = self._stored(index, start, stop)
+        frames = self._stored(index, 0, int(self.lengths[index]))
         return frames if self.mirrored is None or not self.mirrored[index] else frames[:, :, ::-1]
+
+    def _stored_clips(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """uint8 (n, T, H, W, 3): frames `positions` int64 (n, T) of the videos at `indices`, as they are stored."""
+        clips = np.empty((*positions.shape, *self.size, 3), np.uint8)
+        for clip, index, position in zip(clips, indices, positions, strict=True):
+            start = position.min()
+            clip[:] = self._stored(index, start, position.max() + 1)[position - start]
+        return clips
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -151,11 +156,13 @@ class Videos:
         A frame beyond the end is taken from the first again (`loop`), else the last is repeated. Only frames from the first to
         the last of a clip are read.
         """
-        positions = clip_positions(self.lengths[indices], starts, num_frames, stride, short_clip)
-        clips = np.empty((len(positions), num_frames, *self.size, 3), np.uint8)
-        for clip, index, position in zip(clips, indices, positions, strict=True):
-            start = position.min()
-            clip[:] = self._frames(index, start, position.max() + 1)[position - start]
+        indices = np.asarray(indices)
+        clips = self._stored_clips(
+            indices, clip_positions(self.lengths[indices], starts, num_frames, stride, short_clip)
+        )
+        if self.mirrored is not None:
+            flipped = self.mirrored[indices]
+            clips[flipped] = clips[flipped, :, :, ::-1]
         return clips
 
     def subset(self: AnyVideos, indices: Sequence[int] | np.ndarray) -> AnyVideos:
