@@ -66,6 +66,11 @@ class RunConfig:
     stride: int = option(1, "Temporal stride of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
+    clips_per_video: str = option(
+        "1",
+        "Cut every video into at most so many clips, each with an id of its own, or into all that fit: a number, or all. "
+        "1 takes one clip of each.",
+    )
     skip_bad: bool = option(False, "Skip unreadable files instead of stopping.", may_change=True)
     cache_dir: str = option(
         "", "Cache decoded frames in this folder; empty to decode at every start.", may_change=True, per_worker=True

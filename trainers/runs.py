@@ -23,6 +23,7 @@ from tfvidgen.data import loading
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
+from tfvidgen.data.videos import clip_span
 from trainers import cli, environment
 from trainers.images import loose_images
 
@@ -85,6 +86,8 @@ def load_data(config: Any) -> RunData:
             cache_dir=config.cache_dir,
         )
     collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
+    if (most := _clips_per_video(config)) != 1:
+        collection = collection.cut(clip_span(config.num_frames, config.stride), most)
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
     )
@@ -93,6 +96,16 @@ def load_data(config: Any) -> RunData:
     if config.mirror != "none":
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
     return RunData(collection, is_trained, trained, images)
+
+
+def _clips_per_video(config: Any) -> int | None:
+    """The setting as a number, None for all. Raises ValueError."""
+    given = config.clips_per_video
+    if given == "all":
+        return None
+    if not (given.isascii() and given.isdecimal() and int(given)):
+        raise ValueError(f"--clips_per_video must be a positive number, or all. Received {given!r}.")
+    return int(given)
 
 
 def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:

@@ -188,7 +188,7 @@ def _train(
             runs.fingerprint(config, system, run_data),
             "The workers have different settings or data: start all of them with the same flags, on the same files.",
         )
-        for line in (*notes, describe_data(run_data), *advice_on_memory(config, run_data)):
+        for line in (*notes, describe_data(run_data), *advice(config, run_data)):
             say(f"{system}: {line}")
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
         loop.run(
@@ -335,18 +335,26 @@ def describe_data(run_data: RunData) -> str:
     return text + (f"; {len(run_data.trained)} trained, {held_out} held out" if held_out else "")
 
 
-def advice_on_memory(config: Any, run_data: RunData) -> list[str]:
-    """A line that points to `prepare_data`, if more than MANY_BYTES of decoded frames are in memory."""
+def advice(config: Any, run_data: RunData) -> list[str]:
+    """Lines about data that could be used better: half of the frames or more in no clip, or more than MANY_BYTES of them in memory."""
     from tfvidgen import data
     from tfvidgen.data.loading import NAMED
+    from tfvidgen.data.videos import clip_span, unused_frames
 
-    videos = run_data.all
+    videos, lines = run_data.all, []
+    unused = unused_frames(videos.lengths, config.num_frames, config.stride, config.clip_start)
+    if 2 * unused >= videos.num_frames and videos.lengths.max() >= 2 * clip_span(config.num_frames, config.stride):
+        lines.append(
+            f"{unused / videos.num_frames:.0%} of the frames are in no clip: --clips_per_video=all cuts long videos into as many "
+            "clips as fit, and --clip_start=random takes another one every time"
+        )
     if isinstance(videos, data.ShardedVideos) or config.dataset in NAMED or videos.frames.nbytes <= MANY_BYTES:
-        return []
+        return lines
     return [
+        *lines,
         f"{videos.frames.nbytes / 2**30:.1f} GiB of decoded frames are in memory: python -m trainers.prepare_data {config.dataset} "
         f"--out=PREPARED --size={config.size} --resize={config.resize} writes them to disk once, from where --dataset=PREPARED "
-        "reads only what a batch needs"
+        "reads only what a batch needs",
     ]
 
 
@@ -375,7 +383,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "") -> str:
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
-    lines += advice_on_memory(config, run_data)
+    lines += advice(config, run_data)
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     del run_data, model, begun  # otherwise they would be in memory twice
     gc.collect()

@@ -135,7 +135,9 @@ class VideoCollection(Videos):
         return self.frames[first + start : first + stop]
 
     def _stored_clips(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return self.frames[self.first_frame[indices, None] + positions]  # several times as fast as one after another
+        return np.asarray(self.frames)[
+            self.first_frame[indices, None] + positions
+        ]  # several times as fast as one after another
 
     def _located(self, indices: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
         return {"first_frame": self.first_frame[indices] + starts}

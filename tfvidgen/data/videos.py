@@ -184,6 +184,45 @@ class Videos:
         part = self._taken(indices, np.zeros(len(indices), np.int64), self.lengths[indices], names)
         return part._with_digests(lambda: self.video_digests[indices])
 
+    def cut(self: AnyVideos, span: int, clips_per_video: int | None = None) -> AnyVideos:
+        """Cuts long videos into parts, each of which is a video with an id and a name of its own, without copying pixels.
+
+        A video of T frames becomes T // span parts of equal length, give or take a frame, but no more than `clips_per_video`, which
+        follow one another and together hold all of its frames. One of fewer than 2 * span frames stays whole.
+
+        Args:
+            span: Frames of a video that a clip spans, see `clip_span`.
+            clips_per_video: Most parts of a video; None for as many as there are.
+
+        Returns:
+            The parts, video by video. That of `film.mp4` which begins 12.4 seconds after its start, at `fps` frames a second, is
+            called `film.mp4@00:12.4`.
+
+        Raises:
+            ValueError: If an argument is less than 1.
+        """
+        for name, value in (("span", span), ("clips_per_video", clips_per_video)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received {value}.")
+        counts = np.maximum(self.lengths // span, 1)
+        if clips_per_video is not None:
+            counts = np.minimum(counts, clips_per_video)
+        if counts.max() == 1:
+            return self
+        rows = np.repeat(np.arange(len(self)), counts)
+        part = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        lengths, counts = self.lengths[rows], counts[rows]
+        starts, stops = part * lengths // counts, (part + 1) * lengths // counts
+        digits = 1  # as few as tell the parts apart
+        while (stops - starts)[counts > 1].min() * 10**digits <= self.fps:
+            digits += 1
+        ticks = np.floor(starts * 10**digits / self.fps).astype(np.int64)
+        names = tuple(
+            self.names[row] if count == 1 else f"{self.names[row]}@{_clock(int(tick), digits)}"
+            for row, count, tick in zip(rows, counts, ticks, strict=True)
+        )
+        return self._taken(rows, starts, stops - starts, names)
+
     def with_mirrored(self: AnyVideos, own_actions: bool) -> AnyVideos:
         """These videos, followed by their mirror images (flipped left to right) in the same order, without copying pixels.
 
@@ -240,6 +279,12 @@ class Videos:
         return self
 
 
+def _clock(ticks: int, digits: int) -> str:
+    """Ticks of 10^-digits seconds as minutes, seconds and fraction: `00:12.4`."""
+    seconds, fraction = divmod(ticks, 10**digits)
+    return f"{seconds // 60:02d}:{seconds % 60:02d}.{fraction:0{digits}d}"
+
+
 def _mirrored_digest(digest: bytes) -> bytes:
     return hashlib.sha256(b"mirrored" + digest).digest()
 
@@ -289,6 +334,11 @@ def apply_short_clip_policy(
             f"num_frames={num_frames} at stride={stride} needs (the longest has {videos.lengths.max()})."
         )
     return videos.subset(videos.lengths >= span)
+
+
+def unused_frames(lengths: np.ndarray, num_frames: int, stride: int, clip_start: str) -> int:
+    """Frames of videos with these lengths, int64 (N,), that lie outside every clip that can be taken of them."""
+    return 0 if clip_start == "random" else int(np.maximum(lengths - clip_span(num_frames, stride), 0).sum())
 
 
 def check_clips(videos: Videos, num_frames: int, stride: int, short_clip: str) -> None:
