@@ -336,7 +336,7 @@ def describe_data(run_data: RunData) -> str:
 
 
 def advice(config: Any, run_data: RunData) -> list[str]:
-    """Lines about data that could be used better: half of the frames or more in no clip, or more than MANY_BYTES of them in memory."""
+    """Lines about data that could be used better: half of the frames in no clip, or more than MANY_BYTES in memory."""
     from tfvidgen import data
     from tfvidgen.data.loading import NAMED
     from tfvidgen.data.videos import clip_span, unused_frames
