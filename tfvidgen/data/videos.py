@@ -107,6 +107,7 @@ class Videos:
 
     @property
     def _digests_are_known(self) -> bool:
+        """Whether `video_digests` reads no pixels from disk, so that subsets should take theirs from there."""
         return not {"video_digests", "_derived_digests"}.isdisjoint(self.__dict__)
 
     @functools.cached_property
@@ -182,7 +183,7 @@ class Videos:
             raise ValueError(f"A collection needs at least one video. Received none from {self.source!r}.")
         names = tuple(self.names[index] for index in indices)
         part = self._taken(indices, np.zeros(len(indices), np.int64), self.lengths[indices], names)
-        return part._with_digests(lambda: self.video_digests[indices])
+        return part._with_digests(lambda: self.video_digests[indices]) if self._digests_are_known else part
 
     def cut(self: AnyVideos, span: int, clips_per_video: int | None = None) -> AnyVideos:
         """Cuts long videos into parts, each of which is a video with an id and a name of its own, without copying pixels.
@@ -254,7 +255,7 @@ class Videos:
             flipped = b"".join(_mirrored_digest(digest.tobytes()) for digest in own)
             return np.concatenate([own, np.frombuffer(flipped, np.uint8).reshape(own.shape)])
 
-        return both._with_digests(digests)
+        return both._with_digests(digests) if self._digests_are_known else both
 
     def _taken(
         self: AnyVideos, indices: np.ndarray, starts: np.ndarray, lengths: np.ndarray, names: tuple[str, ...]
