@@ -172,6 +172,7 @@ class FrameStore:
             )  # untouched pages take no memory
         self._memory[self._num_bytes : end] = np.ascontiguousarray(frames).data.cast("B") if frames.size else b""
         self._num_bytes = end
+        _release(frames)
 
     def array(self) -> np.ndarray:
         """uint8 (F, H, W, 3): all frames. Call it once, last."""
@@ -190,6 +191,19 @@ class FrameStore:
 
 
 _LEAST_BYTES = 1 << 24
+
+
+def _release(frames: np.ndarray) -> None:
+    """Lets go of the pages of a memory-mapped file that hold these frames; they would be read again if they were needed."""
+    owner = frames
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or frames.flags.writeable or not frames.flags.c_contiguous:
+        return
+    first = frames.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
+    if (num_bytes := (first + frames.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start) > 0:
+        owner.madvise(mmap.MADV_DONTNEED, start, num_bytes)
 
 
 def _memory(num_bytes: int) -> mmap.mmap:
