@@ -169,7 +169,7 @@ class ShardedVideos(Videos):
             self.action_names,
             self.fps,
             self.source,
-            self.mirrored,
+            mirrored=self.mirrored,
         )
         return loaded._with_digests(lambda: self.video_digests) if self._digests_are_known else loaded
 
