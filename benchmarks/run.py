@@ -17,7 +17,7 @@ import sys
 
 import benchmarks
 
-NAMES = ("latent_table", "checkpoints", "navsynth", "mocogan", "vgan", "i3d", "metrics", "serving")
+NAMES = ("data", "latent_table", "checkpoints", "navsynth", "mocogan", "vgan", "i3d", "metrics", "serving")
 NEEDS_TORCH = ("navsynth", "mocogan", "vgan", "i3d")
 RESULTS = pathlib.Path(__file__).parent / "results.json"
 

@@ -68,6 +68,11 @@ class RunConfig:
     stride: int = option(1, "Temporal stride of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))
     short_clip: str = option("error", "What to do with videos shorter than a clip.", ("error", "loop", "hold", "drop"))
+    clips_per_video: str = option(
+        "1",
+        "Cut every video into at most so many clips, each with an id of its own, or into all that fit: a number, or all. "
+        "1 takes one clip of each.",
+    )
     fps: float = option(
         0.0,
         "Resample video files to this many frames per second by their time stamps, so that a motion has one speed; 0 keeps all "
@@ -146,6 +151,12 @@ class RunConfig:
     )
     network_form: int = option(
         0, "Network form, if an earlier version had a different one; 0 for the newest.", minimum=0, may_change=True
+    )
+    data_order_form: int = option(
+        0,
+        "Form of the data order, if an earlier version had a different one; 0 for the newest.",
+        minimum=0,
+        may_change=True,
     )
     tensorboard: bool = option(True, "Write loss curves and animated clips for TensorBoard.", may_change=True)
     xla: bool = option(
@@ -328,8 +339,8 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
         raise ValueError(
             f"--config={path} has unknown settings: {' '.join(unknown)} Remove them from a copy of the file."
         )
-    form = runs.network_form(description, path)
-    settings = dataclasses.asdict(runs.settings_of(description, path, network_form=form))
+    forms = {"network_form": runs.network_form(description, path), "data_order_form": runs.data_order_form(description)}
+    settings = dataclasses.asdict(runs.settings_of(description, path, **forms))
     return {name: value for name, value in settings.items() if name not in ("run_dir", "resume")}
 
 

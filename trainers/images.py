@@ -49,6 +49,7 @@ def loose_images(
         ValueError: If the share leaves no clips, or no videos to split up.
     """
     from tfvidgen import data
+    from tfvidgen.data.collection import FrameStore, empty_frames
 
     if not isinstance(config, ImagesConfig):
         return is_trained, None, ()
@@ -68,7 +69,10 @@ def loose_images(
                 "original videos."
             )
         taken = np.random.default_rng(config.split_seed).permutation(trained)[:count]
-        images += [collection.video(i) for i in np.sort(taken)]
+        apart = FrameStore()  # a copy: these frames are in memory twice
+        for index in np.sort(taken):
+            apart.add(collection.video(index))
+        images.append(apart.array())
         is_trained = is_trained.copy()
         is_trained[taken] = False
     if config.image_dataset:
@@ -83,15 +87,19 @@ def loose_images(
         )
         images.append(found.frames)
         skipped = tuple((os.path.join(config.image_dataset, path), reason) for path, reason in found.skipped)
-    return is_trained, np.concatenate(images) if images else None, skipped
+    if len(images) < 2:
+        return is_trained, images[0] if images else None, skipped
+    both = empty_frames((sum(map(len, images)), *images[0].shape[1:]))
+    return is_trained, np.concatenate(images, out=both), skipped
 
 
 def add_images(dataset: tf.data.Dataset, images: np.ndarray, images_per_clip: int, seed: int) -> tf.data.Dataset:
     """Adds `image` uint8 (B, images_per_clip, H, W, 3) to every batch; like the rest of it, a function of (seed, step)."""
     import tensorflow as tf
 
-    with tf.device("CPU:0"):
-        frames = tf.constant(images)
+    from tfvidgen.data.batches import frames_tensor
+
+    frames = frames_tensor(images)
 
     def add(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         key = tf.stack([tf.constant(seed, tf.int64) + 2, batch["step"][0]])

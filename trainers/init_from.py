@@ -111,7 +111,7 @@ def begin(
         _check_form(source, model, source_dir)
     ours, theirs = _variables(model), _variables(source)
     names_here, names_there = _names_here(model, run_data), _names_there(source, description, source_dir)
-    same_data = description["data"]["digest"] == run_data.trained.digest
+    same_data = runs.is_same_data(description, run_data)
     kinds, their_kinds = _kinds(model), _kinds(source)
 
     taken, pairs, rows, left_out, resized = [], {}, {}, {}, {}
@@ -173,7 +173,8 @@ def note(
         for line in begun.lines():
             say(f"init_from: {line}")
     if "video" in _kinds(model).values() and not (run_dir / VIDEOS).exists():
-        names = {"digest": run_data.trained.digest, "names": list(run_data.trained.names)}
+        digest = runs.read(run_dir)["data"]["digest"]
+        names = {"digest": digest, "names": list(run_data.trained.names)}
         storage.write_json(run_dir / VIDEOS, names, indent=None)
 
 

@@ -187,7 +187,7 @@ def evaluate_run(
             "ssim": "11x11 Gaussian, sigma 1.5, mean over channels and frames",
             "fcs": "mean SSIM of frames 2..L with frame 1",
             "seed": seed,
-            "data_digest": run_data.trained.digest,
+            "data_digest": runs.read(run_dir)["data"]["digest"],
             **({"skipped": dict(run_data.skipped)} if run_data.skipped else {}),
         },
         **results,

@@ -23,6 +23,7 @@ from tfvidgen.data import loading
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.shards import ShardedVideos, is_prepared
 from tfvidgen.data.splits import hold_out_cells
+from tfvidgen.data.videos import clip_span
 from trainers import cli, environment
 from trainers.images import loose_images
 
@@ -89,19 +90,26 @@ def load_data(config: Any) -> RunData:
             max_file_gib=config.max_file_gib,
         )
     collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
+    if (most := _clips_per_video(config)) != 1:
+        collection = collection.cut(clip_span(config.num_frames, config.stride), most)
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
     )
     is_trained, images, skipped_images = loose_images(config, collection, is_trained)
     trained = collection if is_trained.all() else collection.subset(is_trained)
     if config.mirror != "none":
-        if isinstance(trained, ShardedVideos):
-            raise ValueError(
-                f"--mirror={config.mirror} needs decoded videos, but {config.dataset} is a prepared set: train from the original "
-                "videos, or leave --mirror=none."
-            )
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
     return RunData(collection, is_trained, trained, images, (*collection.skipped, *skipped_images))
+
+
+def _clips_per_video(config: Any) -> int | None:
+    """The setting as a number, None for all. Raises ValueError."""
+    given = config.clips_per_video
+    if given == "all":
+        return None
+    if not (given.isascii() and given.isdecimal() and int(given)):
+        raise ValueError(f"--clips_per_video must be a positive number, or all. Received {given!r}.")
+    return int(given)
 
 
 def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:
@@ -137,7 +145,7 @@ def load_own_data(run_dir: str | pathlib.Path, config: Any) -> RunData:
 def _data_differences(description: Mapping[str, Any], config: Any, run_data: RunData) -> list[str]:
     """How the data differs from that of a run, regardless of its name and location."""
     old, old_config = description["data"], description["config"]
-    if old["digest"] != run_data.trained.digest:
+    if not is_same_data(description, run_data):
         moved = [
             f"{name}: was {old_config[name]!r}, now {getattr(config, name)!r}"
             for name in ("dataset", "data_dir")
@@ -152,6 +160,11 @@ def _data_differences(description: Mapping[str, Any], config: Any, run_data: Run
     before, after = (getattr(c, "image_dataset", "") for c in (settings_of(description), config))
     # version 0.1 did not record the pixels of loose images, so they must still come from the same place
     return [f"image_dataset: was {before!r}, now {after!r}"] if before != after else []
+
+
+def is_same_data(description: Mapping[str, Any], run_data: RunData) -> bool:
+    """Whether training videos are those of a run, by the digest in the form in which the run recorded it."""
+    return description["data"]["digest"] == run_data.trained.digest_of(library.forms(description)["digest"])
 
 
 def fingerprint(config: Any, system: str, run_data: RunData) -> int:
@@ -199,6 +212,12 @@ def going_on(config: Any, system: str = "") -> Any:
     Raises:
         ValueError: If the run in the folder is of another system or version, or cannot have that many steps.
     """
+    orders = library.known_forms()["data_order"]
+    if config.data_order_form not in (0, *orders):
+        raise ValueError(
+            f"--data_order_form must be one of {', '.join(map(str, orders))}, or 0 for the newest. Received "
+            f"{config.data_order_form}."
+        )
     run_dir, description = config.run_dir, begun(config.run_dir) if config.run_dir else None
     if config.resume == "extend" and (description is None or step_reached(run_dir) is None):
         raise ValueError(
@@ -217,6 +236,8 @@ def going_on(config: Any, system: str = "") -> Any:
             "to at least that, or name another --run_dir."
         )
     changes = {} if config.network_form else {"network_form": network_form(description, run_dir)}
+    if not config.data_order_form:
+        changes["data_order_form"] = data_order_form(description)
     if config.rate_schedule and old.rate_schedule:
         changes["earlier_totals"] = _earlier_totals(config, old, reached)
     return dataclasses.replace(config, **changes)
@@ -268,13 +289,20 @@ def start(
     """
     run_dir = pathlib.Path(config.run_dir)
     config_class(system, run_dir)
+    old = begun(run_dir)
+    if old is not None:
+        library.require_forms(old, run_dir, "data_order", "digest", "network")
+    newest = {name: known[-1] for name, known in library.known_forms().items()}
+    forms = {**newest, "data_order": config.data_order_form or newest["data_order"], "network": model.network_form}
+    if old is not None:
+        forms["digest"] = library.forms(old)["digest"]
     description = {
         "system": system,
         "config": {**dataclasses.asdict(config), "precision": (asked or config).precision},
         "resolved": {"precision": config.precision},
         "data": {
             "source": run_data.all.source,
-            "digest": run_data.trained.digest,
+            "digest": run_data.trained.digest_of(forms["digest"]),
             "num_videos": len(run_data.trained),
             "fps": run_data.all.fps,
             **({"skipped": dict(run_data.skipped)} if run_data.skipped else {}),
@@ -284,12 +312,10 @@ def start(
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
         **({"frozen": dict(model.frozen_digests)} if model.frozen_digests else {}),
         **({"stages": dict(stages)} if stages else {}),
-        "forms": {**{name: known[-1] for name, known in library.known_forms().items()}, "network": model.network_form},
+        "forms": forms,
         "versions": library.versions(),
     }
-    old = begun(run_dir)
     if old is not None:
-        library.require_forms(old, run_dir, "data_order", "digest", "network")
         differences = _differences(old, description, config, run_data, run_dir)
         if differences:
             raise _another_run(run_dir, differences)
@@ -319,8 +345,9 @@ def _differences(
         for field in dataclasses.fields(config)
         if not field.metadata["may_change"] and getattr(before, field.name) != getattr(config, field.name)
     ]
-    if library.forms(old)["network"] != new["forms"]["network"]:
-        differences.append(f"network_form: was {library.forms(old)['network']}, now {new['forms']['network']}")
+    for form in ("network", "data_order"):
+        if library.forms(old)[form] != new["forms"][form]:
+            differences.append(f"{form}_form: was {library.forms(old)[form]}, now {new['forms'][form]}")
     if old.get("stages") != new.get("stages"):
         differences.append(f"first steps of the stages: were {old.get('stages')}, now {new.get('stages')}")
     differences += library.frozen_differences(old.get("frozen", {}), new.get("frozen", {}))
@@ -419,6 +446,12 @@ def network_form(description: Mapping[str, Any], place: str | pathlib.Path) -> i
     """The setting `network_form` that builds a run's network: its form, or 0 if that is the newest."""
     form = library.forms(description)["network"]
     return 0 if form == library.model_class(description, place).network_forms[-1] else form
+
+
+def data_order_form(description: Mapping[str, Any]) -> int:
+    """The setting `data_order_form` that repeats a run's order: its form, or 0 if that is the newest."""
+    form = library.forms(description)["data_order"]
+    return 0 if form == library.known_forms()["data_order"][-1] else form
 
 
 def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the run", **changes: Any) -> Any:

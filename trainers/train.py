@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trainers.engine.stages import Stage
     from trainers.runs import RunData
 
+MANY_BYTES = 2 << 30  # of decoded frames in memory, from which on a run points to `prepare_data`
+
 BuildModel = Callable[[Any, "RunData"], "VideoGenerator"]
 # (config, run data, model, the run's usual dataset_fn) -> the stages of a run
 Stages = Callable[[Any, "RunData", "VideoGenerator", Callable[[int], "tf.data.Dataset"]], "list[Stage]"]
@@ -209,7 +211,7 @@ def _train(
             runs.fingerprint(config, system, run_data),
             "The workers have different settings or data: start all of them with the same flags, on the same files.",
         )
-        for line in (*notes, describe_data(run_data)):
+        for line in (*notes, describe_data(run_data), *advice(config, run_data)):
             say(f"{system}: {line}")
         events = tensorboard.EventLog(run_dir) if config.tensorboard else None
         say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
@@ -321,6 +323,7 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
 def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Dataset]:
     """A function of the first step that returns a run's global batches from there on."""
     from tfvidgen import data
+    from tfvidgen.data import batches
     from trainers import images
 
     def dataset_fn(start_step: int) -> tf.data.Dataset:
@@ -333,6 +336,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
             "error" if config.short_clip == "drop" else config.short_clip,
             seed=config.seed,
             start_step=start_step,
+            order_form=config.data_order_form or batches.DATA_ORDER_FORMS[-1],
         )
         if run_data.images is not None:
             dataset = images.add_images(dataset, run_data.images, config.images_per_clip, config.seed)
@@ -386,6 +390,29 @@ def describe_data(run_data: RunData) -> str:
     return text + (f"; {len(run_data.trained)} trained, {held_out} held out" if held_out else "")
 
 
+def advice(config: Any, run_data: RunData) -> list[str]:
+    """Lines about data that could be used better: half of the frames in no clip, or more than MANY_BYTES in memory."""
+    from tfvidgen import data
+    from tfvidgen.data.loading import NAMED
+    from tfvidgen.data.videos import clip_span, unused_frames
+
+    videos, lines = run_data.all, []
+    unused = unused_frames(videos.lengths, config.num_frames, config.stride, config.clip_start)
+    if 2 * unused >= videos.num_frames and videos.lengths.max() >= 2 * clip_span(config.num_frames, config.stride):
+        lines.append(
+            f"{unused / videos.num_frames:.0%} of the frames are in no clip: --clips_per_video=all cuts long videos into as many "
+            "clips as fit, and --clip_start=random takes another one every time"
+        )
+    if isinstance(videos, data.ShardedVideos) or config.dataset in NAMED or videos.frames.nbytes <= MANY_BYTES:
+        return lines
+    return [
+        *lines,
+        f"{videos.frames.nbytes / 2**30:.1f} GiB of decoded frames are in memory: python -m trainers.prepare_data {config.dataset} "
+        f"--out=PREPARED --size={config.size} --resize={config.resize} writes them to disk once, from where --dataset=PREPARED "
+        "reads only what a batch needs",
+    ]
+
+
 def count_parameters(model: VideoGenerator) -> str:
     """The numbers of network weights and learned codes, as text."""
     from tfvidgen.runs import latent_tables
@@ -413,6 +440,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stag
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
+    lines += advice(config, run_data)
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     del run_data, model, begun  # otherwise they would be in memory twice
     gc.collect()

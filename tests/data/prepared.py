@@ -38,7 +38,9 @@ def edit_index(folder, **changes):
 
 
 def assert_same(a, b):
-    for name in ("frames", "lengths", "identity", "action"):
+    for index in range(len(a)):
+        np.testing.assert_array_equal(a.video(index), b.video(index), err_msg=a.names[index])
+    for name in ("lengths", "identity", "action"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
     for name in ("names", "identity_names", "action_names", "fps", "digest", "size"):
         assert getattr(a, name) == getattr(b, name), name

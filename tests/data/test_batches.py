@@ -7,6 +7,8 @@ import tensorflow as tf
 from tests.data.numbered import seen, videos
 from tests.data.prepared import flip
 from tfvidgen import data
+from tfvidgen.data.batches import DATA_ORDER_FORMS, frames_tensor
+from tfvidgen.data.collection import empty_frames
 from tfvidgen.data.videos import clip_span
 
 
@@ -63,11 +65,35 @@ def test_epochs_differ():
     assert len(orders) > 4
 
 
-def test_order_and_random_starts_stay_those_of_form_1():
-    """What every run was begun with: another order needs another of DATA_ORDER_FORMS."""
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (
+            1,
+            [
+                [(3, 4), (2, 0), (4, 3), (1, 3)],
+                [(0, 1), (4, 1), (3, 2), (0, 1)],
+                [(4, 0), (0, 2), (4, 2), (1, 5)],
+                [(2, 0), (3, 1), (0, 1), (3, 3)],
+            ],
+        ),
+        (
+            2,
+            [
+                [(2, 1), (0, 0), (3, 3), (4, 1)],
+                [(1, 4), (2, 0), (3, 2), (1, 3)],
+                [(3, 0), (1, 5), (0, 2), (2, 1)],
+                [(4, 1), (3, 1), (2, 1), (4, 2)],
+            ],
+        ),
+    ],
+)
+def test_order_and_random_starts_stay_those_of_their_form(form, expected):
+    """What runs were begun with: another order needs another of DATA_ORDER_FORMS."""
     collection = videos((5, 9, 4, 7, 6))
-    begin = batches(collection, 4, 2, clip_start="random", seed=11)
-    late = batches(collection, 4, 2, clip_start="random", seed=11, start_step=123_456)
+    arguments = {"clip_start": "random", "seed": 11, "order_form": form}
+    begin = batches(collection, 4, 2, **arguments)
+    late = batches(collection, 4, 2, start_step=123_456, **arguments)
     drawn = [
         [
             (int(i), frames[0] - 1 - 20 * int(i))
@@ -75,18 +101,14 @@ def test_order_and_random_starts_stay_those_of_form_1():
         ]
         for batch in begin + late
     ]
-    assert drawn == [
-        [(3, 4), (2, 0), (4, 3), (1, 3)],
-        [(0, 1), (4, 1), (3, 2), (0, 1)],
-        [(4, 0), (0, 2), (4, 2), (1, 5)],
-        [(2, 0), (3, 1), (0, 1), (3, 3)],
-    ]
+    assert drawn == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29])
-def test_every_video_is_seen_equally_often(batch_size):
+@pytest.mark.parametrize("form", DATA_ORDER_FORMS)
+def test_every_video_is_seen_equally_often(batch_size, form):
     num_videos = 6
-    drawn = batches(videos((3,) * num_videos), batch_size, num_videos)  # whole epochs: as many as the batch is large
+    drawn = batches(videos((3,) * num_videos), batch_size, num_videos, order_form=form)  # whole epochs
     ids = np.concatenate([batch["video_id"] for batch in drawn]).reshape(-1, num_videos)
     assert len(ids) == batch_size
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.tile(np.arange(num_videos), (batch_size, 1)))
@@ -182,6 +204,7 @@ def test_drop_removes_short_videos_and_renumbers():
         ({"short_clip": "drop"}, "apply_short_clip_policy"),
         ({"clip_start": "last"}, "clip_start.*'last'"),
         ({"num_frames": 5}, "1 of 3 videos are shorter"),
+        ({"order_form": 3}, r"order_form.*\(1, 2\).*3"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -237,6 +260,40 @@ def test_batches_of_a_subset(prepared, collection):
     for a, b in zip(sharded.take(3), data.make_dataset(collection.subset(chosen), 3, 8).take(3), strict=True):
         np.testing.assert_array_equal(a["video"], b["video"])
         np.testing.assert_array_equal(a["action"], b["action"])
+
+
+def test_batches_of_mirror_images(prepared, collection):
+    """In any order, and of subsets: every clip is that of its video, flipped where the video is."""
+    chosen = [7, 2, 11, 0]
+    mirrored = collection.with_mirrored(own_actions=True).subset(chosen)
+    sharded = data.ShardedVideos.open(prepared).with_mirrored(own_actions=True).subset(chosen)
+    assert sharded.digest == mirrored.digest
+    arguments = {"batch_size": 3, "num_frames": 4, "clip_start": "centre"}
+    clips = mirrored.clips(4, 1, "centre")
+    np.testing.assert_array_equal(clips[0], collection.clips(4, 1, "centre")[1][:, :, ::-1])
+    for a, b in zip(
+        data.make_dataset(sharded, **arguments).take(3), data.make_dataset(mirrored, **arguments).take(3), strict=True
+    ):
+        np.testing.assert_array_equal(a["video"], b["video"])
+        np.testing.assert_array_equal(b["video"], clips[b["video_id"]])
+
+
+@pytest.mark.parametrize("kind", ["aligned", "unaligned", "read-only", "strided"])
+def test_frames_become_a_tensor_whatever_their_memory(kind):
+    frames = empty_frames((5, 4, 4, 3))
+    frames[:] = np.random.default_rng(0).integers(0, 256, frames.shape)
+    if kind == "unaligned":
+        frames = frames.ravel()[48 * 2 + 1 : 48 * 4 + 1].reshape(2, 4, 4, 3)
+        assert frames.ctypes.data % 64
+    elif kind == "strided":
+        frames = frames[::2]
+    elif kind == "read-only":
+        frames.flags.writeable = False
+    tensor = frames_tensor(frames)
+    np.testing.assert_array_equal(tf.gather(tensor, [1, 0]), frames[[1, 0]])
+    if kind == "aligned":
+        frames[0] = 7
+        assert tf.reduce_all(tensor[0] == 7)  # the same memory
 
 
 def test_short_videos_are_dropped_as_from_a_collection(prepared, collection):

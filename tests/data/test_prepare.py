@@ -142,7 +142,9 @@ def test_a_whole_folder_is_left_as_it_is(source, copy):
 def test_another_version(source, copy):
     edit_index(copy, version=7)
     for call in (ShardedVideos.open, load_videos, scan, lambda folder: prepare(source, folder)):
-        with pytest.raises(ValueError, match=r"index.json' is of version 7.*reads version 1: prepare the videos again"):
+        with pytest.raises(
+            ValueError, match=r"index.json' is of version 7.*reads versions 1 and 2: prepare the videos again"
+        ):
             call(copy)
 
 
@@ -165,8 +167,44 @@ def test_other_options_are_refused(source, copy, arguments, message):
 def test_a_changed_source_is_refused(source, copy, tmp_path):
     other = shutil.copytree(source, tmp_path / "other")
     strip(other / "gehen" / "ä3.png", 3, 9)
-    with pytest.raises(ValueError, match="other names, sizes or times of change"):
+    with pytest.raises(ValueError, match="other names or contents"):
         prepare(other, copy)
+
+
+def test_another_source_written_alike_is_refused(tmp_path):
+    """Names, sizes and times agree, as of unpacked archives; the same contents elsewhere are the same source."""
+    for folder, level in (("a", 30), ("b", 220), ("c", 30)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.full((4, 8, 8, 3), level, np.uint8))
+        os.utime(tmp_path / folder / "x.npy", ns=(10**18, 10**18))
+    prepare(tmp_path / "a", tmp_path / "out", size=8)
+    with pytest.raises(ValueError, match="other names or contents"):
+        prepare(tmp_path / "b", tmp_path / "out", size=8)
+    assert prepare(tmp_path / "c", tmp_path / "out", size=8).video(0).max() == 30
+
+
+def test_folders_of_version_1_are_read_and_not_gone_on_with(source, copy, collection):
+    index = json.loads((copy / "index.json").read_text())
+    for shard in index["shards"]:
+        del shard["video_sha256"]
+    edit_index(copy, version=1, digest=collection.digest_of(1), shards=index["shards"])
+    videos = ShardedVideos.open(copy)
+    videos.verify()
+    assert videos.digest_of(1) == collection.digest_of(1) and videos.digest == collection.digest
+    assert videos.subset([2, 0]).digest == collection.subset([2, 0]).digest
+    assert load_videos(copy).digest == collection.digest
+    with pytest.raises(ValueError, match="earlier version.*can be read, but not gone on with.*another folder"):
+        prepare(source, copy)
+
+
+def test_digests_of_prepared_videos_read_no_pixels(copy, collection):
+    for shard in copy.glob("*.tfrecord"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    videos = ShardedVideos.open(copy)
+    assert videos.digest == collection.digest
+    for part, expected in ((videos, collection), (videos.subset([4, 1]), collection.subset([4, 1]))):
+        assert part.with_mirrored(True).digest == expected.with_mirrored(True).digest
+        assert part.with_mirrored(True).subset([0, 2]).digest == expected.with_mirrored(True).subset([0, 2]).digest
 
 
 def test_folders_that_will_not_do(source, prepared, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import warnings
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfvidgen.data import video_io
+from tfvidgen.data import sources, video_io
 from tfvidgen.data.sources import load_videos, scan
 
 LENGTHS = {"clip2": 3, "clip10": 5, "clip1": 4}  # natural order: 1, 2, 10
@@ -525,26 +526,52 @@ def test_labels_must_agree(tmp_path):
 # ---- cache ----------------------------------------------------------------------------------------------------------
 
 
-def rewrite_unnoticed(path, data):
-    """Other content under the same size and time: whoever looks at the pixels again sees the difference."""
-    before = path.stat()
-    assert len(data) == before.st_size
-    path.write_bytes(data)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def cached(cache):
+    """The folders of decoded frames in a cache."""
+    return [folder for folder in cache.iterdir() if folder.name != "hashes"]
 
 
-def test_the_second_load_does_not_decode(tmp_path):
+def test_the_second_load_does_not_decode(tmp_path, monkeypatch):
     root, cache = tmp_path / "set", tmp_path / "cache"
     make(root, "arrays", ("run", "walk"))
     first = load_videos(root, cache_dir=cache)
-    rewrite_unnoticed(root / "run" / "clip1.npy", bytes((root / "run" / "clip1.npy").stat().st_size))
-    with pytest.raises(ValueError, match="clip1.npy"):
+    monkeypatch.setattr(sources.Decoder, "__call__", None)
+    with pytest.raises(TypeError):
         load_videos(root)
     second = load_videos(root, cache_dir=cache)
     assert isinstance(second.frames, np.memmap)
     assert second.digest == first.digest
     assert (second.names, second.fps, second.action_names) == (first.names, first.fps, first.action_names)
-    assert [sorted(os.listdir(folder)) for folder in cache.iterdir()] == [["frames.npy", "index.json"]]
+    assert [sorted(os.listdir(folder)) for folder in cached(cache)] == [["frames.npy", "index.json"]]
+    moved = shutil.copytree(root, tmp_path / "moved")  # the same names and contents, wherever they lie
+    assert load_videos(moved, cache_dir=cache).digest == first.digest
+
+
+def test_folders_written_alike_do_not_share_a_cache(tmp_path):
+    """Names, sizes and times agree, as of unpacked archives."""
+    for folder, level in (("a", 30), ("b", 220)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.full((4, 16, 16, 3), level, np.uint8))
+        os.utime(tmp_path / folder / "x.npy", ns=(10**18, 10**18))
+    for folder, level in (("a", 30), ("b", 220), ("a", 30)):
+        assert load_videos(tmp_path / folder, cache_dir=tmp_path / "cache").video(0)[0, 0, 0, 0] == level
+
+
+def test_a_file_that_changes_while_it_is_decoded_is_not_cached(tmp_path, monkeypatch):
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    make(root, "arrays")
+    decode = sources.Decoder.__call__
+
+    def decode_and_change(self, unit):
+        decoded = decode(self, unit)
+        if unit.name == "clip1.npy":
+            np.save(root / "clip1.npy", clip(4, 77))
+        return decoded
+
+    monkeypatch.setattr(sources.Decoder, "__call__", decode_and_change)
+    with pytest.raises(ValueError, match="1 files changed while they were read, such as 'clip1.npy'"):
+        load_videos(root, cache_dir=cache)
+    assert cached(cache) == []
 
 
 def test_cached_equals_decoded(tmp_path):
@@ -563,10 +590,10 @@ def test_the_cache_notices_files_and_options(tmp_path):
     load_videos(root, cache_dir=cache)
     for count, options in enumerate([{"size": 8}, {"max_videos": 1}, {"max_frames": 1}, {"resize": "squash"}], 2):
         load_videos(root, cache_dir=cache, **options)
-        assert len(list(cache.iterdir())) == count
+        assert len(cached(cache)) == count
     stat = (root / "clip1.npy").stat()
     np.save(root / "clip1.npy", clip(4, 77))
-    os.utime(root / "clip1.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(root / "clip1.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same size and time
     np.testing.assert_array_equal(load_videos(root, cache_dir=cache).video(0), clip(4, 77))
     np.save(root / "clip3.npy", clip(2))
     assert len(load_videos(root, cache_dir=cache)) == 4
@@ -578,7 +605,7 @@ def test_failed_loads_leave_no_cache(tmp_path):
     np.save(root / "zz.npy", np.zeros(3))
     with pytest.raises(ValueError, match="zz.npy"):
         load_videos(root, cache_dir=cache)
-    assert list(cache.iterdir()) == []
+    assert cached(cache) == []
 
 
 def test_skipped_files_are_told_from_the_cache_too(tmp_path):
@@ -594,7 +621,7 @@ def test_a_damaged_cache_is_named(tmp_path):
     root, cache = tmp_path / "set", tmp_path / "cache"
     make(root, "arrays")
     load_videos(root, cache_dir=cache)
-    (folder,) = cache.iterdir()
+    (folder,) = cached(cache)
     (folder / "index.json").write_text(json.dumps({})[:1])
     with pytest.raises(ValueError, match=f"{folder.name}.*delete"):
         load_videos(root, cache_dir=cache)

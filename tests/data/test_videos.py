@@ -1,5 +1,7 @@
 """What all sets of videos have: a line about them, subsets, a digest, clips, and what becomes of videos that are too short."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -73,13 +75,32 @@ def test_digest_is_the_same_for_the_same_content():
     assert collection().digest == collection(fps=9, source="elsewhere").digest
 
 
-def test_digest_stays_that_of_form_1():
+@pytest.mark.parametrize(
+    ("form", "digests"),
+    [
+        (
+            1,
+            [
+                "0e739942c8bba673ee355cce9e9365bea2f8f4f2bcc064a1314aa173927759cd",
+                "1e4bab13931f42b1d806fc1a5bdbf1eda21e756bacc6de9ca1128d31aac9cbd7",
+                "e1e528c02c4e14c00ed286fd74afead23340679c0ff2267965bc1a114b8cdff1",
+            ],
+        ),
+        (
+            2,
+            [
+                "b9cb1656394b77f3a2d718f3186410c6c862c9f3ba4272b39c9b6df499cd995f",
+                "eb21840488145452a630801b21f35c3575b61f033923dc3293e7bdbefce9e8fd",
+                "d551282d063e868123e94c4def4d55275c1d81198b48c919fee6d49dd7d05db6",
+            ],
+        ),
+    ],
+)
+def test_digests_stay_those_of_their_form(form, digests):
     """What results and runs are compared by: another recipe needs another of DIGEST_FORMS."""
     packed = collection(names=("a", "b", "ä"))
-    assert packed.digest == "0e739942c8bba673ee355cce9e9365bea2f8f4f2bcc064a1314aa173927759cd"
-    assert packed.subset([2, 0]).digest == "1e4bab13931f42b1d806fc1a5bdbf1eda21e756bacc6de9ca1128d31aac9cbd7"
     unlabelled = VideoCollection.from_videos(pixels())
-    assert unlabelled.digest == "e1e528c02c4e14c00ed286fd74afead23340679c0ff2267965bc1a114b8cdff1"
+    assert [each.digest_of(form) for each in (packed, packed.subset([2, 0]), unlabelled)] == digests
 
 
 def test_digest_changes_with_a_pixel():
@@ -108,6 +129,75 @@ def test_digest_changes_with_the_borders_between_videos():
         for lengths in ([2, 4, 3], [4, 2, 3])
     }
     assert len(digests) == 2
+
+
+def test_digests_of_subsets_and_mirror_images_do_not_depend_on_the_way_there():
+    whole = collection()
+    alone = VideoCollection.from_videos(
+        [pixels()[2]], ["c"], [1], [1], identity_names=("ann", "bob"), action_names=("bow", "jump")
+    )
+    assert whole.subset([2]).digest == alone.digest
+    assert whole.with_mirrored(True).subset([2, 5]).digest == alone.with_mirrored(True).digest
+    assert whole.with_mirrored(True).subset([5]).digest != alone.with_mirrored(True).subset([0]).digest
+    copied = dataclasses.replace(whole.with_mirrored(True), source="elsewhere")  # digests come from the pixels again
+    assert copied.digest == whole.with_mirrored(True).digest
+    other = dataclasses.replace(whole.subset([0, 1]), frames=whole.frames + np.uint8(1))
+    assert other.digest != whole.subset([0, 1]).digest
+
+
+def test_digests_of_subsets_hash_no_pixels_twice(monkeypatch):
+    whole = collection()
+    before = whole.digest
+    parts = [whole.subset([0]), whole.subset([2, 1]).subset([1]), whole.with_mirrored(False)]
+    monkeypatch.setattr(VideoCollection, "_stored", None)
+    assert len({before, *(part.digest for part in parts)}) == 4
+
+
+def test_a_form_of_the_digest_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"`form` must be one of \(1, 2\). Received 3"):
+        collection().digest_of(3)
+
+
+# ---------------------------------------------------------------- parts of long videos
+@pytest.mark.parametrize(
+    ("span", "most", "lengths", "names"),
+    [
+        (4, None, [3, 4, 5, 4, 5], ["a", "b@00:00.0", "b@00:00.8", "c@00:00.0", "c@00:00.8"]),
+        (4, 2, [3, 4, 5, 4, 5], ["a", "b@00:00.0", "b@00:00.8", "c@00:00.0", "c@00:00.8"]),
+        (3, 2, [3, 4, 5, 4, 5], ["a", "b@00:00.0", "b@00:00.8", "c@00:00.0", "c@00:00.8"]),
+        (3, None, [3, 3, 3, 3, 3, 3, 3], ["a", *(f"{n}@00:0{t}" for n in "bc" for t in ("0.0", "0.6", "1.2"))]),
+    ],
+)
+def test_long_videos_are_cut_into_parts_that_hold_all_frames(span, most, lengths, names):
+    whole = dataclasses.replace(videos((3, 9, 9)), names=("a", "b", "c"), fps=5.0)
+    parts = whole.cut(span, most)
+    assert parts.lengths.tolist() == lengths and list(parts.names) == names
+    assert np.shares_memory(parts.frames, whole.frames)
+    for i, name in enumerate("abc"):
+        own = [parts.video(k) for k in range(len(parts)) if parts.names[k][0] == name]
+        np.testing.assert_array_equal(np.concatenate(own), whole.video(i))
+
+
+def test_parts_of_prepared_videos_are_those_of_decoded_ones(prepared, collection):
+    parts, expected = ShardedVideos.open(prepared).cut(20), collection.cut(20)
+    assert parts.names == expected.names and len(parts) > len(collection) and parts.digest == expected.digest
+    np.testing.assert_array_equal(parts.clips(7, 2, "centre"), expected.clips(7, 2, "centre"))
+    np.testing.assert_array_equal(parts.action, expected.action)
+
+
+@pytest.mark.parametrize("fps", [7, 59.94, 1000.0, 0.25])
+def test_parts_of_any_rate_have_names_of_their_own(fps):
+    parts = dataclasses.replace(videos((1000,)), fps=fps).cut(1)
+    assert len(set(parts.names)) == 1000
+    assert parts.names[-1].startswith(f"video_00000@{int(999 / fps) // 60:02d}:{int(999 / fps) % 60:02d}.")
+
+
+def test_nothing_is_cut_where_no_video_has_two_clips():
+    whole = videos((7, 6))
+    assert whole.cut(4) is whole and whole.cut(1, 1) is whole
+    for arguments in ({"span": 0}, {"span": 1, "clips_per_video": 0}):
+        with pytest.raises(ValueError, match="must be at least 1. Received 0"):
+            whole.cut(**arguments)
 
 
 # ---------------------------------------------------------------- clips

@@ -145,7 +145,7 @@ def test_a_killed_and_an_interrupted_preparation_go_on(source, tmp_path, capsys)
     assert "prepared: 40 videos" in capsys.readouterr().out
     videos = ShardedVideos.open(out)
     assert len(videos.shards) > len(interrupted)
-    assert sorted(os.listdir(out)) == sorted(["index.json", *(shard.file for shard in videos.shards)])
+    assert sorted(os.listdir(out)) == sorted(["hashes.json", "index.json", *(shard.file for shard in videos.shards)])
     for name, time_of_change in interrupted.items():
         assert (out / name).with_suffix(".tfrecord").stat().st_mtime_ns == time_of_change
     expected = load_videos(source, SIZE)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests import systems
 from tfvidgen import data
+from tfvidgen.data.codecs import folder_codecs
 from trainers import environment, navsynth, runs, samples, train
 from trainers.engine import checkpoints, loop
 
@@ -122,6 +123,34 @@ def test_a_batch_that_replicas_cannot_share_is_refused(folder, tmp_path, dry):
 def test_fewer_videos_than_a_batch_are_refused(folder, tmp_path, dry):
     settings = config(folder, tmp_path / "run", batch_size=8)
     check_refused(settings, dry, "--batch_size=8 exceeds the 6 training videos.*lower it")
+
+
+def test_long_videos_are_cut_into_clips_which_count_as_videos(folder, tmp_path):
+    settings = config(folder, tmp_path / "run", num_frames=2, batch_size=10, evaluate=False)
+    whole, cut = runs.load_data(settings), runs.load_data(dataclasses.replace(settings, clips_per_video="all"))
+    assert len(whole.trained) == 6 and len(cut.trained) > 10
+    with pytest.raises(ValueError, match="more than the 6 videos"):
+        train.check_batch(settings, whole, 1)
+    train.check_batch(settings, cut, 1)
+    assert "--clips_per_video=all" in train.advice(settings, whole)[0] and not train.advice(settings, cut)
+    assert not train.advice(dataclasses.replace(settings, clip_start="random"), whole)
+    codecs = {"codec": "none", "container": ".png"}
+    assert folder_codecs(folder, whole.trained.names) == folder_codecs(folder, cut.trained.names) == codecs
+    for given in ("0", "-1", "1.5", "every", ""):
+        with pytest.raises(ValueError, match="--clips_per_video must be a positive number, or all"):
+            runs.load_data(dataclasses.replace(settings, clips_per_video=given))
+
+
+def test_many_frames_in_memory_point_to_prepare_data(folder, tmp_path, monkeypatch):
+    settings = config(folder, tmp_path / "run")
+    run_data = runs.load_data(settings)
+    assert not train.advice(settings, run_data)
+    monkeypatch.setattr(train, "MANY_BYTES", 1000)
+    (line,) = train.advice(settings, run_data)
+    assert f"python -m trainers.prepare_data {folder} --out=PREPARED --size={settings.size}" in line
+    data.prepare_shards(folder, tmp_path / "prepared", size=systems.SIZE, num_workers=1)
+    settings = dataclasses.replace(settings, dataset=str(tmp_path / "prepared"))
+    assert not train.advice(settings, runs.load_data(settings))
 
 
 def test_a_batch_may_hold_all_videos(folder, tmp_path):

@@ -7,18 +7,21 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tfvidgen.data import order
+from tfvidgen.data.collection import empty_frames
 from tfvidgen.data.shards import ShardedVideos
 from tfvidgen.data.videos import CLIP_STARTS, LABELS, Videos, check_clips, clip_span
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
     from tfvidgen.data.collection import VideoCollection
 
 MAX_STEPS = 1 << 40
-# Supported versions ("forms") of clip order and random starts as functions of (seed, step); `make_dataset` uses the last.
-# A run resumes only with the form it was started with.
-DATA_ORDER_FORMS = (1,)
+# Supported versions ("forms") of clip order and random starts as functions of (seed, step); `make_dataset` uses the last by
+# default. A run resumes only with the form it was started with. Form 1 shuffles all videos for every batch.
+DATA_ORDER_FORMS = (1, 2)
 
 _READ_BUFFER = 1 << 18  # bytes
 
@@ -35,6 +38,7 @@ def make_dataset(
     short_clip: str = "error",
     seed: int = 0,
     start_step: int = 0,
+    order_form: int = DATA_ORDER_FORMS[-1],
 ) -> tf.data.Dataset:
     """An infinite dataset of batches whose order is a pure function of (seed, step), so there is nothing to checkpoint.
 
@@ -54,6 +58,8 @@ def make_dataset(
         short_clip: `error`, `loop` or `hold`.
         seed: Seed of order and random starts.
         start_step: The step of the first batch.
+        order_form: The form of order and random starts, one of `DATA_ORDER_FORMS`. With form 2, the cost of a batch does not
+            depend on the number of videos.
 
     Returns:
         A dataset of dicts: `video` uint8 (B, T, H, W, 3), `video_id` int32 (B,), `step` int64 (B,) and, where the videos
@@ -65,11 +71,39 @@ def make_dataset(
     """
     import tensorflow as tf
 
-    plan = batch_plan(videos, batch_size, num_frames, stride, clip_start, short_clip, seed)
+    plan = batch_plan(videos, batch_size, num_frames, stride, clip_start, short_clip, seed, order_form)
     steps = tf.data.Dataset.range(start_step, MAX_STEPS)
     read = _read_shards if isinstance(videos, ShardedVideos) else _read_memory
     shape = (batch_size, num_frames, *videos.size, 3)
-    return read(videos, steps, plan, shape, clip_span(num_frames, stride)).prefetch(2)
+    dataset = read(videos, steps, plan, shape, clip_span(num_frames, stride))
+    if videos.mirrored is not None:
+        dataset = dataset.map(_flipped(videos), num_parallel_calls=1)
+    return _as_it_is(dataset.prefetch(2))
+
+
+def _as_it_is(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset without TensorFlow's rewriting, which would copy all frames in memory and has nothing to improve here."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return dataset.with_options(options)
+
+
+def frames_tensor(frames: np.ndarray) -> tf.Tensor:
+    """Frames, uint8 of any shape, as a tensor on the CPU that shares their memory, so they must not be changed.
+
+    What is not aligned to TensorFlow's 64 bytes, not contiguous or read-only is copied; `empty_frames` makes what need not be.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    frames = np.asarray(frames)
+    if not (frames.flags.c_contiguous and frames.flags.writeable) or frames.ctypes.data % 64:
+        aligned = empty_frames(frames.shape)
+        aligned[:] = frames
+        frames = aligned
+    return tf.experimental.dlpack.from_dlpack(frames.__dlpack__())
 
 
 def batch_plan(
@@ -80,12 +114,13 @@ def batch_plan(
     clip_start: str,
     short_clip: str,
     seed: int,
+    order_form: int = DATA_ORDER_FORMS[-1],
 ) -> Plan:
     """The index arithmetic of `make_dataset`: which frames each step uses, wherever they are stored.
 
     Args:
         videos: Only lengths, names and labels are used.
-        batch_size, num_frames, stride, clip_start, short_clip, seed: As for `make_dataset`.
+        batch_size, num_frames, stride, clip_start, short_clip, seed, order_form: As for `make_dataset`.
 
     Returns:
         A graph function of a step, int64 (). It returns the batch without `video`, and int64 (B, T), the
@@ -100,25 +135,20 @@ def batch_plan(
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
     if clip_start not in CLIP_STARTS:
         raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
+    if order_form not in DATA_ORDER_FORMS:
+        raise ValueError(f"`order_form` must be one of {DATA_ORDER_FORMS}. Received {order_form}.")
     check_clips(videos, num_frames, stride, short_clip)
     num_videos = len(videos)
     with tf.device("CPU:0"):
         lengths = tf.constant(videos.lengths)
     labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
     span = clip_span(num_frames, stride)
-    epochs_in_batch = (batch_size + num_videos - 2) // num_videos + 1  # the most epochs that a batch can span
 
     def plan(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        first = step * batch_size
-        epoch = first // num_videos
-        orders = [
-            tf.random.experimental.stateless_shuffle(
-                tf.range(num_videos), tf.stack([tf.constant(seed, tf.int64), epoch + k])
-            )
-            for k in range(epochs_in_batch)
-        ]
-        offset = first % num_videos
-        ids = tf.ensure_shape(tf.concat(orders, 0)[offset : offset + batch_size], (batch_size,))
+        if order_form == 1:
+            ids = _shuffled_1(step, batch_size, num_videos, seed)
+        else:
+            ids = order.shuffled(step * batch_size + tf.range(batch_size, dtype=tf.int64), num_videos, seed)
         length = tf.gather(lengths, ids)
         room = tf.maximum(length - span, 0)
         if clip_start == "first":
@@ -139,7 +169,37 @@ def batch_plan(
         }
         return known, position
 
-    return plan
+    return tf.autograph.experimental.do_not_convert(plan)  # it has no Python control flow, and converting takes long
+
+
+def _shuffled_1(step: tf.Tensor, batch_size: int, num_videos: int, seed: int) -> tf.Tensor:
+    """Form 1 of the order: int32 (B,), out of a shuffle of all videos for every epoch that the batch touches."""
+    import tensorflow as tf
+
+    first = step * batch_size
+    epochs = (batch_size + num_videos - 2) // num_videos + 1  # the most that a batch can touch
+    orders = [
+        tf.random.experimental.stateless_shuffle(
+            tf.range(num_videos), tf.stack([tf.constant(seed, tf.int64), first // num_videos + k])
+        )
+        for k in range(epochs)
+    ]
+    offset = first % num_videos
+    return tf.ensure_shape(tf.concat(orders, 0)[offset : offset + batch_size], (batch_size,))
+
+
+def _flipped(videos: Videos) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """A function of a batch that flips its mirrored videos."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        mirrored = tf.constant(videos.mirrored)
+
+    def flip(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        which = tf.gather(mirrored, batch["video_id"])[:, None, None, None, None]
+        return {**batch, "video": tf.where(which, batch["video"][:, :, :, ::-1], batch["video"])}
+
+    return flip
 
 
 def _read_memory(
@@ -147,8 +207,8 @@ def _read_memory(
 ) -> tf.data.Dataset:
     import tensorflow as tf
 
+    frames = frames_tensor(videos.frames)
     with tf.device("CPU:0"):
-        frames = tf.constant(videos.frames)
         first_frame = tf.constant(videos.first_frame)
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:

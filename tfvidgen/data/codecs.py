@@ -42,9 +42,10 @@ def _probed(root: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
     """A file with a video, or a frame of it, and its codec."""
     path = root
     if root.is_dir():
-        # videos from one file are numbered; a folder that is itself a video is named after itself
-        below = (root / name, root / re.sub(r"\[\d+\]$", "", name))
-        path = next((each for each in below if each.exists()), root if name == root.name else below[0])
+        # videos from one file are numbered, parts of one have a time; a folder that is itself a video is named after itself
+        plain = re.sub(r"(\[\d+\])?(@\d+:\d\d\.\d+)?$", "", name)
+        below = (root / name, root / plain)
+        path = next((each for each in below if each.exists()), root if root.name in (name, plain) else below[0])
     files = [path] if not path.is_dir() else sorted(entry for entry in path.iterdir() if entry.is_file())
     probed = ((file, _codec(file)) for file in files)
     return next((each for each in probed if each[1] != UNKNOWN_CODEC), (path, UNKNOWN_CODEC))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import mmap
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,9 +16,12 @@ from tfvidgen.data.videos import LABELS, Videos
 class VideoCollection(Videos):
     """Decoded videos of one frame size, with their metadata.
 
+    Subsets, mirror images and parts share `frames` with the collection that they were made of.
+
     Attributes:
-        frames: uint8 (F, H, W, 3), RGB; the frames of all videos, concatenated.
-        lengths, names, identity, action, identity_names, action_names, fps, source, skipped: As in `Videos`.
+        frames: uint8 (F, H, W, 3), RGB.
+        lengths, names, identity, action, identity_names, action_names, fps, source, skipped, mirrored: As in `Videos`.
+        first_frame: int64 (N,), where in `frames` each video begins; if not given, they follow one another and are all there is.
     """
 
     frames: np.ndarray
@@ -29,6 +34,8 @@ class VideoCollection(Videos):
     fps: float = 8.0
     source: str = "arrays"
     skipped: tuple[tuple[str, str], ...] = ()
+    mirrored: np.ndarray | None = None
+    first_frame: np.ndarray | None = None
 
     def __post_init__(self):
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
@@ -38,10 +45,21 @@ class VideoCollection(Videos):
             )
         if len(self.lengths) == 0:
             raise ValueError(f"A collection needs at least one video. Received none from {self.source!r}.")
-        if int(np.min(self.lengths)) < 1 or int(np.sum(self.lengths)) != len(self.frames):
+        follow = np.cumsum(self.lengths) - self.lengths
+        if self.first_frame is None and int(np.sum(self.lengths)) == len(self.frames):
+            object.__setattr__(self, "first_frame", follow.astype(np.int64))
+        if self.first_frame is None or int(np.min(self.lengths)) < 1:
             raise ValueError(
                 f"`lengths` must be positive and sum to the number of frames. Received lengths that sum to "
                 f"{int(np.sum(self.lengths))} (smallest {int(np.min(self.lengths))}) for {len(self.frames)} frames."
+            )
+        if np.shape(self.first_frame) != self.lengths.shape:
+            raise ValueError(f"`first_frame` must have shape ({len(self)},). Received {np.shape(self.first_frame)}.")
+        if self.first_frame.min() < 0 or (self.first_frame + self.lengths).max() > len(self.frames):
+            raise ValueError(f"Every video must lie within `frames`, of which there are {len(self.frames)}.")
+        if self.mirrored is not None and (self.mirrored.dtype != bool or self.mirrored.shape != self.lengths.shape):
+            raise ValueError(
+                f"`mirrored` must be bool ({len(self)},). Received {self.mirrored.dtype} {self.mirrored.shape}."
             )
         if len(self.names) != len(self.lengths) or len(set(self.names)) != len(self.names):
             raise ValueError(
@@ -64,7 +82,7 @@ class VideoCollection(Videos):
     @classmethod
     def from_videos(
         cls,
-        videos: Sequence[np.ndarray],
+        videos: Iterable[np.ndarray],
         names: Sequence[str] | None = None,
         identity: Sequence[int] | None = None,
         action: Sequence[int] | None = None,
@@ -73,22 +91,32 @@ class VideoCollection(Videos):
         fps: float = 8.0,
         source: str = "arrays",
     ) -> VideoCollection:
-        """Packs videos, each uint8 (T_i, H, W, 3), into a collection. Raises ValueError if shapes or dtypes differ."""
-        videos = list(videos)
-        if not videos:
-            raise ValueError(f"A collection needs at least one video. Received none from {source!r}.")
-        names = tuple(names) if names is not None else tuple(f"video_{i:05d}" for i in range(len(videos)))
-        if len(names) != len(videos):
-            raise ValueError(f"`names` must hold one name per video. Received {len(names)} for {len(videos)} videos.")
-        for name, video in zip(names, videos, strict=True):
-            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] != videos[0].shape[1:]:
+        """Packs videos, each uint8 (T_i, H, W, 3), into a collection. Raises ValueError if shapes or dtypes differ.
+
+        Videos that an iterator makes one after another are in memory once; those of a list twice, while the list is.
+        """
+
+        def name(index: int) -> str:
+            return names[index] if names is not None and index < len(names) else f"video_{index:05d}"
+
+        frames, lengths, first = FrameStore(), [], None
+        for index, video in enumerate(videos):
+            first = first or video.shape
+            if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1:] != first[1:]:
                 raise ValueError(
-                    f"Every video must be uint8 (T, H, W, 3) with one H and W. {name!r} is {video.dtype} {video.shape}, "
-                    f"{names[0]!r} is {videos[0].shape}: give a frame size to resize to."
+                    f"Every video must be uint8 (T, H, W, 3) with one H and W. {name(index)!r} is {video.dtype} {video.shape}, "
+                    f"{name(0)!r} is {first}: give a frame size to resize to."
                 )
+            frames.add(video)
+            lengths.append(len(video))
+        if not lengths:
+            raise ValueError(f"A collection needs at least one video. Received none from {source!r}.")
+        names = tuple(map(name, range(len(lengths))) if names is None else names)
+        if len(names) != len(lengths):
+            raise ValueError(f"`names` must hold one name per video. Received {len(names)} for {len(lengths)} videos.")
         return cls(
-            frames=np.concatenate(videos),
-            lengths=np.array([len(video) for video in videos], np.int64),
+            frames=frames.array(),
+            lengths=np.array(lengths, np.int64),
             names=names,
             identity=None if identity is None else np.asarray(identity, np.int32),
             action=None if action is None else np.asarray(action, np.int32),
@@ -103,40 +131,81 @@ class VideoCollection(Videos):
         """Height and width of a frame."""
         return self.frames.shape[1], self.frames.shape[2]
 
-    def video(self, index: int) -> np.ndarray:
-        """uint8 (T, H, W, 3): the frames of one video, as a view."""
-        start = self.first_frame[index]
-        return self.frames[start : start + self.lengths[index]]
+    @property
+    def _digests_are_known(self) -> bool:
+        return True  # or soon: each video is hashed once, for all subsets
 
-    def _pixels_of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {"frames": np.concatenate([self.video(index) for index in indices])}
+    def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
+        first = self.first_frame[index]
+        return self.frames[first + start : first + stop]
 
-    def with_mirrored(self, own_actions: bool) -> VideoCollection:
-        """These videos, followed by their mirror images (flipped left to right) in the same order.
+    def _stored_clips(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(self.frames)[
+            self.first_frame[indices, None] + positions
+        ]  # several times as fast as one after another
 
-        Args:
-            own_actions: Gives mirrored actions labels of their own, so `action_names` doubles: a mirrored clip shows a
-                different motion of the same identity. False keeps the labels.
+    def _located(self, indices: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
+        return {"first_frame": self.first_frame[indices] + starts}
 
-        Raises:
-            ValueError: If `own_actions` is true and there are no actions.
-        """
-        if own_actions and self.action is None:
-            raise ValueError(
-                f"Mirrored videos cannot have actions of their own: {self.source!r} has no actions. Put the videos into one "
-                "folder per action, or keep the labels (same_action)."
-            )
-        action, action_names = self.action, self.action_names
-        if action is not None:
-            action = np.concatenate([action, action + len(action_names) if own_actions else action])
-        if own_actions:
-            action_names = (*action_names, *(f"{name}_mirrored" for name in action_names))
-        return dataclasses.replace(
-            self,
-            frames=np.concatenate([self.frames, self.frames[:, :, ::-1]]),
-            lengths=np.concatenate([self.lengths] * 2),
-            names=(*self.names, *(f"{name} mirrored" for name in self.names)),
-            identity=None if self.identity is None else np.concatenate([self.identity] * 2),
-            action=action,
-            action_names=action_names,
-        )
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def empty_frames(shape: Sequence[int]) -> np.ndarray:
+    """Uninitialised uint8 of this shape, aligned to pages: TensorFlow uses such memory without copying it."""
+    return np.frombuffer(_memory(math.prod(shape)), np.uint8, math.prod(shape)).reshape(shape)
+
+
+class FrameStore:
+    """Collects frames (T_i, H, W, 3) of one size into one array, which grows in place, so that they are in memory once."""
+
+    def __init__(self):
+        self._memory: mmap.mmap | None = None
+        self._num_bytes, self._size = 0, (0, 0, 3)
+
+    def add(self, frames: np.ndarray) -> None:
+        """Appends frames. All must have the same size."""
+        self._size = frames.shape[1:]
+        end = self._num_bytes + frames.nbytes
+        if self._memory is None or end > len(self._memory):
+            self._resize(
+                max(end, self._num_bytes + self._num_bytes // 4, _LEAST_BYTES)
+            )  # untouched pages take no memory
+        self._memory[self._num_bytes : end] = np.ascontiguousarray(frames).data.cast("B") if frames.size else b""
+        self._num_bytes = end
+        _release(frames)
+
+    def array(self) -> np.ndarray:
+        """uint8 (F, H, W, 3): all frames. Call it once, last."""
+        self._resize(self._num_bytes)
+        return np.frombuffer(self._memory, np.uint8, self._num_bytes).reshape(-1, *self._size)
+
+    def _resize(self, num_bytes: int) -> None:
+        if self._memory is None:
+            self._memory = _memory(num_bytes)
+            return
+        try:
+            self._memory.resize(max(1, num_bytes))
+        except (SystemError, ValueError):  # where the system cannot move pages, as on macOS
+            before, self._memory = self._memory, _memory(num_bytes)
+            self._memory[: self._num_bytes] = before[: self._num_bytes]
+
+
+_LEAST_BYTES = 1 << 24
+
+
+def _release(frames: np.ndarray) -> None:
+    """Lets go of the pages of a memory-mapped file that hold these frames; they would be read again if they were needed."""
+    owner = frames
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or frames.flags.writeable or not frames.flags.c_contiguous:
+        return
+    first = frames.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
+    if (num_bytes := (first + frames.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start) > 0:
+        owner.madvise(mmap.MADV_DONTNEED, start, num_bytes)
+
+
+def _memory(num_bytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import pathlib
@@ -16,15 +17,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tfvidgen import storage
 from tfvidgen.data import codecs, sources, video_io
+from tfvidgen.data.contents import file_sha256
 from tfvidgen.data.media import MAX_FILE_GIB
 from tfvidgen.data.shards import (
     FORMAT,
     INDEX,
     VERSION,
     ShardedVideos,
-    file_sha256,
     is_prepared,
     read_index,
     read_note,
@@ -33,7 +36,8 @@ from tfvidgen.data.shards import (
 from tfvidgen.data.sources import Decoded, Decoder, Unit, Unreadable
 from tfvidgen.data.videos import LABELS
 
-_OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|\..+\.part")
+_HASHES = "hashes.json"  # of the files of the source
+_OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|hashes\.json|\..+\.part")
 
 
 class Progress(NamedTuple):
@@ -103,14 +107,19 @@ def prepare_shards(
         "format": FORMAT,
         "version": VERSION,
         "source": str(source),
-        "source_digest": sources.fingerprint(root),
+        "source_digest": None,
         "options": {"size": list(size), "resize": resize, "max_frames": max_frames, "fps": fps},
         "codec": "raw RGB, one TFRecord per frame",
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
-            kept = _kept_shards(out, made)
+            noted = _noted(out)
+            _check_options(out, noted, made)
+            contents = sources.contents_of(root, out / _HASHES)
+            made["source_digest"] = contents.key([sources.DECODING_VERSION])
+            _check_source(out, noted, made)
+            kept = _kept_shards(out, noted)
             found = sources.find(root)
             if found.unreadable and not skip_bad:
                 raise sources.unreadable_error(root, found.unreadable, bool(found.units), skip_bad)
@@ -120,6 +129,7 @@ def prepare_shards(
             skipped = [*found.unreadable, *(bad for entry in entries for bad in entry["skipped"])]
             if skipped and not (skip_bad and any(entry["names"] for entry in entries)):
                 raise sources.unreadable_error(root, skipped, bool(found.units), skip_bad)
+            contents.require_unchanged()
             index = _index(root, made, entries)
             index["skipped"] = skipped
             index["source_codecs"] = codecs.folder_codecs(root, [name for entry in entries for name in entry["names"]])
@@ -185,7 +195,7 @@ class _ShardWriter:
         self._writer, self._error = tf.io.TFRecordWriter(os.fsencode(self._part)), tf.errors.OpError
         self.num_bytes = 0
         self._entry = {"file": name, "first_unit": first_unit, "num_units": 0, "names": [], "lengths": [], "fps": []}
-        self._entry |= {**{field: [] for field in LABELS}, "skipped": []}
+        self._entry |= {**{field: [] for field in LABELS}, "video_sha256": "", "skipped": []}
 
     def add(self, decoded: list[Decoded] | Unreadable) -> int:
         """Writes the videos of a unit, or records why it is unreadable. Returns the number of frames."""
@@ -203,6 +213,7 @@ class _ShardWriter:
             entry["names"].append(video.name)
             entry["lengths"].append(len(video.frames))
             entry["fps"].append(video.fps)
+            entry["video_sha256"] += hashlib.sha256(np.ascontiguousarray(video.frames).data).hexdigest()
             for field in LABELS:
                 entry[field].append(video.labels.get(field))
             num_frames += len(video.frames)
@@ -273,22 +284,26 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _kept_shards(out: pathlib.Path, made: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Entries of intact shards from an earlier call, by first unit. Raises ValueError if `out` contains other files."""
+def _noted(out: pathlib.Path) -> list[dict[str, Any]]:
+    """The index and the notes on shards of earlier calls. Raises ValueError if `out` contains other files or is of version 1."""
     strangers = sorted(name for name in os.listdir(out) if not _OURS.fullmatch(name))
     if strangers:
         raise ValueError(
             f"{str(out)!r} holds other files, such as {strangers[0]!r}: prepare into a new or empty folder."
         )
-    entries = []
-    if (out / INDEX).exists():
-        index = read_index(out)
-        _check_same(out, index, made)
-        entries += index["shards"]
-    for path in sorted(out.glob("shard-*.json")):
-        noted = read_note(path)
-        _check_same(out, noted, made)
-        entries.append(noted["shard"])
+    noted = [read_index(out)] if (out / INDEX).exists() else []
+    noted += [read_note(path) for path in sorted(out.glob("shard-*.json"))]
+    if any(there["version"] != VERSION for there in noted):
+        raise ValueError(
+            f"{str(out)!r} was prepared by an earlier version, which did not record the contents of its source. It can be read, "
+            "but not gone on with or mended: name another folder, or delete this one."
+        )
+    return noted
+
+
+def _kept_shards(out: pathlib.Path, noted: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Entries of intact shards from earlier calls, by first unit."""
+    entries = [entry for there in noted for entry in there.get("shards", [there.get("shard")])]
     return {entry["first_unit"]: entry for entry in entries if _is_whole(out / entry["file"], entry)}
 
 
@@ -296,20 +311,28 @@ def _is_whole(path: pathlib.Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == entry["num_bytes"] and file_sha256(path) == entry["sha256"]
 
 
-def _check_same(out: pathlib.Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    differences = [
-        f"{name}={there['options'].get(name)} there, {value} now"
-        for name, value in now["options"].items()
-        if there["options"].get(name) != value
-    ]
-    if there["source_digest"] != now["source_digest"]:
-        differences.append(
-            f"{there['source']!r} there, {now['source']!r} now, whose files have other names, sizes or times of change"
-        )
-    if differences:
-        raise ValueError(
-            f"{str(out)!r} was prepared otherwise: {'; '.join(differences)}. Name another folder, or delete this one."
-        )
+def _check_options(out: pathlib.Path, noted: list[dict[str, Any]], now: dict[str, Any]) -> None:
+    for there in noted:
+        differences = [
+            f"{name}={there['options'].get(name)} there, {value} now"
+            for name, value in now["options"].items()
+            if there["options"].get(name) != value
+        ]
+        if differences:
+            raise _otherwise(out, differences)
+
+
+def _check_source(out: pathlib.Path, noted: list[dict[str, Any]], now: dict[str, Any]) -> None:
+    for there in noted:
+        if there["source_digest"] != now["source_digest"]:
+            what = "whose files have other names or contents, or are decoded otherwise by this version"
+            raise _otherwise(out, [f"{there['source']!r} there, {now['source']!r} now, {what}"])
+
+
+def _otherwise(out: pathlib.Path, differences: list[str]) -> ValueError:
+    return ValueError(
+        f"{str(out)!r} was prepared otherwise: {'; '.join(differences)}. Name another folder, or delete this one."
+    )
 
 
 def _index(root: pathlib.Path, made: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:

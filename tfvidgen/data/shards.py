@@ -1,7 +1,7 @@
 """Videos decoded once into shards (by `prepare`), for training on datasets larger than memory.
 
 A prepared folder holds `shard-<position of its first file>.tfrecord` and, written last, `index.json`: source and options,
-names, lengths and labels, the SHA-256 of every shard and the digest of the whole.
+names, lengths and labels, the SHA-256 of every shard and of the pixels of every video, and the digest of the whole.
 
 A shard is a TFRecord file with one record per frame: its raw RGB bytes. All records of a set have the same length, so a
 frame's offset is computed, and `TFRecordDatasetV2` reads from a byte offset: graph ops read any clip of any video and nothing
@@ -16,7 +16,6 @@ drawn ones, but 0.06 to 0.1 ms more per frame to decode, several times the cost 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -27,15 +26,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfvidgen.data import codecs, video_io
-from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.collection import VideoCollection, empty_frames
+from tfvidgen.data.contents import file_sha256
 from tfvidgen.data.videos import LABELS, Videos
 
 INDEX = "index.json"
 FORMAT = "tfvidgen shards"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (
+    1,
+    2,
+)  # 1 has no digests of single videos, and identifies its source by names, sizes and times of files
 
 _FRAME_HEADER, _FRAME_FOOTER = 12, 4  # TFRecord: uint64 length, its CRC, the data, their CRC
-_BLOCK = 1 << 22
 _AGAIN = "Run trainers.prepare_data again with the same arguments: only what is damaged or missing is decoded again."
 
 
@@ -59,8 +62,7 @@ class ShardedVideos(Videos):
         shard: int64 (N,), position in `shards` of the file that holds each video.
         first_byte: int64 (N,), byte offset of the video in that file.
         lengths: int64 (N,), frames of each video.
-        names, identity, action, identity_names, action_names, fps, source: As in `Videos`.
-        stored_digest: Digest of all videos, or None for a subset, whose digest must be computed.
+        names, identity, action, identity_names, action_names, fps, source, mirrored: As in `Videos`.
         codecs: Codecs of the source videos, from `codecs.folder_codecs`; unknown for folders prepared before these were
             recorded.
         asked_fps: Frames per second that the videos were resampled to; None if all frames were kept.
@@ -81,10 +83,10 @@ class ShardedVideos(Videos):
     action_names: tuple[str, ...] | None
     fps: float
     source: str
-    stored_digest: str | None
     codecs: dict[str, str]
     asked_fps: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    mirrored: np.ndarray | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> ShardedVideos:
@@ -111,7 +113,7 @@ class ShardedVideos(Videos):
         entries = index["shards"]
         lengths = [np.array(entry["lengths"], np.int64) for entry in entries]
         frame_bytes = record_bytes(index["options"]["size"])
-        return cls(
+        opened = cls(
             folder=folder,
             size=tuple(index["options"]["size"]),
             resize=index["options"]["resize"],
@@ -122,18 +124,22 @@ class ShardedVideos(Videos):
             names=tuple(name for entry in entries for name in entry["names"]),
             fps=index["fps"],
             source=str(folder),
-            stored_digest=index["digest"],
             codecs=index.get("source_codecs") or {"codec": codecs.UNKNOWN_CODEC},
             asked_fps=index["options"].get("fps"),
             skipped=tuple((path, reason) for path, reason in index.get("skipped", ())),
             **_labels(index),
         )
+        if index["version"] == 1:
+            opened.__dict__["_digest_1"] = index["digest"]
+            return opened
+        digests = np.frombuffer(bytes.fromhex("".join(entry["video_sha256"] for entry in entries)), np.uint8)
+        digests = digests.reshape(len(opened), -1)
+        return opened._with_digests(lambda: digests)
 
-    def video(self, index: int) -> np.ndarray:
-        """uint8 (T, H, W, 3): reads one video."""
+    def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         path = self.folder / self.shards[self.shard[index]].file
-        num_bytes = int(self.lengths[index]) * self.record_bytes
-        content = np.fromfile(path, np.uint8, num_bytes, offset=int(self.first_byte[index]))
+        first, num_bytes = int(self.first_byte[index]) + start * self.record_bytes, (stop - start) * self.record_bytes
+        content = np.fromfile(path, np.uint8, num_bytes, offset=first)
         if len(content) < num_bytes:
             raise ValueError(f"The shard {str(path)!r} is truncated. {_AGAIN}")
         return _frames(content, self.size)
@@ -143,27 +149,23 @@ class ShardedVideos(Videos):
         """Bytes per frame in a shard."""
         return record_bytes(self.size)
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 as in `Videos`, so a run can resume from memory or from shards. Reads all pixels of a subset."""
-        return self.stored_digest or super().digest
-
-    def _pixels_of(self, indices: np.ndarray) -> dict[str, Any]:
-        return {"shard": self.shard[indices], "first_byte": self.first_byte[indices], "stored_digest": None}
+    def _located(self, indices: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
+        return {"shard": self.shard[indices], "first_byte": self.first_byte[indices] + starts * self.record_bytes}
 
     def collection(self) -> VideoCollection:
         """Loads everything into memory, verifying the SHA-256 of every shard. Raises ValueError."""
-        frames = np.empty((self.num_frames, *self.size, 3), np.uint8)
+        frames = empty_frames((self.num_frames, *self.size, 3))
+        first_frame = np.cumsum(self.lengths) - self.lengths
         for position in np.unique(self.shard):
             shard = self.shards[position]
             content = np.fromfile(self.folder / shard.file, np.uint8)
             if hashlib.sha256(content.data).hexdigest() != shard.sha256:
                 raise ValueError(_damaged(self.folder, [shard]))
             for index in np.flatnonzero(self.shard == position):
-                first, start, length = self.first_byte[index], self.first_frame[index], self.lengths[index]
+                first, start, length = self.first_byte[index], first_frame[index], self.lengths[index]
                 video = content[first : first + length * self.record_bytes]
                 frames[start : start + length] = _frames(video, self.size)
-        return VideoCollection(
+        loaded = VideoCollection(
             frames,
             self.lengths,
             self.names,
@@ -174,7 +176,9 @@ class ShardedVideos(Videos):
             self.fps,
             self.source,
             skipped=self.skipped,
+            mirrored=self.mirrored,
         )
+        return loaded._with_digests(lambda: self.video_digests) if self._digests_are_known else loaded
 
     def verify(self) -> None:
         """Verifies the SHA-256 of every shard. Raises ValueError naming all that differ."""
@@ -240,10 +244,10 @@ def read_note(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"its format is {content['format']!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(_damaged_index(path.parent, error, path.name)) from None
-    if content.get("version") != VERSION:
+    if content.get("version") not in READABLE_VERSIONS:
         raise ValueError(
-            f"{str(path)!r} is of version {content.get('version')}, and this tfvidgen reads version {VERSION}: "
-            "prepare the videos again into another folder."
+            f"{str(path)!r} is of version {content.get('version')}, and this tfvidgen reads versions "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}: prepare the videos again into another folder."
         )
     return content
 
@@ -267,15 +271,6 @@ def _check_size(folder: pathlib.Path, shard: Shard) -> None:
             f"The shard {str(path)!r} is truncated or was changed: it has {path.stat().st_size} bytes, not "
             f"{shard.num_bytes}. {_AGAIN}"
         )
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def record_bytes(size: Sequence[int]) -> int:

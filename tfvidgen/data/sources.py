@@ -31,7 +31,8 @@ import numpy as np
 
 from tfvidgen import storage
 from tfvidgen.data import arrays, pictures, video_io
-from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.collection import FrameStore, VideoCollection
+from tfvidgen.data.contents import Contents, read_contents
 from tfvidgen.data.media import (
     DEFAULT_FPS,
     MAX_FILE_GIB,
@@ -50,7 +51,7 @@ MIXED_RATES = 1.05  # fastest over slowest frame rate: at or above this, motions
 
 _MAX_LISTED = 20
 _MAX_DEPTH = 4  # folder levels searched below the given one
-_CACHE_VERSION = 2  # of the decoding below: increment when the same files would decode to different pixels
+DECODING_VERSION = 2  # increment when the same files would decode to different pixels
 _NOT_TEXT = "its name is no UTF-8 text: rename it"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # The suffix never decides how a file is read; but a file named like a video that contains none is broken, not irrelevant.
@@ -331,8 +332,8 @@ def load_videos(
         size: (height, width) in pixels to resize frames to, or one number for both; None keeps them, if they agree.
         resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
         skip_bad: Skip unreadable files with a warning instead of raising.
-        cache_dir: Folder for caching decoded frames. Later calls with the same files (names, sizes, modification times)
-            and arguments memory-map them instead of decoding. None disables caching.
+        cache_dir: Folder for caching decoded frames. Later calls with files of the same names and contents, wherever they lie,
+            and the same arguments memory-map them instead of decoding. None disables caching.
         max_videos: Read only the first videos, in order of names; None reads all.
         max_frames: Read at most this many frames of each video; None reads all.
         fps: Frames per second to resample video files to by their time stamps, so that a motion has one speed. None keeps
@@ -358,16 +359,18 @@ def load_videos(
     if is_prepared(root):
         return _load_prepared(root, size, resize, max_videos, max_frames, fps)
 
-    def decoded(store: _ListStore | storage.ArrayWriter) -> dict:
+    def decoded(store: FrameStore | storage.ArrayWriter) -> dict:
         return _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib)
 
     if cache_dir is None:
-        store = _ListStore()
+        store = FrameStore()
         index = decoded(store)
-        frames = np.concatenate(store.videos)
+        frames = store.array()
     else:
-        key = fingerprint(root, [size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib])
-        frames, index = _cached(pathlib.Path(cache_dir) / key, decoded)
+        place = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()
+        contents = contents_of(root, pathlib.Path(cache_dir) / "hashes" / f"{place[:32]}.json")
+        key = contents.key([DECODING_VERSION, size, resize, skip_bad, max_videos, max_frames, fps, max_file_gib])
+        frames, index = _cached(pathlib.Path(cache_dir) / key, decoded, contents)
     skipped = tuple(Unreadable(*each) for each in index["skipped"])
     for message in (skipped and skipped_message(path, skipped), index["mixed_rates"]):
         if message:
@@ -399,7 +402,7 @@ def _load_prepared(
     if max_videos is not None and max_videos < len(videos):
         videos = videos.subset(np.arange(max_videos))
     if max_frames is not None:
-        videos = dataclasses.replace(videos, lengths=np.minimum(videos.lengths, max_frames), stored_digest=None)
+        videos = dataclasses.replace(videos, lengths=np.minimum(videos.lengths, max_frames))
     return videos.collection()
 
 
@@ -601,12 +604,9 @@ def _in_order_of_numbers(files: Sequence[pathlib.Path]) -> Sequence[pathlib.Path
     return [file for _, file in sorted(zip(numbers, files, strict=True), key=lambda pair: pair[0])]
 
 
-def fingerprint(root: pathlib.Path, options: Sequence = ()) -> str:
-    """SHA-256 over names, sizes and modification times of all files, and over `options`; no file is read."""
-    files = [root] if root.is_file() else _files(root)[0]
-    stats = [(_relative(file, root), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    described = json.dumps([_CACHE_VERSION, stats, list(options)])
-    return hashlib.sha256(described.encode()).hexdigest()
+def contents_of(root: pathlib.Path, known: str | os.PathLike | None = None) -> Contents:
+    """The contents of all files of a source; `known` as for `read_contents`."""
+    return read_contents(root, [root] if root.is_file() else _files(root)[0], known)
 
 
 def _layout(media: Media, single: bool) -> str:
@@ -686,23 +686,18 @@ def _read_arrays(unit: Unit, max_file_gib: float) -> list[Decoded]:
 # ---- caching --------------------------------------------------------------------------------------------------------
 
 
-class _ListStore:
-    def __init__(self):
-        self.videos = []
-
-    def add(self, frames: np.ndarray) -> None:
-        self.videos.append(frames)
-
-
-def _cached(folder: pathlib.Path, decoded: Callable[[storage.ArrayWriter], dict]) -> tuple[np.ndarray, dict]:
+def _cached(
+    folder: pathlib.Path, decoded: Callable[[storage.ArrayWriter], dict], contents: Contents
+) -> tuple[np.ndarray, dict]:
     if not folder.exists():
         with storage.whole_folder(folder, may_exist=True) as part:
             with storage.ArrayWriter(part / "frames.npy") as store:
                 index = decoded(store)
+            contents.require_unchanged()
             storage.write_json(part / "index.json", index, indent=None)
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return np.load(folder / "frames.npy", mmap_mode="r"), index
+        return np.load(folder / "frames.npy", mmap_mode="c"), index  # "c": TensorFlow shares only writable memory
     except (OSError, ValueError) as error:
         raise ValueError(f"The cache {str(folder)!r} is damaged ({error}): delete it to decode again.") from None
 

@@ -21,9 +21,8 @@ def cell_videos(videos: Videos) -> np.ndarray:
             f"identities: {videos.identity is not None}, actions: {videos.action is not None}."
         )
     cells = np.full((len(videos.identity_names), len(videos.action_names)), -1, np.int64)
-    for video, cell in enumerate(zip(videos.identity, videos.action, strict=True)):
-        if cells[cell] < 0:
-            cells[cell] = video
+    numbers, first = np.unique(np.ravel_multi_index((videos.identity, videos.action), cells.shape), return_index=True)
+    cells.flat[numbers] = first
     return cells
 
 
@@ -83,9 +82,6 @@ def cell_marks(videos: Videos, trained: np.ndarray) -> np.ndarray:
     """str (identities, actions): `trained`, `held_out` or `absent` for each cell."""
     cells = cell_videos(videos)
     marks = np.full(cells.shape, ABSENT, dtype="<U8")
-    for video, (identity, action) in enumerate(zip(videos.identity, videos.action, strict=True)):
-        if trained[video]:
-            marks[identity, action] = TRAINED
-        elif marks[identity, action] == ABSENT:
-            marks[identity, action] = HELD_OUT
+    marks[videos.identity, videos.action] = HELD_OUT
+    marks[videos.identity[trained], videos.action[trained]] = TRAINED
     return marks

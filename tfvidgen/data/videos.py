@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ CLIP_STARTS = ("first", "centre", "random")
 SHORT_CLIP_POLICIES = ("error", "loop", "hold", "drop")
 LABELS = ("identity", "action")  # fields of `Videos`, each with its `_names`
 # Supported versions ("forms") of `Videos.digest`; the last is current. Digests of different forms are not comparable.
-DIGEST_FORMS = (1,)
+DIGEST_FORMS = (1, 2)
 
 AnyVideos = TypeVar("AnyVideos", bound="Videos")
 
@@ -33,6 +33,7 @@ class Videos:
         fps: Playback rate in frames per second.
         source: Origin: a path or the name of a named dataset.
         skipped: (path, reason) of each unreadable file that was left out.
+        mirrored: bool (N,), whether a video is shown flipped left to right, or None if none is.
     """
 
     size: tuple[int, int]
@@ -45,14 +46,28 @@ class Videos:
     fps: float
     source: str
     skipped: tuple[tuple[str, str], ...]
+    mirrored: np.ndarray | None
+
+    def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, H, W, 3): frames of one video as they are stored, so never mirrored."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `_stored`.")
+
+    def _located(self, indices: np.ndarray, starts: np.ndarray) -> dict[str, Any]:
+        """The subclass's fields that locate frames of the videos at `indices`, from frame `starts` of each on."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `_located`.")
 
     def video(self, index: int) -> np.ndarray:
         """uint8 (T, H, W, 3): the frames of one video."""
-        raise NotImplementedError(f"{type(self).__name__} must implement `video`.")
+        frames = self._stored(index, 0, int(self.lengths[index]))
+        return frames if self.mirrored is None or not self.mirrored[index] else frames[:, :, ::-1]
 
-    def _pixels_of(self, indices: np.ndarray) -> dict[str, Any]:
-        """The subclass's fields that locate the pixels of the videos at `indices`, for `subset`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement `_pixels_of`.")
+    def _stored_clips(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """uint8 (n, T, H, W, 3): frames `positions` int64 (n, T) of the videos at `indices`, as they are stored."""
+        clips = np.empty((*positions.shape, *self.size, 3), np.uint8)
+        for clip, index, position in zip(clips, indices, positions, strict=True):
+            start = position.min()
+            clip[:] = self._stored(index, start, position.max() + 1)[position - start]
+        return clips
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -77,34 +92,86 @@ class Videos:
         return int(self.lengths.sum())
 
     @functools.cached_property
-    def first_frame(self) -> np.ndarray:
-        """int64 (N,): index of each video's first frame when all frames are concatenated."""
-        return (np.cumsum(self.lengths) - self.lengths).astype(np.int64)
+    def video_digests(self) -> np.ndarray:
+        """uint8 (N, 32): SHA-256 of the pixels of each video; of a mirrored one, of `mirrored` and that of the video itself.
+
+        Subsets and mirror images take them from the videos that they were made of, and prepared videos from the index.
+        """
+        if (derived := self.__dict__.pop("_derived_digests", None)) is not None:
+            return derived()
+        digests = [
+            hashlib.sha256(np.ascontiguousarray(self._stored(index, 0, int(length))).data).digest()
+            for index, length in enumerate(self.lengths)
+        ]
+        for index in () if self.mirrored is None else np.flatnonzero(self.mirrored):
+            digests[index] = _mirrored_digest(digests[index])
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, hashlib.sha256().digest_size)
+
+    @property
+    def _digests_are_known(self) -> bool:
+        """Whether `video_digests` reads no pixels from disk, so that subsets should take theirs from there."""
+        return not {"video_digests", "_derived_digests"}.isdisjoint(self.__dict__)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over pixels, lengths, names and labels: identifies the data, wherever the pixels are stored."""
+        """SHA-256 over the digests of all videos, lengths, names and labels: identifies the data, wherever the pixels are."""
+        sha = hashlib.sha256(b"tfvidgen videos, form 2")
+        self._hash_facts(sha)
+        sha.update(self.video_digests.tobytes())
+        return sha.hexdigest()
+
+    @functools.cached_property
+    def _digest_1(self) -> str:
+        """Form 1, with which runs of earlier versions record their data: over all pixels, so it reads them."""
         sha = hashlib.sha256()
-        for array in (self.lengths, self.identity, self.action):
-            sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-        sha.update("\n".join(self.names).encode())
-        sha.update(str((self.num_frames, *self.size, 3)).encode())
+        self._hash_facts(sha)
         for index in range(len(self)):
             sha.update(np.ascontiguousarray(self.video(index)).data)
         return sha.hexdigest()
+
+    def digest_of(self, form: int) -> str:
+        """The digest in a form of `DIGEST_FORMS`, to compare with a recorded one. Raises ValueError for another form."""
+        if form not in DIGEST_FORMS:
+            raise ValueError(f"`form` must be one of {DIGEST_FORMS}. Received {form}.")
+        return self._digest_1 if form == 1 else self.digest
+
+    def _hash_facts(self, sha: Any) -> None:
+        for array in (self.lengths, self.identity, self.action):
+            sha.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+        sha.update("\n".join(self.names).encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8
+        sha.update(str((self.num_frames, *self.size, 3)).encode())
 
     def clips(
         self, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
     ) -> np.ndarray:
         """uint8 (N, num_frames, H, W, 3): one clip of each video, at its first or centre position."""
-        positions = clip_positions(self, num_frames, stride, clip_start, short_clip)
-        clips = np.empty((len(self), num_frames, *self.size, 3), np.uint8)
-        for index, position in enumerate(positions):
-            clips[index] = self.video(index)[position]
+        if clip_start not in ("first", "centre"):
+            raise ValueError(f"`clip_start` must be 'first' or 'centre' for fixed clips. Received {clip_start!r}.")
+        check_clips(self, num_frames, stride, short_clip)
+        starts = clip_starts(self.lengths, num_frames, stride, clip_start)
+        return self.clips_at(np.arange(len(self)), starts, num_frames, stride, short_clip)
+
+    def clips_at(
+        self, indices: Sequence[int] | np.ndarray, starts: np.ndarray, num_frames: int, stride: int, short_clip: str
+    ) -> np.ndarray:
+        """uint8 (n, num_frames, H, W, 3): clips of the videos at `indices`, from frame `starts` int64 (n,) of each on.
+
+        A frame beyond the end is taken from the first again (`loop`), else the last is repeated. Only frames from the first to
+        the last of a clip are read.
+        """
+        indices = np.asarray(indices)
+        clips = self._stored_clips(
+            indices, clip_positions(self.lengths[indices], starts, num_frames, stride, short_clip)
+        )
+        if self.mirrored is not None:
+            flipped = self.mirrored[indices]
+            clips[flipped] = clips[flipped, :, :, ::-1]
         return clips
 
     def subset(self: AnyVideos, indices: Sequence[int] | np.ndarray) -> AnyVideos:
-        """The videos at `indices` (integers or a boolean mask), in that order. Labels and their names are unchanged.
+        """The videos at `indices` (integers or a boolean mask), in that order, without copying pixels.
+
+        Labels and their names are unchanged.
 
         Raises:
             ValueError: If a mask has the wrong length, or no video is selected.
@@ -116,14 +183,113 @@ class Videos:
             indices = np.flatnonzero(indices)
         if len(indices) == 0:
             raise ValueError(f"A collection needs at least one video. Received none from {self.source!r}.")
+        names = tuple(self.names[index] for index in indices)
+        part = self._taken(indices, np.zeros(len(indices), np.int64), self.lengths[indices], names)
+        return part._with_digests(lambda: self.video_digests[indices]) if self._digests_are_known else part
+
+    def cut(self: AnyVideos, span: int, clips_per_video: int | None = None) -> AnyVideos:
+        """Cuts long videos into parts, each of which is a video with an id and a name of its own, without copying pixels.
+
+        A video of T frames becomes T // span parts of equal length, give or take a frame, but no more than `clips_per_video`, which
+        follow one another and together hold all of its frames. One of fewer than 2 * span frames stays whole.
+
+        Args:
+            span: Frames of a video that a clip spans, see `clip_span`.
+            clips_per_video: Most parts of a video; None for as many as there are.
+
+        Returns:
+            The parts, video by video. That of `film.mp4` which begins 12.4 seconds after its start, at `fps` frames a second, is
+            called `film.mp4@00:12.4`.
+
+        Raises:
+            ValueError: If an argument is less than 1.
+        """
+        for name, value in (("span", span), ("clips_per_video", clips_per_video)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received {value}.")
+        counts = np.maximum(self.lengths // span, 1)
+        if clips_per_video is not None:
+            counts = np.minimum(counts, clips_per_video)
+        if counts.max() == 1:
+            return self
+        rows = np.repeat(np.arange(len(self)), counts)
+        part = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        lengths, counts = self.lengths[rows], counts[rows]
+        starts, stops = part * lengths // counts, (part + 1) * lengths // counts
+        digits = 1  # as few as tell the parts apart
+        while (stops - starts)[counts > 1].min() * 10**digits <= self.fps:
+            digits += 1
+        ticks = np.floor(starts * 10**digits / self.fps).astype(np.int64)
+        names = tuple(
+            self.names[row] if count == 1 else f"{self.names[row]}@{_clock(int(tick), digits)}"
+            for row, count, tick in zip(rows, counts, ticks, strict=True)
+        )
+        return self._taken(rows, starts, stops - starts, names)
+
+    def with_mirrored(self: AnyVideos, own_actions: bool) -> AnyVideos:
+        """These videos, followed by their mirror images (flipped left to right) in the same order, without copying pixels.
+
+        Args:
+            own_actions: Gives mirrored actions labels of their own, so `action_names` doubles: a mirrored clip shows a
+                different motion of the same identity. False keeps the labels.
+
+        Raises:
+            ValueError: If `own_actions` is true and there are no actions, or there are mirror images already.
+        """
+        if own_actions and self.action is None:
+            raise ValueError(
+                f"Mirrored videos cannot have actions of their own: {self.source!r} has no actions. Put the videos into one "
+                "folder per action, or keep the labels (same_action)."
+            )
+        if self.mirrored is not None:
+            raise ValueError(f"{self.source!r} has mirror images already: call `with_mirrored` once.")
+        twice = np.tile(np.arange(len(self)), 2)
+        names = (*self.names, *(f"{name} mirrored" for name in self.names))
+        both = self._taken(twice, np.zeros(len(twice), np.int64), self.lengths[twice], names)
+        changes = {"mirrored": np.repeat([False, True], len(self))}
+        if own_actions:
+            changes["action"] = both.action + len(self.action_names) * changes["mirrored"].astype(np.int32)
+            changes["action_names"] = (*self.action_names, *(f"{name}_mirrored" for name in self.action_names))
+        both = dataclasses.replace(both, **changes)
+
+        def digests() -> np.ndarray:
+            own = self.video_digests
+            flipped = b"".join(_mirrored_digest(digest.tobytes()) for digest in own)
+            return np.concatenate([own, np.frombuffer(flipped, np.uint8).reshape(own.shape)])
+
+        return both._with_digests(digests) if self._digests_are_known else both
+
+    def _taken(
+        self: AnyVideos, indices: np.ndarray, starts: np.ndarray, lengths: np.ndarray, names: tuple[str, ...]
+    ) -> AnyVideos:
+        """Parts of the videos at `indices`: `lengths` frames, from frame `starts` of each on."""
         return dataclasses.replace(
             self,
-            lengths=self.lengths[indices].astype(np.int64),
-            names=tuple(self.names[index] for index in indices),
+            lengths=lengths.astype(np.int64),
+            names=names,
             identity=None if self.identity is None else self.identity[indices].astype(np.int32),
             action=None if self.action is None else self.action[indices].astype(np.int32),
-            **self._pixels_of(indices),
+            mirrored=None if self.mirrored is None else self.mirrored[indices],
+            **self._located(indices, starts),
         )
+
+    def _with_digests(self: AnyVideos, digests: Callable[[], np.ndarray]) -> AnyVideos:
+        """These videos, whose digests are computed by `digests` when they are first asked for.
+
+        They are no field, so that `dataclasses.replace` never carries them over to other pixels.
+        """
+        self.__dict__["_derived_digests"] = digests
+        return self
+
+
+def _clock(ticks: int, digits: int) -> str:
+    """Ticks of 10^-digits seconds as minutes, seconds and fraction: `00:12.4`."""
+    seconds, fraction = divmod(ticks, 10**digits)
+    return f"{seconds // 60:02d}:{seconds % 60:02d}.{fraction:0{digits}d}"
+
+
+def _mirrored_digest(digest: bytes) -> bytes:
+    return hashlib.sha256(b"mirrored" + digest).digest()
 
 
 def _counted(count: int, singular: str, plural: str, least: int | None = None) -> str:
@@ -173,6 +339,11 @@ def apply_short_clip_policy(
     return videos.subset(videos.lengths >= span)
 
 
+def unused_frames(lengths: np.ndarray, num_frames: int, stride: int, clip_start: str) -> int:
+    """Frames of videos with these lengths, int64 (N,), that lie outside every clip that can be taken of them."""
+    return 0 if clip_start == "random" else int(np.maximum(lengths - clip_span(num_frames, stride), 0).sum())
+
+
 def check_clips(videos: Videos, num_frames: int, stride: int, short_clip: str) -> None:
     """Raises ValueError unless every video yields a clip under `short_clip`, which must not be `drop`."""
     if short_clip == "drop":
@@ -180,19 +351,28 @@ def check_clips(videos: Videos, num_frames: int, stride: int, short_clip: str) -
     apply_short_clip_policy(videos, num_frames, stride, short_clip)
 
 
-def clip_positions(
-    videos: Videos, num_frames: int, stride: int = 1, clip_start: str = "first", short_clip: str = "error"
+def clip_starts(
+    lengths: np.ndarray, num_frames: int, stride: int, clip_start: str, draw: np.ndarray | None = None
 ) -> np.ndarray:
-    """int64 (N, num_frames): the frame indices of each video's clip.
+    """int64 (N,): the first frame of a clip of each video, 0 in one that is too short.
 
-    `clip_start` is `first` or `centre`; random starts depend on the step and are drawn in `make_dataset`.
+    Args:
+        lengths: int64 (N,), frames of each video.
+        num_frames, stride: Of the clips.
+        clip_start: `first`, `centre` or `random`.
+        draw: float64 (N,) in [0, 1), for random starts, which are uniform over all valid ones.
     """
-    if clip_start not in ("first", "centre"):
-        raise ValueError(f"`clip_start` must be 'first' or 'centre' for fixed clips. Received {clip_start!r}.")
-    check_clips(videos, num_frames, stride, short_clip)
-    room = np.maximum(videos.lengths - clip_span(num_frames, stride), 0)
-    start = room // 2 if clip_start == "centre" else np.zeros_like(room)
-    position = start[:, None] + stride * np.arange(num_frames)
+    room = np.maximum(lengths - clip_span(num_frames, stride), 0)
+    if clip_start == "random":
+        return (draw * (room + 1)).astype(np.int64)
+    return room // 2 if clip_start == "centre" else np.zeros_like(room)
+
+
+def clip_positions(
+    lengths: np.ndarray, starts: np.ndarray, num_frames: int, stride: int, short_clip: str
+) -> np.ndarray:
+    """int64 (N, num_frames): the frames of clips that begin at `starts` of videos with `lengths` frames."""
+    position = starts[:, None] + stride * np.arange(num_frames)
     if short_clip == "loop":
-        position %= videos.lengths[:, None]
-    return np.minimum(position, videos.lengths[:, None] - 1)
+        position %= lengths[:, None]
+    return np.minimum(position, lengths[:, None] - 1)

@@ -304,7 +304,8 @@ class VideoClassifier(FeatureExtractor):
         config = self.config
         collection, labels = self._check(videos, labels)
         clips = (config.num_frames, config.stride, "random", config.short_clip)
-        batches = iter(make_dataset(collection, config.batch_size, *clips, seed=config.seed))
+        # In the order of the first version, so that a judge, and what was measured with it, stays what it was.
+        batches = iter(make_dataset(collection, config.batch_size, *clips, seed=config.seed, order_form=1))
         weights = self._model.trainable_variables
         optimizer = keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(config.learning_rate, config.steps), weight_decay=config.weight_decay

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfvidgen.data.codecs import NO_CODEC
 from tfvidgen.data.collection import VideoCollection
-from tfvidgen.data.videos import CLIP_STARTS, SHORT_CLIP_POLICIES, clip_span
+from tfvidgen.data.videos import CLIP_STARTS, SHORT_CLIP_POLICIES, clip_span, clip_starts
 
 if TYPE_CHECKING:
     from tfvidgen.data.shards import ShardedVideos
@@ -115,23 +115,19 @@ class VideoClips(Clips):
             )
         self._check_lengths(order, num_frames, stride)
         for first in range(0, num_clips, BATCH):
-            yield np.stack([self._clip(index, num_frames, stride) for index in order[first : first + BATCH]])
+            yield self._clips(order[first : first + BATCH], num_frames, stride)
 
-    def _clip(self, index: int, num_frames: int, stride: int) -> np.ndarray:
-        video = self.videos.video(index)
-        room = max(len(video) - clip_span(num_frames, self._stride * stride), 0)
-        start = {"first": 0, "centre": room // 2, "random": int(self._draw[index] * (room + 1))}[self._clip_start]
-        position = start + self._stride * stride * np.arange(num_frames)
-        if self._short_clip == "loop":
-            position %= len(video)
-        return video[np.minimum(position, len(video) - 1)]
+    def _clips(self, indices: np.ndarray, num_frames: int, stride: int) -> np.ndarray:
+        stride *= self._stride
+        starts = clip_starts(self.videos.lengths[indices], num_frames, stride, self._clip_start, self._draw[indices])
+        return self.videos.clips_at(indices, starts, num_frames, stride, self._short_clip)
 
     def of_videos(self, video_ids: Sequence[int], num_frames: int) -> np.ndarray:
         """uint8 (n, num_frames, H, W, 3): the clips of the given videos, whatever their place in the order."""
-        return np.stack([self._clip(index, num_frames, 1) for index in video_ids])
+        return self._clips(np.asarray(video_ids), num_frames, 1)
 
     def take(self, indices: Sequence[int], num_frames: int, stride: int = 1) -> list[np.ndarray]:
-        return [self._clip(self._order[index], num_frames, stride) for index in indices]
+        return list(self._clips(self._order[list(indices)], num_frames, stride))
 
     def _check_lengths(self, order: np.ndarray, num_frames: int, stride: int) -> None:
         span = clip_span(num_frames, self._stride * stride)

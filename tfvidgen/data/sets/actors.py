@@ -922,7 +922,7 @@ def actors(num_identities: int = 12, num_actions: int = 8, num_frames: int = 16,
     cells = [(identity, action) for identity in range(num_identities) for action in range(num_actions)]
     identity_names = [f"identity{identity:02d}" for identity in range(num_identities)]
     return VideoCollection.from_videos(
-        [render_actor(identity, action, num_frames, size) for identity, action in cells],
+        (render_actor(identity, action, num_frames, size) for identity, action in cells),
         names=[f"{identity_names[identity]}_{ACTION_NAMES[action]}" for identity, action in cells],
         identity=[identity for identity, _ in cells],
         action=[action for _, action in cells],

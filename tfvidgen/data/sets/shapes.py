@@ -45,7 +45,7 @@ def shapes(root: str | os.PathLike, size: int | None = None, num_videos: int | N
             )
         found = [found[i] for i in np.linspace(0, len(found) - 1, num_videos).round().astype(int)]
     return VideoCollection.from_videos(
-        [resize_video(read_strip(path, across=True), size) for _, path in found],
+        (resize_video(read_strip(path, across=True), size) for _, path in found),
         names=[f"{ACTION_NAMES[action]}_{path.stem}" for action, path in found],
         action=[action for action, _ in found],
         action_names=ACTION_NAMES,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tfvidgen.data.collection import VideoCollection
+from tfvidgen.data.collection import VideoCollection, empty_frames
 from tfvidgen.data.media import MAX_FILE_GIB, explained, open_image
 
 FPS = 8.0
@@ -99,7 +99,7 @@ def sprites(
     indices = _chosen(num_identities, identities, seed)
     characters = [character(index) for index in indices]
     layers = _Layers(pathlib.Path(root))
-    frames = np.empty((len(characters), *_FRAMES_OF_MOTIONS.shape, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    frames = empty_frames((len(characters), *_FRAMES_OF_MOTIONS.shape, FRAME_SIZE, FRAME_SIZE, 3))
     for videos, person in zip(frames, characters, strict=True):
         videos[:] = layers.compose(person)[_FRAMES_OF_MOTIONS]
     num_motions, num_frames = _FRAMES_OF_MOTIONS.shape

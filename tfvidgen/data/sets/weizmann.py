@@ -48,7 +48,7 @@ def weizmann(root: str | os.PathLike, mirrored: bool = False, size: int | None =
         raise ValueError(f"{str(root)!r} holds mirror images only (odd numbers): pass mirrored=True to read them.")
     clips.sort()
     return VideoCollection.from_videos(
-        [resize_video(read_strip(path, across=True), size) for _, _, path in clips],
+        (resize_video(read_strip(path, across=True), size) for _, _, path in clips),
         names=[
             f"person{number // _NUMBERS_PER_IDENTITY}_{ACTION_NAMES[action]}{'_mirrored' if number % 2 else ''}"
             for number, action, _ in clips
