@@ -391,7 +391,7 @@ class Encode(_Common):
     """Latents of a video."""
 
     video: str = option("", "Video file to encode; its first frames are used.")
-    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash"))
+    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash", "pad"))
     num_frames: int = option(0, "Frames to encode, if the model's length is free; 0 for all.", minimum=0)
     out: str = option("", "Output .npz file.")
 

@@ -63,7 +63,7 @@ class RunConfig:
     )
     data_dir: str = option("", "Folder of the named datasets sprites and weizmann.", may_change=True, per_worker=True)
     size: int = option(64, "Height and width of a frame, in pixels.", minimum=1)
-    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash"))
+    resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash", "pad"))
     num_frames: int = option(16, "Frames per clip.", minimum=1)
     stride: int = option(1, "Temporal stride of a clip, in frames of the video.", minimum=1)
     clip_start: str = option("first", "Where a clip begins.", ("first", "centre", "random"))

@@ -78,6 +78,13 @@ def describe(report: SourceReport) -> str:
         f"{'lengths':<18}{histogram_line(report.lengths)}",
         f"{'suggestion':<18}--num_frames={num_frames} --stride={stride}: every video is long enough",
     ]
+    span = (num_frames - 1) * stride + 1
+    unused = report.num_frames - span * report.num_videos
+    if unused > report.num_frames // 2:
+        lines.append(
+            f"{'':<18}one such clip of each video leaves {unused / report.num_frames:.0%} of the frames unused: add "
+            "--clips_per_video=all to train on all parts of long videos"
+        )
     if num_frames < USUAL_NUM_FRAMES:
         shorter = int((report.lengths < USUAL_NUM_FRAMES).sum())
         also = f"or --num_frames={USUAL_NUM_FRAMES} --short_clip=loop, hold or drop: {shorter} videos are shorter"

@@ -72,7 +72,9 @@ class Config:
         ("", "error", "loop", "hold"),
     )
     size: int = option(0, "Resize frames of folders to this height and width, in pixels; 0 disables.", minimum=0)
-    resize: str = option("centre_crop", "How non-square frames are made square for --size.", ("centre_crop", "squash"))
+    resize: str = option(
+        "centre_crop", "How non-square frames are made square for --size.", ("centre_crop", "squash", "pad")
+    )
     allow_duplicates: bool = option(False, "Accept generated videos that contain duplicates.")
     fps: float = option(
         0.0, "Resample real video files to this many frames per second; 0 keeps all their frames.", minimum=0

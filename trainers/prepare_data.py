@@ -32,7 +32,9 @@ class Config:
     source: str = cli.option("", "Folder or file of videos; may also be given first, without the flag.")
     out: str = cli.option("", "Folder to write, new or from an interrupted preparation.")
     size: int = cli.option(64, "Height and width of a frame, in pixels.", minimum=1)
-    resize: str = cli.option("centre_crop", "How a frame of another shape is made square.", ("centre_crop", "squash"))
+    resize: str = cli.option(
+        "centre_crop", "How a frame of another shape is made square.", ("centre_crop", "squash", "pad")
+    )
     fps: float = cli.option(
         0.0, "Resample video files to this many frames per second by their time stamps; 0 keeps all frames.", minimum=0
     )

@@ -404,10 +404,10 @@ def test_one_layout_in_two_depths_is_ambiguous(tmp_path):
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_too_deep(tmp_path, layout):
-    make(tmp_path / "data", layout, ("train/run", "train/walk"))
+    make(tmp_path / "data" / "all", layout, ("train/run", "train/walk"))
     with pytest.raises(ValueError, match="folders deep.*train"):
         load_videos(tmp_path / "data" if layout != "frames" else tmp_path)
-    assert load_videos(tmp_path / "data" / "train").action_names == ("run", "walk")
+    assert load_videos(tmp_path / "data" / "all" / "train").action_names == ("run", "walk")
 
 
 def bad_set(root):

@@ -138,6 +138,20 @@ def test_resizing_in_the_decoder_equals_resizing_afterwards(tmp_path, size, resi
     assert psnr(inside, video_io.resize_video(full, size, resize)) > 33
 
 
+@pytest.mark.parametrize(("shape", "bars"), [((20, 40), (5, 0)), ((40, 20), (0, 5)), ((20, 20), (0, 0))])
+def test_pad_keeps_shapes_and_everything(tmp_path, shape, bars):
+    """A white frame between black bars, the same from a video file and from arrays."""
+    white = np.full((2, *shape, 3), 255, np.uint8)
+    write_mp4(tmp_path / "wide.mp4", white, 8)
+    for padded in (read_video(tmp_path / "wide.mp4", 20, resize="pad")[0], video_io.resize_video(white, 20, "pad")):
+        assert padded.shape == (2, 20, 20, 3)
+        top, left = bars
+        assert padded[:, top : 20 - top, left : 20 - left].min() > 240
+        covered = np.zeros((20, 20), bool)
+        covered[top : 20 - top, left : 20 - left] = True
+        assert padded[:, ~covered].max(initial=0) == 0
+
+
 def test_centre_crop_keeps_shapes_and_squash_keeps_everything(tmp_path):
     video = np.zeros((2, 40, 80, 3), np.uint8)
     video[:, :, :20] = (255, 0, 0)  # outside the centred square
@@ -351,7 +365,7 @@ def test_wrong_sizes(tmp_path, size):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(ValueError, match="centre_crop, squash"):
+    with pytest.raises(ValueError, match="centre_crop, squash, pad"):
         read_video(tmp_path / "any.mp4", resize="center_crop")
     with pytest.raises(ValueError, match="max_frames"):
         read_video(tmp_path / "any.mp4", max_frames=0)

@@ -20,7 +20,8 @@ class VideoCollection(Videos):
 
     Attributes:
         frames: uint8 (F, H, W, 3), RGB.
-        lengths, names, identity, action, identity_names, action_names, fps, source, skipped, mirrored: As in `Videos`.
+        lengths, names, identity, action, identity_names, action_names, fps, source, skipped, mirrored, held_out: As in
+            `Videos`.
         first_frame: int64 (N,), where in `frames` each video begins; if not given, they follow one another and are all there is.
     """
 
@@ -35,6 +36,7 @@ class VideoCollection(Videos):
     source: str = "arrays"
     skipped: tuple[tuple[str, str], ...] = ()
     mirrored: np.ndarray | None = None
+    held_out: np.ndarray | None = None
     first_frame: np.ndarray | None = None
 
     def __post_init__(self):

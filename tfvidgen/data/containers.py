@@ -129,11 +129,25 @@ def displayed_size(shot: Shot, pixel_aspect: Fraction) -> tuple[int, int]:
 
 def crop_box(height: int, width: int, aspect: float | Fraction, resize: str) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the largest centred window of an aspect (width over height), or of the whole frame."""
-    if resize == "squash":
+    if resize != "centre_crop":
         return 0, 0, width, height
     window_width, window_height = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     left, top = (width - window_width) // 2, (height - window_height) // 2
     return left, top, left + window_width, top + window_height
+
+
+def inner_size(aspect: float | Fraction, size: tuple[int, int], resize: str) -> tuple[int, int]:
+    """(height, width) of the picture within a frame of `size`: all of it, or what `pad` leaves of it.
+
+    Args:
+        aspect: Width over height of the whole picture as it is displayed.
+        size: (height, width) of the frame.
+        resize: `centre_crop`, `squash` or `pad`.
+    """
+    height, width = size
+    if resize != "pad":
+        return size
+    return min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
 
 
 class Scaler:
@@ -141,7 +155,7 @@ class Scaler:
 
     Args:
         size: (height, width) of a frame as it is displayed; None keeps the size, but makes pixels square.
-        resize: `centre_crop` or `squash`.
+        resize: `centre_crop`, `squash` or `pad`.
         pixel_aspect: Width over height of a stored pixel.
     """
 
@@ -173,9 +187,18 @@ class Scaler:
             nodes.append(graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"))
         else:
             height, width = _square_size(frame, self._pixel_aspect)
-        scale = f"{width}:{height}:" if stored_size or (height, width) != (frame.height, frame.width) else ""
-        nodes.append(graph.add("scale", f"{scale}flags={_SCALE_FLAGS}"))
-        nodes += [graph.add("format", "rgb24"), graph.add("buffersink")]
+        inner = (height, width)
+        if stored_size:
+            inner = inner_size(self._pixel_aspect * Fraction(frame.width, frame.height), stored_size, self._resize)
+        scale = f"{inner[1]}:{inner[0]}:" if stored_size or inner != (frame.height, frame.width) else ""
+        nodes += [graph.add("scale", f"{scale}flags={_SCALE_FLAGS}"), graph.add("format", "rgb24")]
+        if inner != (
+            height,
+            width,
+        ):  # after the conversion to RGB: bars in chroma planes would begin at even pixels only
+            left, top = (width - inner[1]) // 2, (height - inner[0]) // 2
+            nodes.append(graph.add("pad", f"{width}:{height}:{left}:{top}:black"))
+        nodes.append(graph.add("buffersink"))
         graph.link_nodes(*nodes).configure()
         return graph
 

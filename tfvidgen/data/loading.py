@@ -29,7 +29,7 @@ def load(
         dataset: `actors` (rendered procedurally), `shapes`, `sprites` or `weizmann` (from `data_dir`), or a path.
         data_dir: Folder of a named dataset.
         size: Height and width of a frame.
-        resize: `centre_crop` or `squash`, for paths.
+        resize: `centre_crop`, `squash` or `pad`, for paths.
         num_frames: Frames per video, for `actors`.
         num_identities: Number of identities, for `actors` and `sprites`; 0 for the default.
         num_actions: Number of actions, for `actors`; 0 for the default.

@@ -34,7 +34,7 @@ from tfvidgen.data.shards import (
     record_bytes,
 )
 from tfvidgen.data.sources import Decoded, Decoder, Unit, Unreadable
-from tfvidgen.data.videos import LABELS
+from tfvidgen.data.videos import LABELS, SPLIT
 
 _HASHES = "hashes.json"  # of the files of the source
 _OURS = re.compile(r"shard-\d{8,}\.(tfrecord|json)|index\.json|hashes\.json|\..+\.part")
@@ -71,7 +71,8 @@ def prepare_shards(
         source: Folder or file of videos.
         out: The prepared folder, new or from an earlier call with the same arguments.
         size: (height, width) of a frame in pixels, or one number for both.
-        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches, `pad` adds
+            black bars.
         skip_bad: Skip unreadable files with a warning instead of raising.
         num_workers: Decoding processes; 0 for one per core, 1 to decode in this process.
         shard_mb: A shard is closed once it reaches this size in MiB.
@@ -195,7 +196,7 @@ class _ShardWriter:
         self._writer, self._error = tf.io.TFRecordWriter(os.fsencode(self._part)), tf.errors.OpError
         self.num_bytes = 0
         self._entry = {"file": name, "first_unit": first_unit, "num_units": 0, "names": [], "lengths": [], "fps": []}
-        self._entry |= {**{field: [] for field in LABELS}, "video_sha256": "", "skipped": []}
+        self._entry |= {**{field: [] for field in (*LABELS, SPLIT)}, "video_sha256": "", "skipped": []}
 
     def add(self, decoded: list[Decoded] | Unreadable) -> int:
         """Writes the videos of a unit, or records why it is unreadable. Returns the number of frames."""
@@ -214,7 +215,7 @@ class _ShardWriter:
             entry["lengths"].append(len(video.frames))
             entry["fps"].append(video.fps)
             entry["video_sha256"] += hashlib.sha256(np.ascontiguousarray(video.frames).data).hexdigest()
-            for field in LABELS:
+            for field in (*LABELS, SPLIT):
                 entry[field].append(video.labels.get(field))
             num_frames += len(video.frames)
             self.num_bytes += len(video.frames) * record_bytes(video.frames.shape[1:3])

@@ -28,7 +28,7 @@ import numpy as np
 from tfvidgen.data import codecs, video_io
 from tfvidgen.data.collection import VideoCollection, empty_frames
 from tfvidgen.data.contents import file_sha256
-from tfvidgen.data.videos import LABELS, Videos
+from tfvidgen.data.videos import LABELS, SPLIT, Videos, held_out
 
 INDEX = "index.json"
 FORMAT = "tfvidgen shards"
@@ -62,7 +62,7 @@ class ShardedVideos(Videos):
         shard: int64 (N,), position in `shards` of the file that holds each video.
         first_byte: int64 (N,), byte offset of the video in that file.
         lengths: int64 (N,), frames of each video.
-        names, identity, action, identity_names, action_names, fps, source, mirrored: As in `Videos`.
+        names, identity, action, identity_names, action_names, fps, source, mirrored, held_out: As in `Videos`.
         codecs: Codecs of the source videos, from `codecs.folder_codecs`; unknown for folders prepared before these were
             recorded.
         asked_fps: Frames per second that the videos were resampled to; None if all frames were kept.
@@ -87,6 +87,7 @@ class ShardedVideos(Videos):
     asked_fps: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     mirrored: np.ndarray | None = None
+    held_out: np.ndarray | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> ShardedVideos:
@@ -177,6 +178,7 @@ class ShardedVideos(Videos):
             self.source,
             skipped=self.skipped,
             mirrored=self.mirrored,
+            held_out=self.held_out,
         )
         return loaded._with_digests(lambda: self.video_digests) if self._digests_are_known else loaded
 
@@ -224,6 +226,7 @@ def _labels(index: dict[str, Any]) -> dict[str, Any]:
         values = [value for entry in index["shards"] for value in entry[field]]
         labels[field] = None if names is None else np.array([position[value] for value in values], np.int32)
         labels[f"{field}_names"] = None if names is None else tuple(names)
+    labels["held_out"] = held_out([side for entry in index["shards"] for side in entry.get(SPLIT, [None])])
     return labels
 
 

@@ -7,9 +7,10 @@
 | frames | a folder of images of one size | `clip/001.png`, or the folder itself | `walk/clip/001.png` |
 | arrays | `.npy` or `.npz`, uint8 (T, H, W, 3) or (N, T, H, W, 3) | `clips.npz` | `walk/clips.npy` |
 
-The layout is detected from file contents, never from names. Actions come from class folders or, like identities, from the
-keys `identity`, `action` (or `label`) next to `video` (or `videos`) in an `.npz`. A folder written by
-`prepare.prepare_shards` is recognised by its index and read without decoding.
+The layout is detected from file contents, never from names. Actions come from class folders, identities and actions from folders
+`identity/action/clip`, from a table `labels.csv` at the top (see `labels.read`), which wins, or from the keys `identity`, `action`
+(or `label`) next to `video` (or `videos`) in an `.npz`. A folder written by `prepare.prepare_shards` is recognised by its index
+and read without decoding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfvidgen import storage
-from tfvidgen.data import arrays, pictures, video_io
+from tfvidgen.data import arrays, labels, pictures, video_io
 from tfvidgen.data.collection import FrameStore, VideoCollection
 from tfvidgen.data.contents import Contents, read_contents
 from tfvidgen.data.media import (
@@ -43,7 +44,7 @@ from tfvidgen.data.media import (
     special_kind,
 )
 from tfvidgen.data.shards import ShardedVideos, is_prepared
-from tfvidgen.data.videos import LABELS, Videos
+from tfvidgen.data.videos import LABELS, SPLIT, Videos, held_out
 
 MIN_STRIP_RATIO = 2  # longer edge over shorter: images at or above this are strips, others are frames
 
@@ -52,6 +53,13 @@ MIXED_RATES = 1.05  # fastest over slowest frame rate: at or above this, motions
 _MAX_LISTED = 20
 _MAX_DEPTH = 4  # folder levels searched below the given one
 DECODING_VERSION = 2  # increment when the same files would decode to different pixels
+_NO_MEDIA = "it holds neither video nor picture nor array"
+_ARCHIVES = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf'\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
 _NOT_TEXT = "its name is no UTF-8 text: rename it"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # The suffix never decides how a file is read; but a file named like a video that contains none is broken, not irrelevant.
@@ -73,8 +81,10 @@ class SourceReport:
         sizes: int64 (N, 2), height and width of each in pixels.
         fps: The most common frame rate; None if no file specifies one.
         rates: float64 (N,), the frame rate of each; NaN if its file specifies none.
-        classes: Action -> number of videos, from class folders or labels in arrays; empty if neither is given.
-        identities: Identity -> number of videos, from labels in arrays; empty if not given.
+        classes: Action -> number of videos, from folders, `labels.csv` or labels in arrays; empty if none is given.
+        identities: Identity -> number of videos, from the same; empty if not given.
+        labelled_by: Where folders or a table give labels: `labels.csv`, `folders action`, `folders identity/action`; else empty.
+        num_held_out: Number of videos that `labels.csv` holds out.
         ignored: Hidden files, FIFOs, sockets and devices, and files that are neither images, videos nor arrays.
         unreadable: (path, reason) of each file that should contain a video but cannot be read.
     """
@@ -90,6 +100,8 @@ class SourceReport:
     identities: dict[str, int]
     ignored: tuple[str, ...]
     unreadable: tuple[Unreadable, ...]
+    labelled_by: str = ""
+    num_held_out: int = 0
 
     @classmethod
     def of_videos(cls, videos: Videos, layout: str) -> SourceReport:
@@ -111,6 +123,7 @@ class SourceReport:
             identities=counts("identity"),
             ignored=(),
             unreadable=(),
+            num_held_out=0 if videos.held_out is None else int(videos.held_out.sum()),
         )
 
     @property
@@ -133,6 +146,10 @@ class SourceReport:
             rows += self._rate_rows()
         for name, counts in (("classes", self.classes), ("identities", self.identities)):
             rows.append((name, f"{len(counts)}: {_counted(counts)}" if counts else "none"))
+        if self.labelled_by:
+            rows.append(("labels from", self.labelled_by))
+        if self.num_held_out:
+            rows.append(("held out", f"{self.num_held_out} videos, by {labels.NAME}"))
         rows.append(("ignored files", _listed(self.ignored, 5, "; ") if self.ignored else "none"))
         rows.append(("unreadable files", str(len(self.unreadable) or "none")))
         rows += [("", f"{path}: {reason}") for path, reason in self.unreadable[:_MAX_LISTED]]
@@ -160,7 +177,7 @@ class Unreadable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The files of one video (or, for arrays, of one or more)."""
+    """The files of one video (or, for arrays, of one or more); `labels` has any of identity, action and split."""
 
     name: str
     paths: tuple[pathlib.Path, ...]
@@ -175,6 +192,7 @@ class Found:
     units: tuple[Unit, ...]
     ignored: tuple[str, ...]
     unreadable: tuple[Unreadable, ...]
+    labelled_by: str = ""  # as in `SourceReport`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +213,7 @@ class Decoder:
         root: The folder or file.
         layout: As in `Found`.
         size: (height, width) of a frame in pixels; None keeps the files' own.
-        resize: `centre_crop` or `squash`.
+        resize: `centre_crop`, `squash` or `pad`.
         max_frames: Read at most this many frames of each video; None reads all.
         fps: Frames per second to resample to; None keeps all frames.
         max_file_gib: Refuse a file whose header declares more than this many GiB of pixels.
@@ -311,6 +329,8 @@ def scan(path: str | os.PathLike, fps: float | None = None, max_file_gib: float 
         identities=counts("identity"),
         ignored=found.ignored,
         unreadable=tuple(unreadable),
+        labelled_by=found.labelled_by,
+        num_held_out=sum(measure.labels.get(SPLIT) == "held_out" for measure in measures),
     )
 
 
@@ -330,7 +350,8 @@ def load_videos(
     Args:
         path: Folder or file.
         size: (height, width) in pixels to resize frames to, or one number for both; None keeps them, if they agree.
-        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches, `pad` adds
+            black bars.
         skip_bad: Skip unreadable files with a warning instead of raising.
         cache_dir: Folder for caching decoded frames. Later calls with files of the same names and contents, wherever they lie,
             and the same arguments memory-map them instead of decoding. None disables caching.
@@ -375,7 +396,7 @@ def load_videos(
     for message in (skipped and skipped_message(path, skipped), index["mixed_rates"]):
         if message:
             warnings.warn(message, stacklevel=2)
-    labels = {field: index[field] and np.array(index[field], np.int32) for field in LABELS}
+    numbers = {field: index[field] and np.array(index[field], np.int32) for field in LABELS}
     label_names = {f"{field}_names": index[f"{field}_names"] and tuple(index[f"{field}_names"]) for field in LABELS}
     return VideoCollection(
         frames=frames,
@@ -384,7 +405,8 @@ def load_videos(
         fps=index["fps"],
         source=str(path),
         skipped=skipped,
-        **labels,
+        held_out=held_out(index[SPLIT]),
+        **numbers,
         **label_names,
     )
 
@@ -410,7 +432,8 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps
     """Adds frames to `store` and returns the rest of a collection as JSON-serialisable values."""
     found = find(root)
     unreadable = list(found.unreadable)
-    names, lengths, rates, labels, first_size = [], [], [], {field: [] for field in LABELS}, None
+    names, lengths, rates, first_size = [], [], [], None
+    values: dict[str, list[str | None]] = {field: [] for field in (*LABELS, SPLIT)}
     decode = Decoder(root, found.layout, size, resize, max_frames, fps, max_file_gib)
     for _, decoded in _in_order(decode, found.units[:max_videos]):
         if isinstance(decoded, Unreadable):
@@ -429,16 +452,16 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps
             names.append(video.name)
             lengths.append(len(video.frames))
             rates.append(video.fps)
-            for field in LABELS:
-                labels[field].append(video.labels.get(field))
+            for field, column in values.items():
+                column.append(video.labels.get(field))
     if unreadable and not (skip_bad and names):
         raise unreadable_error(root, unreadable, bool(found.units), skip_bad)
-    index = {"names": names, "lengths": lengths, "skipped": unreadable, **common_facts(root, names, rates, labels)}
+    index = {"names": names, "lengths": lengths, "skipped": unreadable, **common_facts(root, names, rates, values)}
     index["mixed_rates"] = mixed_rates_message(rates)
     for field in LABELS:
         label_names = index[f"{field}_names"]
-        index[field] = label_names and [label_names.index(value) for value in labels[field]]
-    return index
+        index[field] = label_names and [label_names.index(value) for value in values[field]]
+    return {**index, SPLIT: values[SPLIT]}
 
 
 def unreadable_error(root: pathlib.Path, unreadable: Sequence[Unreadable], others: bool, skip_bad: bool) -> ValueError:
@@ -524,9 +547,11 @@ def find(root: pathlib.Path) -> Found:
             else:
                 unreadable.append((file, _NOT_TEXT))
         elif claims:
-            unreadable.append((file, getattr(sniffed, "reason", "it holds neither video nor picture nor array")))
+            reason = f"it is {archive}: unpack it" if (archive := _archive(file)) else _NO_MEDIA
+            unreadable.append((file, getattr(sniffed, "reason", reason)))
         else:
-            ignored.append(_relative(file, root))
+            archive = _archive(file)
+            ignored.append(_relative(file, root) + (f" ({archive}: unpack it)" if archive else ""))
 
     folders = collections.defaultdict(list)
     for file in media:
@@ -541,14 +566,14 @@ def find(root: pathlib.Path) -> Found:
     listed = tuple(Unreadable(_relative(file, root), reason) for file, reason in unreadable)
     if not seen:
         if not unreadable:
-            what = f"{len(ignored)} other files" if ignored else "no file at all"
+            what = f"{len(ignored)} other files, such as {ignored[0]}" if ignored else "no file at all"
             raise ValueError(
                 f"No videos in {str(root)!r}: saw {what} (looked {_MAX_DEPTH} folders deep). Expected video files, "
                 "strips, folders of frames, or .npy/.npz arrays, directly or in class folders."
             )
         return Found("none", (), tuple(ignored), listed)
     (layout, depth), parents = next(iter(seen.items()))
-    deepest = 2 if layout == "frames" else 1
+    deepest = 3 if layout == "frames" else 2  # identity/action/clip
     if depth > deepest:
         inner = parents[0]
         for _ in range(deepest):
@@ -565,11 +590,33 @@ def find(root: pathlib.Path) -> Found:
             if not broken:  # a video with an unreadable frame is unusable
                 name = _relative(folder, root) if depth else root.name
                 frames = tuple(_in_order_of_numbers(folders[folder]))
-                units.append(Unit(name, frames, {"action": folder.parent.name} if depth == 2 else {}))
+                units.append(Unit(name, frames, _labels_of(folder.parent, depth - 1)))
         else:
-            labels = {"action": folder.name} if depth == 1 else {}
-            units += [Unit(_relative(file, root), (file,), labels) for file in folders[folder]]
-    return Found(layout, tuple(units), tuple(ignored), listed)
+            units += [Unit(_relative(file, root), (file,), _labels_of(folder, depth)) for file in folders[folder]]
+    labelled_by = ("", "folders action", "folders identity/action")[max(0, depth - (layout == "frames"))]
+    table = root / labels.NAME
+    if root.is_dir() and table.is_file():
+        rows = labels.read(table)
+        labels.require_all(table, rows, [unit.name for unit in units], [file for file, _ in listed])
+        units = [dataclasses.replace(unit, labels={**unit.labels, **rows[unit.name]}) for unit in units]
+        ignored.remove(labels.NAME)
+        labelled_by = " and ".join(filter(None, (labels.NAME, labelled_by)))
+    return Found(layout, tuple(units), tuple(ignored), listed, labelled_by)
+
+
+def _archive(file: pathlib.Path) -> str:
+    """What kind of archive a file is, or an empty string."""
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(8)
+    except OSError:
+        return ""
+    return next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), "")
+
+
+def _labels_of(folder: pathlib.Path, depth: int) -> dict[str, str]:
+    """The labels given by the folder that holds a video, `depth` folders deep: none, the action, identity/action."""
+    return dict(zip(("action", "identity"), (folder.name, folder.parent.name)[: max(0, depth)], strict=False))
 
 
 def _files(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str], list[tuple[pathlib.Path, str]]]:

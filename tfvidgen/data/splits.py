@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfvidgen.data.videos import Videos
+from tfvidgen.data.videos import LABELS, Videos
 
 TRAINED, HELD_OUT, ABSENT = "trained", "held_out", "absent"
 
@@ -27,7 +27,7 @@ def cell_videos(videos: Videos) -> np.ndarray:
 
 
 def hold_out_cells(videos: Videos, num_held_out: int = 0, trained_per_identity: int = 0, seed: int = 0) -> np.ndarray:
-    """Chooses the training videos: bool (N,), False for held-out ones.
+    """Chooses the training videos: bool (N,), False for held-out ones; those that the source itself holds out, if it says so.
 
     Every identity and every action keeps at least one training video: without one it has no code to exchange.
 
@@ -48,6 +48,8 @@ def hold_out_cells(videos: Videos, num_held_out: int = 0, trained_per_identity: 
         raise ValueError(
             f"Choose one of num_held_out and trained_per_identity. Received {num_held_out} and {trained_per_identity}."
         )
+    if videos.held_out is not None:
+        return _as_the_source_says(videos, num_held_out, trained_per_identity)
     if not num_held_out and not trained_per_identity:
         return np.ones(len(videos), bool)
     present = cell_videos(videos) >= 0
@@ -76,6 +78,25 @@ def hold_out_cells(videos: Videos, num_held_out: int = 0, trained_per_identity: 
         f"Could not hold out cells so that every identity and action keeps a trained one: num_held_out={num_held_out}, "
         f"trained_per_identity={trained_per_identity}, {int(present.sum())} cells present of {present.shape}. Hold out fewer."
     )
+
+
+def _as_the_source_says(videos: Videos, num_held_out: int, trained_per_identity: int) -> np.ndarray:
+    if num_held_out or trained_per_identity:
+        raise ValueError(
+            f"{videos.source!r} says itself which videos are held out: leave out num_held_out and trained_per_identity, or its "
+            f"column `split`. Received {num_held_out} and {trained_per_identity}."
+        )
+    trained = ~videos.held_out
+    if not trained.any():
+        raise ValueError(f"{videos.source!r} holds out all of its videos: leave some of them `trained`.")
+    for field in LABELS:
+        numbers, names = getattr(videos, field), getattr(videos, f"{field}_names")
+        if numbers is not None and (lost := sorted(set(range(len(names))) - set(numbers[trained].tolist()))):
+            raise ValueError(
+                f"{videos.source!r} holds out every video of the {field} {names[lost[0]]!r}, which then has no code: leave at "
+                "least one of them `trained`."
+            )
+    return trained
 
 
 def cell_marks(videos: Videos, trained: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from tfvidgen import storage
 from tfvidgen.data import containers, pictures
 from tfvidgen.data.media import DEFAULT_FPS, MAX_FILE_GIB, UnreadableFileError, explained, sniff
 
-RESIZES = ("centre_crop", "squash")
+RESIZES = ("centre_crop", "squash", "pad")
 MAX_GIF_FPS = 50.0  # browsers slow frames shorter than 2/100 s down to 10 per second
 
 
@@ -69,7 +69,8 @@ def read_video(
         path: The file. A still image is a video of one frame.
         size: (height, width) in pixels to resize frames to, or one number for both; None keeps the original size.
         max_frames: Return at most this many frames from the beginning; None returns all.
-        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches.
+        resize: `centre_crop` first crops the largest centred window of the target aspect ratio, `squash` stretches, `pad` adds
+            black bars.
         fps: Frames per second to resample to: at each moment, the frame that is shown nearest to it. None keeps all frames.
         max_file_gib: Refuse a file whose header declares more than this many GiB of pixels.
 
@@ -194,7 +195,7 @@ def resize_video(video: np.ndarray, size: int | tuple[int, int] | None, resize: 
     Args:
         video: uint8 (T, H, W, 3).
         size: (height, width) in pixels, or one number for both; None keeps the frames as they are.
-        resize: `centre_crop` or `squash`.
+        resize: `centre_crop`, `squash` or `pad`.
 
     Returns:
         uint8 (T, height, width, 3); `video` itself if nothing changes.
@@ -211,7 +212,14 @@ def resize_image(image: Image.Image, size: tuple[int, int] | None, resize: str =
     if size is None or (image.height, image.width) == size:
         return np.asarray(image)
     box = containers.crop_box(image.height, image.width, Fraction(size[1], size[0]), resize)
-    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+    height, width = containers.inner_size(Fraction(image.width, image.height), size, resize)
+    inner = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    if (height, width) == size:
+        return inner
+    frame = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    frame[top : top + height, left : left + width] = inner
+    return frame
 
 
 def write_mp4(path: str | os.PathLike, video: np.ndarray, fps: float) -> None:

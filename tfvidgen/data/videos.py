@@ -13,6 +13,7 @@ import numpy as np
 CLIP_STARTS = ("first", "centre", "random")
 SHORT_CLIP_POLICIES = ("error", "loop", "hold", "drop")
 LABELS = ("identity", "action")  # fields of `Videos`, each with its `_names`
+SPLIT = "split"  # label of a video whose source says whether it is trained or held out
 # Supported versions ("forms") of `Videos.digest`; the last is current. Digests of different forms are not comparable.
 DIGEST_FORMS = (1, 2)
 
@@ -34,6 +35,7 @@ class Videos:
         source: Origin: a path or the name of a named dataset.
         skipped: (path, reason) of each unreadable file that was left out.
         mirrored: bool (N,), whether a video is shown flipped left to right, or None if none is.
+        held_out: bool (N,), which videos the source says are not to be trained on, or None if it does not say.
     """
 
     size: tuple[int, int]
@@ -47,6 +49,7 @@ class Videos:
     source: str
     skipped: tuple[tuple[str, str], ...]
     mirrored: np.ndarray | None
+    held_out: np.ndarray | None
 
     def _stored(self, index: int, start: int, stop: int) -> np.ndarray:
         """uint8 (stop - start, H, W, 3): frames of one video as they are stored, so never mirrored."""
@@ -270,6 +273,7 @@ class Videos:
             identity=None if self.identity is None else self.identity[indices].astype(np.int32),
             action=None if self.action is None else self.action[indices].astype(np.int32),
             mirrored=None if self.mirrored is None else self.mirrored[indices],
+            held_out=None if self.held_out is None else self.held_out[indices],
             **self._located(indices, starts),
         )
 
@@ -280,6 +284,11 @@ class Videos:
         """
         self.__dict__["_derived_digests"] = digests
         return self
+
+
+def held_out(sides: Sequence[str | None]) -> np.ndarray | None:
+    """bool (N,) of the sides of a split, `trained` or `held_out`; None if they are not given."""
+    return None if None in sides else np.array([side == "held_out" for side in sides])
 
 
 def _clock(ticks: int, digits: int) -> str:
