@@ -319,7 +319,7 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
         )
     form = runs.network_form(description, path)
     settings = dataclasses.asdict(runs.settings_of(description, path, network_form=form))
-    return {name: value for name, value in settings.items() if name not in ("run_dir", "resume")}
+    return {name: value for name, value in settings.items() if name not in ("run_dir", "resume", "stage")}
 
 
 def _read_config_file(path: str) -> dict[str, Any]:

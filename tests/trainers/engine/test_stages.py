@@ -12,7 +12,7 @@ import tfvidgen
 from export import saved_model
 from tests.trainers import staged
 from tests.trainers.mean_colour import assert_equal, metrics, state, written
-from trainers import evaluate, generate, runs
+from trainers import cli, evaluate, generate, runs
 from trainers.engine import loop
 from trainers.engine.ema import WeightAverage
 from trainers.engine.stages import Course, Stage
@@ -182,6 +182,11 @@ def test_the_same_command_trains_the_rest(half_trained, capsys):
     assert steps == {8, 12, 14}  # not at 4, in the first stage
     assert tfvidgen.load(run_dir, step=12).stage == "mapper"
     assert saved_model.main([f"--run_dir={run_dir}"]) == 0
+
+
+def test_a_repeated_run_trains_every_stage(half_trained):
+    """Which stage a command trained, such as `--stage=codes`, is no setting of the run that `--config` repeats."""
+    assert "stage" not in cli.repeated(str(half_trained[0]), staged.Config, "tests.trainers.staged")
 
 
 def test_refusals_of_the_program(half_trained, tmp_path, capsys):
