@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.optimizers import LossScaler, check_counts
+from tfvidgen.optimizers import LossScaler, check_counts, optimizers_of
 
 ROLES = (
     "content",
@@ -251,8 +251,15 @@ class VideoGenerator(keras.Model):
         return super().fit(x, *args, **kwargs)
 
     def step_of(self, batch: dict[str, Any]):
-        """The training step of a batch, int64 (): the batch's own `step`, else the first optimizer's iteration count."""
-        return batch["step"][0] if "step" in batch else tf.cast(self.optimizer.iterations, tf.int64)
+        """The training step of a batch, int64 (): the batch's own `step`, else a count of updates.
+
+        The count is that of the first optimizer, or of all of them together for a system with `stages`: one stage need not use
+        the optimizer of another, and every step must draw other numbers.
+        """
+        if "step" in batch:
+            return batch["step"][0]
+        counting = optimizers_of(self) if self.stages else [self.optimizer]
+        return tf.add_n([tf.cast(optimizer.iterations, tf.int64) for optimizer in counting])
 
     @staticmethod
     def _with_video_ids(x):

@@ -17,7 +17,7 @@ class Stage:
     Attributes:
         name: One of the model's `stages`, in their order; empty for a model that has none.
         dataset_fn: Called with a step of the stage, 0 at its beginning; returns an infinite dataset of global batches in step
-            order from there on. A batch is what the model's `train_step` takes in this stage.
+            order from there on. A batch is what the model's `train_step` takes in this stage; one without `step` is given it.
         num_steps: Length of the stage; None, allowed for the last one only, for all remaining steps of the run.
         at_epoch: Called on every worker, outside the graph, with the number of epochs of the stage that are over: 0 before its
             first step, then after every `epoch_steps` steps, before the checkpoint of that step. Whatever it changes must be
@@ -113,12 +113,17 @@ class Course:
             )
 
     def dataset(self, step: int) -> tf.data.Dataset:
-        """The batches from a step of the run on, to the end of its stage; their `step` counts the steps of the run."""
+        """The batches from a step of the run on, to the end of its stage; their `step` counts the steps of the run.
+
+        So no two steps draw the same numbers, whatever stages they are of, and whichever optimizers those use.
+        """
         stage, begin = self.stage(step), self.begins[self.stage(step).name]
         dataset = stage.dataset_fn(step - begin)
-        if not begin:
+        if not isinstance(dataset.element_spec, dict):  # of a `train_step` that takes something else
             return dataset
-        return dataset.map(lambda batch: _shifted(batch, begin))
+        if "step" not in dataset.element_spec:
+            return dataset.enumerate(step).map(_numbered)
+        return dataset.map(lambda batch: {**batch, "step": batch["step"] + begin}) if begin else dataset
 
     def steps_left(self, step: int) -> int:
         """Steps until the stage or its epoch ends."""
@@ -135,9 +140,10 @@ class Course:
             stage.at_epoch(done // stage.epoch_steps)
 
 
-def _shifted(batch: Mapping[str, tf.Tensor], begin: int) -> dict[str, tf.Tensor]:
-    """A batch with its steps counted from the beginning of the run, so that no two stages draw the same numbers."""
-    return {**batch, "step": batch["step"] + begin} if "step" in batch else dict(batch)
+def _numbered(step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A batch with its step, int64 (B,)."""
+    some = tf.nest.flatten(batch)[0]
+    return {**batch, "step": tf.fill([some.shape[0] or tf.shape(some)[0]], step)}
 
 
 def begin_stage(model: VideoGenerator, stage: Stage) -> None:

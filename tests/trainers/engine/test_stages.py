@@ -132,6 +132,22 @@ def test_a_stage_builds_on_the_average_of_the_one_before_it(tmp_path):
     np.testing.assert_allclose(after["average.to_colour.kernel"] / after["average.mass"], kernel, rtol=1e-5)
 
 
+@pytest.mark.parametrize("begin", [0, CODE_STEPS])
+def test_batches_without_a_step_are_given_that_of_the_run(begin):
+    """The steps of a stage would otherwise all draw the same numbers, if it leaves the first optimizer alone."""
+    rows = staged.rows_of(4, batch_size=2)
+
+    def without_step(start):
+        return rows(start).map(lambda batch: {"video_id": batch["video_id"]})
+
+    stages = [[Stage("codes", fn, CODE_STEPS), Stage("mapper", fn)] for fn in (rows, without_step)]
+    numbered, given = (Course(found, STEPS).dataset(begin + 2).take(2) for found in stages)
+    assert given.element_spec == numbered.element_spec
+    for found, expected in zip(given.as_numpy_iterator(), numbered.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(found["video_id"], expected["video_id"])
+        np.testing.assert_array_equal(found["step"], expected["step"])
+
+
 @pytest.mark.long
 def test_epochs_end_on_every_replica(two_replicas, tmp_path, undisturbed):
     """What an epoch's end changes is the same on two replicas as on one device."""
@@ -225,11 +241,17 @@ def test_stages_are_those_of_the_model():
 
 
 def test_fit_trains_the_stage_that_was_begun():
+    """Each step is another one to its draws, also where batches bring no `step`."""
     model = staged.colour_glo()
-    losses = [model.fit(staged.clips(0), steps_per_epoch=1, verbose=0, shuffle=False).history]
-    model.begin_stage("mapper")
-    losses += [model.fit(staged.clips(0), steps_per_epoch=1, verbose=0, shuffle=False).history]
-    assert [list(found) for found in losses] == [["reconstruction_loss"], ["mapping_loss"]]
+    without_step = staged.clips(0).map(lambda batch: {name: batch[name] for name in ("video", "video_id")})
+    losses, steps = [], []
+    for stage in model.stages:
+        model.begin_stage(stage)
+        for _ in range(2):
+            steps.append(int(model.step_of({})))
+            losses.append(list(model.fit(without_step, steps_per_epoch=1, verbose=0, shuffle=False).history))
+    assert losses == [["reconstruction_loss"]] * 2 + [["mapping_loss"]] * 2
+    assert steps == [0, 1, 2, 3]
 
 
 def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
