@@ -132,12 +132,12 @@ class Course:
         period = stage.epoch_steps if stage.at_epoch else 0
         return min(left, period - (step - self.begins[stage.name]) % period) if period else left
 
-    def finish_epoch(self, step: int) -> None:
-        """Calls `at_epoch` if an epoch is over after `step` steps of the run."""
+    def epochs(self, step: int) -> int:
+        """The epochs to call `at_epoch` with after `step` steps of the run; 0 if none ends there."""
         stage = self.reached(step)
         done = step - self.begins[stage.name]
-        if stage.at_epoch and stage.epoch_steps and done and done % stage.epoch_steps == 0:
-            stage.at_epoch(done // stage.epoch_steps)
+        is_end = stage.at_epoch and stage.epoch_steps and done % stage.epoch_steps == 0
+        return done // stage.epoch_steps if is_end else 0
 
 
 def _numbered(step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -15,6 +15,7 @@ from tests.trainers.mean_colour import assert_equal, metrics, state, written
 from trainers import cli, evaluate, generate, runs
 from trainers.engine import loop
 from trainers.engine.ema import WeightAverage
+from trainers.engine.health import TrainingDiverged
 from trainers.engine.stages import Course, Stage
 
 CODE_STEPS, STEPS = (
@@ -24,7 +25,7 @@ CODE_STEPS, STEPS = (
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
-def train(run_dir, report=lambda line: None, stage="", actions=(), strategy=None, decay=0.5):
+def train(run_dir, report=lambda line: None, actions=(), strategy=None, decay=0.5, **options):
     """The model of a run in two stages."""
     with (strategy or tf.distribute.get_strategy()).scope():
         model = staged.colour_glo()
@@ -40,7 +41,7 @@ def train(run_dir, report=lambda line: None, stage="", actions=(), strategy=None
         actions=actions,
         report=report,
         average=average,
-        stage=stage,
+        **options,
     )
     return model
 
@@ -146,6 +147,25 @@ def test_batches_without_a_step_are_given_that_of_the_run(begin):
     for found, expected in zip(given.as_numpy_iterator(), numbered.as_numpy_iterator(), strict=True):
         np.testing.assert_array_equal(found["video_id"], expected["video_id"])
         np.testing.assert_array_equal(found["step"], expected["step"])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_what_an_epoch_breaks_is_neither_saved_nor_blamed_on_a_step(tmp_path, undisturbed, monkeypatch, epoch):
+    """Once the cause is mended, the run goes on from before it, and is the one that nothing disturbed."""
+    match = staged.ColourGLO.match
+
+    def broken(self, num_epochs):
+        match(self, num_epochs)
+        if num_epochs == epoch:
+            self.matches.assign(self.matches * np.nan)
+
+    monkeypatch.setattr(staged.ColourGLO, "match", broken)
+    place = r"matches became not finite in `at_epoch\(%d\)` of mapper, after %d steps" % (epoch, CODE_STEPS + 3 * epoch)
+    with pytest.raises(TrainingDiverged, match=f"{place}. The last good state is .*ckpt-5: mend that function"):
+        train(tmp_path, max_bad_steps=2)
+    assert written(tmp_path) == ["ckpt-4", "ckpt-5"] and not (tmp_path / "bad_step.json").exists()
+    monkeypatch.undo()
+    assert_equal(state(train(tmp_path)), state(undisturbed[1]))
 
 
 @pytest.mark.long
