@@ -127,6 +127,12 @@ class VideoGenerator(keras.Model):
         action_names: Sequence[str] = (),
         **kwargs,
     ):
+        names = self.stages
+        if isinstance(names, str) or len({*names, ""}) <= len(names) or self.sampling_stage not in ("", *names):
+            raise ValueError(
+                f"`stages` of {type(self).__name__} must be a tuple of distinct names, and `sampling_stage` one of them or empty. "
+                f"Received stages={names!r}, sampling_stage={self.sampling_stage!r}."
+            )
         super().__init__(**kwargs)
         self.identity_names, self.action_names = tuple(identity_names), tuple(action_names)
         if network_form is not None and network_form not in self.network_forms:

@@ -28,7 +28,7 @@ from trainers.engine.checkpoints import Checkpoints, check_resume, model_state, 
 from trainers.engine.ema import WeightAverage
 from trainers.engine.health import BadSteps, TrainingDiverged
 from trainers.engine.progress import Clock, Logs, Metrics, Progress, read_text
-from trainers.engine.stages import Course, Stage, begin_stage
+from trainers.engine.stages import Course, Stage, begin_stage, require_stages
 from trainers.engine.steps import LossMeans, Steps
 
 _CALL_SECONDS = 0.5  # target length of a compiled call, so that signals and progress do not wait for a whole inner loop
@@ -120,11 +120,14 @@ def run(
     Raises:
         TrainingDiverged: If a loss or a weight is not finite and no more steps may be skipped, or in a stage's `at_epoch`.
         SystemExit: After SIGTERM or Ctrl-C, with status 128 + the signal's number.
-        ValueError: If `resume` conflicts with the contents of `run_dir`, a checkpoint does not fit or cannot be written, none
-            is intact, a file of the folder cannot be read, a stage is out of order, or workers differ.
+        ValueError: If the stages are not those of the model, `resume` conflicts with the contents of `run_dir`, a checkpoint
+            does not fit or cannot be written, none is intact, a file of the folder cannot be read, a stage is out of order,
+            or workers differ.
     """
     begin = time.monotonic()
-    stages = [Stage("", dataset_fn, frames_per_step=frames_per_step)] if callable(dataset_fn) else dataset_fn
+    stages = [Stage("", dataset_fn, frames_per_step=frames_per_step)] if callable(dataset_fn) else list(dataset_fn)
+    if not callable(dataset_fn):
+        require_stages(model, stages)
     course = Course(stages, total_steps)
     last_step = course.end(stage) if stage else total_steps
     strategy = strategy or tf.distribute.get_strategy()

@@ -27,7 +27,7 @@ class Stage:
         frames_per_step: Frames in a global batch, to show speed in frames per second; 0 shows steps per second.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative or no int.
     """
 
     name: str
@@ -38,11 +38,26 @@ class Stage:
     frames_per_step: int = 0
 
     def __post_init__(self):
-        if (self.num_steps is not None and self.num_steps < 1) or self.epoch_steps < 0:
-            raise ValueError(
-                f"Stage {self.name!r}: `num_steps` must be at least 1 and `epoch_steps` at least 0. Received num_steps="
-                f"{self.num_steps}, epoch_steps={self.epoch_steps}."
-            )
+        for name, minimum in (("num_steps", 1), ("epoch_steps", 0), ("frames_per_step", 0)):
+            value = getattr(self, name)
+            if name == "num_steps" and value is None:
+                continue
+            # an int also where it is a step in `config.json`
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(
+                    f"Stage {self.name!r}: `{name}` must be an int of at least {minimum}. Received {value!r}."
+                )
+
+
+def require_stages(model: VideoGenerator, stages: Sequence[Stage]) -> None:
+    """Raises ValueError if the stages are not those of the model, in its order."""
+    given = [stage.name for stage in stages]
+    if given != list(model.stages or ("",)):
+        one = "none: it is trained in a single stage"
+        raise ValueError(
+            f"The stages of {type(model).__name__} are {', '.join(model.stages) or one}. Received {', '.join(given) or 'none'}: "
+            "give a Stage for each, in that order, in what `trainers.train.main` is passed as `stages`."
+        )
 
 
 class Course:

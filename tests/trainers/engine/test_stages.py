@@ -235,7 +235,7 @@ def test_refusals_of_the_program(half_trained, tmp_path, capsys):
     ):
         assert staged.main([*flags, place, given]) == 1
         assert message in capsys.readouterr().err
-        assert not (tmp_path / "run" / "config.json").exists()
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
@@ -245,19 +245,34 @@ def test_dry_run_takes_steps_of_every_stage(half_trained, tmp_path, capsys):
     assert "at the peak of two steps" in capsys.readouterr().out
 
 
-def test_stages_are_those_of_the_model():
+def test_stages_are_those_of_the_model(tmp_path):
     stage = Stage("codes", staged.clips)
     with pytest.raises(ValueError, match="Only the last stage may leave out `num_steps`"):
         Course([stage, stage], 10)
     with pytest.raises(ValueError, match="10 steps in all, and its stages take codes 10, mapper the rest"):
         Course([Stage("codes", staged.clips, 10), Stage("mapper", staged.clips)], 10)
-    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
-        Stage("codes", staged.clips, 0)
+    for wrong in ({"num_steps": 0}, {"num_steps": 6.0}, {"epoch_steps": -1}, {"epoch_steps": 2.5}, {"frames_per_step": -1}):
+        with pytest.raises(ValueError, match=f"Stage 'codes': `{list(wrong)[0]}` must be an int of at least [01]"):
+            Stage("codes", staged.clips, **wrong)
     with pytest.raises(ValueError, match="left out: this system trains in a single stage. Received 'glo'"):
         Course([Stage("", staged.clips)], 10).end("glo")
     model = staged.colour_glo()
     with pytest.raises(ValueError, match="A stage of ColourGLO is one of codes, mapper. Received 'glo'"):
         model.begin_stage("glo")
+    codes, mapper = staged.stages_of(model, CODE_STEPS, staged.clips, batch_size=2)
+    for given in ([], [mapper], [mapper, codes], [codes, codes]):
+        names = ", ".join(stage.name for stage in given) or "none"
+        with pytest.raises(ValueError, match=f"stages of ColourGLO are codes, mapper. Received {names}: give a Stage"):
+            loop.run(model, given, tmp_path / "run", STEPS)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stages": ("codes")}, {"stages": ("codes", "codes")}, {"stages": ("", "mapper")}, {"stages": ("codes",)}]
+)
+def test_names_of_stages_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be a tuple of distinct names, and `sampling_stage` one of them"):
+        type("Wrong", (staged.ColourGLO,), wrong)(4)
 
 
 def test_fit_trains_the_stage_that_was_begun():
@@ -277,8 +292,9 @@ def test_fit_trains_the_stage_that_was_begun():
 def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
     run_dir, _ = half_trained
     description = runs.read(run_dir)
-    description["stages"] = {"codes": 0}
-    (tmp_path / "config.json").write_text(json.dumps(description))
     os.symlink(run_dir / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="stages is .*, and the system's are codes, mapper"):
-        tfvidgen.load(tmp_path)
+    for begins in ({"codes": 0}, {}, {"codes": 100, "mapper": 106}, {"codes": 6, "mapper": 0}, {"codes": 0, "mapper": 0}):
+        description["stages"] = begins
+        (tmp_path / "config.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match="does not describe a run .stages is "):
+            tfvidgen.load(tmp_path)
