@@ -197,10 +197,10 @@ def run(
         now.at_epoch(num_epochs)
         if broken := not_finite(state):  # not for `bad_steps`: neither a step nor its videos are to blame
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            where = f"`at_epoch({num_epochs})`" + (f" of {now.name}" if now.name else "")
             raise TrainingDiverged(
-                f"{', '.join(broken[:3])}{more} became not finite in `at_epoch({num_epochs})`{f' of {now.name}' if now.name else ''}, "
-                f"after {at} steps. The last good state is {checkpoints.latest or 'none'}: mend that function; the same command "
-                "then goes on from there."
+                f"{', '.join(broken[:3])}{more} became not finite in {where}, after {at} steps. The last good "
+                f"state is {checkpoints.latest or 'none'}: mend that function; the same command then goes on from there."
             )
 
     compiled: dict[str, Steps] = {}  # of the current stage

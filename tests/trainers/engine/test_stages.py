@@ -160,7 +160,7 @@ def test_what_an_epoch_breaks_is_neither_saved_nor_blamed_on_a_step(tmp_path, un
             self.matches.assign(self.matches * np.nan)
 
     monkeypatch.setattr(staged.ColourGLO, "match", broken)
-    place = r"matches became not finite in `at_epoch\(%d\)` of mapper, after %d steps" % (epoch, CODE_STEPS + 3 * epoch)
+    place = rf"matches became not finite in `at_epoch\({epoch}\)` of mapper, after {CODE_STEPS + 3 * epoch} steps"
     with pytest.raises(TrainingDiverged, match=f"{place}. The last good state is .*ckpt-5: mend that function"):
         train(tmp_path, max_bad_steps=2)
     assert written(tmp_path) == ["ckpt-4", "ckpt-5"] and not (tmp_path / "bad_step.json").exists()
@@ -251,7 +251,13 @@ def test_stages_are_those_of_the_model(tmp_path):
         Course([stage, stage], 10)
     with pytest.raises(ValueError, match="10 steps in all, and its stages take codes 10, mapper the rest"):
         Course([Stage("codes", staged.clips, 10), Stage("mapper", staged.clips)], 10)
-    for wrong in ({"num_steps": 0}, {"num_steps": 6.0}, {"epoch_steps": -1}, {"epoch_steps": 2.5}, {"frames_per_step": -1}):
+    for wrong in (
+        {"num_steps": 0},
+        {"num_steps": 6.0},
+        {"epoch_steps": -1},
+        {"epoch_steps": 2.5},
+        {"frames_per_step": -1},
+    ):
         with pytest.raises(ValueError, match=f"Stage 'codes': `{list(wrong)[0]}` must be an int of at least [01]"):
             Stage("codes", staged.clips, **wrong)
     with pytest.raises(ValueError, match="left out: this system trains in a single stage. Received 'glo'"):
@@ -293,7 +299,13 @@ def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
     run_dir, _ = half_trained
     description = runs.read(run_dir)
     os.symlink(run_dir / "checkpoints", tmp_path / "checkpoints")
-    for begins in ({"codes": 0}, {}, {"codes": 100, "mapper": 106}, {"codes": 6, "mapper": 0}, {"codes": 0, "mapper": 0}):
+    for begins in (
+        {"codes": 0},
+        {},
+        {"codes": 100, "mapper": 106},
+        {"codes": 6, "mapper": 0},
+        {"codes": 0, "mapper": 0},
+    ):
         description["stages"] = begins
         (tmp_path / "config.json").write_text(json.dumps(description))
         with pytest.raises(ValueError, match="does not describe a run .stages is "):
