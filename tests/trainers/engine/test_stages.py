@@ -293,6 +293,11 @@ def test_fit_trains_the_stage_that_was_begun():
             losses.append(list(model.fit(without_step, steps_per_epoch=1, verbose=0, shuffle=False).history))
     assert losses == [["reconstruction_loss"]] * 2 + [["mapping_loss"]] * 2
     assert steps == [0, 1, 2, 3]
+    rows = staged.rows_of(model.num_videos, batch_size=2)(0)  # this stage needs no videos
+    assert list(model.fit(rows, steps_per_epoch=1, verbose=0, shuffle=False).history) == ["mapping_loss"]
+    model.begin_stage("codes")
+    with pytest.raises(ValueError, match="must be a dict with `video`"):
+        model.fit(rows, steps_per_epoch=1, verbose=0)
 
 
 def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
