@@ -201,7 +201,8 @@ def _wrong(description: Mapping[str, Any]) -> str:
         return f"model.class is {description['model']['class']!r}, which is not an import path"
     if not isinstance(resumed := description.get("environment", {}).get("resumed", []), list):
         return f"environment.resumed is {json.dumps(resumed)[:40]}"
-    if not all(type(step) is int for step in description.get("stages", {}).values()):
+    begins = list(description.get("stages", {}).values())
+    if not all(type(step) is int for step in begins) or begins != sorted({0, *begins}) and begins:
         return f"stages is {json.dumps(description['stages'])[:40]}"
     for name, labels in description.get("labels", {}).items():
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):

@@ -341,7 +341,7 @@ def repeated(path: str, config_class: type, system: str) -> dict[str, Any]:
         )
     forms = {"network_form": runs.network_form(description, path), "data_order_form": runs.data_order_form(description)}
     settings = dataclasses.asdict(runs.settings_of(description, path, **forms))
-    return {name: value for name, value in settings.items() if name not in ("run_dir", "resume")}
+    return {name: value for name, value in settings.items() if name not in ("run_dir", "resume", "stage")}
 
 
 def _read_config_file(path: str) -> dict[str, Any]:

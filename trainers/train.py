@@ -197,7 +197,10 @@ def _train(
         average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     source = init_from.begin(config, model, run_data, strategy)
     run_stages = _stages(config, run_data, model, stages)
-    begins = Course(run_stages, config.total_steps).begins if model.stages else {}
+    course = Course(run_stages, config.total_steps)
+    if config.stage:
+        course.require_before(config.stage, runs.step_reached(config.run_dir) or 0)
+    begins = course.begins if model.stages else {}
 
     def begun() -> None:
         if is_chief:
@@ -262,18 +265,13 @@ def _stages(config: Any, run_data: RunData, model: VideoGenerator, stages: Stage
     Raises:
         ValueError: If they are not those of the model.
     """
-    from trainers.engine.stages import Stage
+    from trainers.engine.stages import Stage, require_stages
 
     dataset_fn = _dataset_fn(config, run_data)
     if stages is None and not model.stages:
         return [Stage("", dataset_fn, frames_per_step=config.clips_per_step * model.num_decoded_frames)]
-    found = stages(config, run_data, model, dataset_fn) if stages else []
-    if [stage.name for stage in found] != list(model.stages):
-        names = ", ".join(stage.name for stage in found) or "none"
-        raise ValueError(
-            f"{type(model).__name__} has the stages {', '.join(model.stages) or 'none'}, in that order, but its trainer gives "
-            f"{names}: pass `stages` to `trainers.train.main`, a function that returns a Stage for each."
-        )
+    found = list(stages(config, run_data, model, dataset_fn)) if stages else []
+    require_stages(model, found)
     return found
 
 
@@ -430,13 +428,16 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stag
     """
     from trainers import init_from, runs
     from trainers.engine import cluster
+    from trainers.engine.stages import Course
 
     config = _resolved(config, system)
     run_data = runs.load_data(config)
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
-    _stages(config, run_data, model, stages)
+    course = Course(_stages(config, run_data, model, stages), config.total_steps)
+    if config.stage:
+        course.end(config.stage)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
     lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
@@ -477,7 +478,7 @@ def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) ->
     from trainers import runs
     from trainers.engine import cluster
     from trainers.engine.ema import WeightAverage
-    from trainers.engine.stages import begin_stage
+    from trainers.engine.stages import Course, begin_stage
     from trainers.engine.steps import Steps
 
     strategy = cluster.make_strategy("none" if config.strategy == "multiworker" else config.strategy, config.devices)
@@ -490,11 +491,13 @@ def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) ->
     parts["videos"] = 0 if isinstance(run_data.all, data.ShardedVideos) else run_data.all.frames.nbytes
     parts["weights and codes"] = _num_bytes(model.weights) + (_num_bytes(average.state.values()) if average else 0)
     parts["optimizers"] = sum(_num_bytes(optimizer.variables) for optimizer in optimizers_of(model))
-    for stage in _stages(config, run_data, model, stages):
+    course = Course(_stages(config, run_data, model, stages), config.total_steps)
+    for begin in course.begins.values():
+        stage = course.stage(begin)
         begin_stage(model, stage)
         if stage.at_epoch:
             stage.at_epoch(0)
-        iterator = cluster.distribute(strategy, stage.dataset_fn(0))
+        iterator = cluster.distribute(strategy, course.dataset(begin))
         steps = Steps(model, strategy, average, config.xla)
         steps.trace(iterator)
         steps(iterator, 2)

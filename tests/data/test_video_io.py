@@ -142,7 +142,7 @@ def test_resizing_in_the_decoder_equals_resizing_afterwards(tmp_path, size, resi
 def test_pad_keeps_shapes_and_everything(tmp_path, shape, bars):
     """A white frame between black bars, the same from a video file and from arrays."""
     white = np.full((2, *shape, 3), 255, np.uint8)
-    write_mp4(tmp_path / "wide.mp4", white, 8)
+    video_io.write_mp4(tmp_path / "wide.mp4", white, 8)
     for padded in (read_video(tmp_path / "wide.mp4", 20, resize="pad")[0], video_io.resize_video(white, 20, "pad")):
         assert padded.shape == (2, 20, 20, 3)
         top, left = bars

@@ -183,6 +183,8 @@ def test_fit_takes_arrays_of_clips():
     [
         (lambda batch: {"clip": batch["video"]}, "a dict with `video`.*Received a dict of clip"),
         (lambda batch: batch["video"], "a dict with `video`.*Received TensorSpec"),
+        (lambda batch: (batch["video"], batch["video"]), "a dict with `video`.*Received tuple"),
+        (lambda batch: {**batch, "video": batch["video"][..., :1]}, r"\(B, T, H, W, 3\).*Received uint8 .*16, 1\)"),
         (lambda batch: {"video": batch["video"]}, "NAVSynth learns a code per video.*`video_id`.*Received video"),
         (
             lambda batch: {**batch, "video": batch["video"][0]},
@@ -192,8 +194,39 @@ def test_fit_takes_arrays_of_clips():
     ],
 )
 def test_fit_refuses_batches_that_it_cannot_train_on(change, message):
+    """Nor evaluate, nor validate."""
+    model, wrong = compiled(), dataset().map(change)
     with pytest.raises(ValueError, match=message):
-        compiled().fit(dataset().map(change), steps_per_epoch=1, verbose=0)
+        model.fit(wrong, steps_per_epoch=1, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.evaluate(wrong, steps=1, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(dataset(), steps_per_epoch=1, validation_data=wrong, verbose=0)
+
+
+def test_clips_are_evaluated_as_they_are_fitted():
+    videos, model = collection(), compiled()
+    clips = np.stack([videos.video(i)[:NUM_FRAMES] for i in range(4)])
+    losses = model.validation_losses({"video": clips, "video_id": np.arange(4)})["reconstruction_loss"]
+    logs = model.evaluate(clips, batch_size=4, verbose=0, return_dict=True)
+    assert logs == {"reconstruction_loss": pytest.approx(np.mean(losses), rel=1e-5)}
+    for nothing in (None, [clips], {"video": clips.tolist()}):
+        with pytest.raises(ValueError, match=r"`video`.*uint8 \(B, T, H, W, 3\).*Received (NoneType|list)"):
+            model.evaluate(nothing, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_videos": 0}, "`num_videos` must be an int of at least 1. Received 0"),
+        ({"num_videos": 1.5}, "`num_videos` must be an int of at least 1. Received 1.5"),
+        ({"num_videos": 1, "num_frames": 2.5}, "`num_frames` must be an int of at least 1. Received 2.5"),
+        ({"num_videos": 1, "num_frames": True}, "`num_frames` must be an int of at least 1. Received True"),
+    ],
+)
+def test_a_number_of_videos_or_frames_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SYSTEMS[1].build().generate(**arguments)
 
 
 # ---------------------------------------------------------------- frozen networks

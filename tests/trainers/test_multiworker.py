@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from tests import systems
+from tests.trainers import staged
 from tests.trainers.mean_colour import metrics
 from tfvidgen import data
 from trainers.engine import checkpoints, loop
@@ -154,6 +155,42 @@ def test_two_processes_equal_one_by_weights(tmp_path, joined_by):
     assert checkpoints.restore(model, run_dir, raw_weights=True) == STEPS
     for name, variable in checkpoints.model_state(model).items():
         np.testing.assert_array_equal(variable.numpy(), together[0][name], err_msg=name)
+
+
+STAGED = """
+import pathlib, sys
+from trainers.engine import cluster
+strategy = cluster.make_strategy("auto")
+from tests.trainers import test_multiworker
+folder = pathlib.Path(sys.argv[1])
+test_multiworker.train_stages(strategy, folder / "run", folder / f"{sys.argv[2]}.npz")
+"""
+
+
+def train_stages(strategy, run_dir: pathlib.Path, out: pathlib.Path) -> None:
+    """Trains the toy in two stages, whose codes are updated by ids as the batch brings them, and writes all its state."""
+    with strategy.scope():
+        model = staged.colour_glo()
+        average = WeightAverage(model, 0.5)
+    stages = staged.stages_of(model, 5, staged.clips, batch_size=2)
+    options = {"steps_per_loop": 2, "checkpoint_every_steps": 4, "average": average, "report": lambda line: None}
+    loop.run(model, stages, run_dir, 12, strategy, **options)
+    state = {**checkpoints.model_state(model), **average.state}
+    np.savez(out, **{name: np.asarray(variable) for name, variable in state.items()})
+
+
+@pytest.mark.slow
+def test_two_processes_train_stages_as_one_does(tmp_path):
+    """What the ends of stages and epochs change is the same in all processes."""
+    workers = start_two("-c", STAGED, str(tmp_path), "INDEX", folder=tmp_path)
+    train_stages(tf.distribute.get_strategy(), tmp_path / "alone", tmp_path / "alone.npz")
+    results = finish(workers)
+    assert [code for code, _, _ in results] == [0, 0], results
+    first, second, alone = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("0", "1", "alone"))
+    assert set(first) == set(second) == set(alone)
+    for name, expected in alone.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        np.testing.assert_allclose(first[name], expected, atol=1e-5, rtol=0, err_msg=name)
 
 
 @pytest.mark.slow

@@ -209,6 +209,9 @@ class LatentTable(keras.layers.Layer):
             return
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
+            row_ids = tf.identity(
+                row_ids
+            )  # on the replica's device: a tensor of the batch itself has none to gather to
             row_ids, gradients = replica.all_gather(row_ids, axis=0), replica.all_gather(gradients, axis=0)
         replica.merge_call(self._update_everywhere, args=(row_ids, gradients, step, keep))
 

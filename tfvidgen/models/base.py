@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from tfvidgen._tensorflow import tf
-from tfvidgen.optimizers import LossScaler, check_counts
+from tfvidgen.optimizers import LossScaler, check_counts, optimizers_of
 
 ROLES = (
     "content",
@@ -127,6 +127,12 @@ class VideoGenerator(keras.Model):
         action_names: Sequence[str] = (),
         **kwargs,
     ):
+        names = self.stages
+        if isinstance(names, str) or len({*names, ""}) <= len(names) or self.sampling_stage not in ("", *names):
+            raise ValueError(
+                f"`stages` of {type(self).__name__} must be a tuple of distinct names, and `sampling_stage` one of them or empty. "
+                f"Received stages={names!r}, sampling_stage={self.sampling_stage!r}."
+            )
         super().__init__(**kwargs)
         self.identity_names, self.action_names = tuple(identity_names), tuple(action_names)
         if network_form is not None and network_form not in self.network_forms:
@@ -241,22 +247,36 @@ class VideoGenerator(keras.Model):
             x: A dataset of batch dicts as made by `tfvidgen.data.make_dataset`, of which only `video` uint8 (B, T, H, W, 3)
                 is required (plus `video_id` if a code is learned per video, and `action` if the system is conditional);
                 or arrays: such a dict for the whole set, or the clips alone, whose indices then serve as video ids. Without
-                `step` in the batches, the model counts its own steps.
+                `step` in the batches, the model counts its own steps. Later `stages` than the first may take other batches.
 
         Raises:
             ValueError: Under a multi-worker strategy, where Keras's `fit` fails (use `trainers.engine.loop.run`); for
-                batches without videos; and for batches that cannot be split evenly across replicas, whose losses would be
-                weighted unequally.
+                batches without videos, in `validation_data` as well; and for batches that cannot be split evenly across
+                replicas, whose losses would be weighted unequally.
         """
         self._refuse_many_workers("fit")
-        x = self._with_video_ids(x)
-        self._refuse_batches_without_videos(x)
-        self._refuse_uneven_batches(x)
-        return super().fit(x, *args, **kwargs)
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = self._checked_data(kwargs["validation_data"], needs_ids=not self.has_encoder)
+        return super().fit(self._checked_data(x, trains=True), *args, **kwargs)
 
     def step_of(self, batch: dict[str, Any]):
-        """The training step of a batch, int64 (): the batch's own `step`, else the first optimizer's iteration count."""
-        return batch["step"][0] if "step" in batch else tf.cast(self.optimizer.iterations, tf.int64)
+        """The training step of a batch, int64 (): the batch's own `step`, else a count of updates.
+
+        The count is that of the first optimizer, or of all of them together for a system with `stages`: one stage need not use
+        the optimizer of another, and every step must draw other numbers.
+        """
+        if "step" in batch:
+            return batch["step"][0]
+        counting = optimizers_of(self) if self.stages else [self.optimizer]
+        return tf.add_n([tf.cast(optimizer.iterations, tf.int64) for optimizer in counting])
+
+    def _checked_data(self, x: Any, trains: bool = False, needs_ids: bool = True) -> Any:
+        """`x` as Keras takes it; raises ValueError as `fit` does."""
+        x = self._with_video_ids(x)
+        if not (trains and self.stage in self.stages[1:]):
+            self._refuse_batches_without_videos(x, needs_ids)
+        self._refuse_uneven_batches(x)
+        return x
 
     @staticmethod
     def _with_video_ids(x):
@@ -268,9 +288,11 @@ class VideoGenerator(keras.Model):
             x = {**x, "video_id": np.arange(len(x["video"]), dtype=np.int32)}  # (N,)
         return x
 
-    def _refuse_batches_without_videos(self, x: Any) -> None:
+    def _refuse_batches_without_videos(self, x: Any, needs_ids: bool) -> None:
         spec = x.element_spec if isinstance(x, tf.data.Dataset) else x
-        if isinstance(x, tf.data.Dataset | dict) and not (isinstance(spec, dict) and "video" in spec):
+        if (x is None or isinstance(x, tf.data.Dataset | dict | list | tuple)) and not (
+            isinstance(spec, dict) and "video" in spec
+        ):
             found = f"a dict of {', '.join(spec)}" if isinstance(spec, dict) else f"{type(spec).__name__}"
             raise ValueError(
                 "Every batch must be a dict with `video`, uint8 (B, T, H, W, 3), as `tfvidgen.data.make_dataset` makes "
@@ -278,21 +300,22 @@ class VideoGenerator(keras.Model):
             )
         if isinstance(spec, dict) and "video" in spec:
             video = spec["video"]
-            if video.dtype != "uint8" or len(video.shape) != 5:
+            dtype, shape = getattr(video, "dtype", type(video).__name__), tuple(getattr(video, "shape", ()))
+            if dtype != "uint8" or len(shape) != 5 or shape[-1] not in (3, None):
                 raise ValueError(
                     "`video` must be uint8 (B, T, H, W, 3), colours in 0..255. Received "
-                    f"{getattr(video.dtype, 'name', video.dtype)} {tuple(video.shape)}."
+                    f"{getattr(dtype, 'name', dtype)} {shape}."
                 )
-            if self.has_lookup and "video_id" not in spec:
+            if self.has_lookup and needs_ids and "video_id" not in spec:
                 raise ValueError(
                     f"{type(self).__name__} learns a code per video, so every batch needs `video_id`, int32 (B,). Received "
                     f"{', '.join(spec)}."
                 )
 
-    def evaluate(self, *args, **kwargs):
-        """Keras's `evaluate` with this system's `test_step`. Raises ValueError as `fit` does."""
+    def evaluate(self, x=None, *args, **kwargs):
+        """Keras's `evaluate` with this system's `test_step`. Takes data and raises ValueError as `fit` does."""
         self._refuse_many_workers("evaluate")
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(self._checked_data(x, needs_ids=not self.has_encoder), *args, **kwargs)
 
     def _refuse_many_workers(self, method: str) -> None:
         strategy = self.distribute_strategy
@@ -522,9 +545,15 @@ class VideoGenerator(keras.Model):
     def generate(self, num_videos, num_frames: int | None = None, seed=0, labels=None):
         """Generates videos, float32 (num_videos, T, H, W, 3) in [-1, 1].
 
-        Arguments and errors as for `sample_latents`; also raises ValueError if there is nothing to sample from yet.
+        Arguments and errors as for `sample_latents`; also raises ValueError if there is nothing to sample from yet, or for
+        less than one video.
         """
         self.require_sampling()
+        for name, count in (("num_videos", num_videos), ("num_frames", 1 if num_frames is None else num_frames)):
+            is_whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+            # lengths below 1 are left to `latent_length`, which knows those of the system
+            if not tf.is_tensor(count) and not (is_whole and (count >= 1 or name == "num_frames")):
+                raise ValueError(f"`{name}` must be an int of at least 1. Received {count!r}.")
         given = {} if labels is None else {"labels": labels}  # systems without labels need not take the argument
         return self.decode(self.sample_latents(num_videos, num_frames, seed, **given))
 

@@ -26,9 +26,9 @@ from tfvidgen.models.base import VideoGenerator
 from trainers.engine import cluster
 from trainers.engine.checkpoints import Checkpoints, check_resume, model_state, not_finite
 from trainers.engine.ema import WeightAverage
-from trainers.engine.health import BadSteps
+from trainers.engine.health import BadSteps, TrainingDiverged
 from trainers.engine.progress import Clock, Logs, Metrics, Progress, read_text
-from trainers.engine.stages import Course, Stage, begin_stage
+from trainers.engine.stages import Course, Stage, begin_stage, require_stages
 from trainers.engine.steps import LossMeans, Steps
 
 _CALL_SECONDS = 0.5  # target length of a compiled call, so that signals and progress do not wait for a whole inner loop
@@ -118,13 +118,16 @@ def run(
         Mean losses by name, as in the last line of `metrics.jsonl`; empty if there was nothing left to train.
 
     Raises:
-        TrainingDiverged: If a loss or a weight is not finite and no more steps may be skipped.
+        TrainingDiverged: If a loss or a weight is not finite and no more steps may be skipped, or in a stage's `at_epoch`.
         SystemExit: After SIGTERM or Ctrl-C, with status 128 + the signal's number.
-        ValueError: If `resume` conflicts with the contents of `run_dir`, a checkpoint does not fit or cannot be written, none
-            is intact, a file of the folder cannot be read, a stage is out of order, or workers differ.
+        ValueError: If the stages are not those of the model, `resume` conflicts with the contents of `run_dir`, a checkpoint
+            does not fit or cannot be written, none is intact, a file of the folder cannot be read, a stage is out of order,
+            or workers differ.
     """
     begin = time.monotonic()
-    stages = [Stage("", dataset_fn, frames_per_step=frames_per_step)] if callable(dataset_fn) else dataset_fn
+    stages = [Stage("", dataset_fn, frames_per_step=frames_per_step)] if callable(dataset_fn) else list(dataset_fn)
+    if not callable(dataset_fn):
+        require_stages(model, stages)
     course = Course(stages, total_steps)
     last_step = course.end(stage) if stage else total_steps
     strategy = strategy or tf.distribute.get_strategy()
@@ -189,6 +192,17 @@ def run(
             and (can_sample or not getattr(action, "samples", False))
         ]
 
+    def at_epoch(now: Stage, num_epochs: int, at: int) -> None:
+        """Begins a stage or ends an epoch of it, from a finite state to a finite state."""
+        now.at_epoch(num_epochs)
+        if broken := not_finite(state):  # not for `bad_steps`: neither a step nor its videos are to blame
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            where = f"`at_epoch({num_epochs})`" + (f" of {now.name}" if now.name else "")
+            raise TrainingDiverged(
+                f"{', '.join(broken[:3])}{more} became not finite in {where}, after {at} steps. The last good "
+                f"state is {checkpoints.latest or 'none'}: mend that function; the same command then goes on from there."
+            )
+
     compiled: dict[str, Steps] = {}  # of the current stage
 
     def go_on(at: int) -> tuple[Any, Steps]:
@@ -198,7 +212,7 @@ def run(
             average.adopt()  # a stage builds on the weights that the one before it would be sampled with
         begin_stage(model, now)
         if course.is_begin(at) and now.at_epoch:
-            now.at_epoch(0)
+            at_epoch(now, 0, at)
         iterator = cluster.distribute(strategy, course.dataset(at))
         if now.name not in compiled:
             compiled.clear()
@@ -246,7 +260,8 @@ def run(
             step.assign(at)
             is_line = course.is_end(at) or _to_multiple(at - 1, periods) == 1
             is_due = at % checkpoint_every_steps == 0 or course.is_end(at)
-            is_checked = taken and taken.is_good and (is_due or bad_steps.is_suspect(first))
+            num_epochs = course.epochs(at)
+            is_checked = taken and taken.is_good and (is_due or num_epochs or bad_steps.is_suspect(first))
             broken = not_finite(state) if is_checked else []
             if taken and (broken or not taken.is_good):
                 bad_steps.found(first if not taken.is_good else checked_at, at, taken, broken, checkpoints.latest)
@@ -257,7 +272,8 @@ def run(
                 continue
             if is_checked:
                 checked_at = at
-            course.finish_epoch(at)
+            if num_epochs:
+                at_epoch(course.reached(at), num_epochs, at)
             progress.update(at, means.means() or logs)
             if is_line and means.means():
                 logs = means.means()

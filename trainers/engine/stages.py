@@ -17,7 +17,7 @@ class Stage:
     Attributes:
         name: One of the model's `stages`, in their order; empty for a model that has none.
         dataset_fn: Called with a step of the stage, 0 at its beginning; returns an infinite dataset of global batches in step
-            order from there on. A batch is what the model's `train_step` takes in this stage.
+            order from there on. A batch is what the model's `train_step` takes in this stage; one without `step` is given it.
         num_steps: Length of the stage; None, allowed for the last one only, for all remaining steps of the run.
         at_epoch: Called on every worker, outside the graph, with the number of epochs of the stage that are over: 0 before its
             first step, then after every `epoch_steps` steps, before the checkpoint of that step. Whatever it changes must be
@@ -27,7 +27,7 @@ class Stage:
         frames_per_step: Frames in a global batch, to show speed in frames per second; 0 shows steps per second.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative or no int.
     """
 
     name: str
@@ -38,11 +38,26 @@ class Stage:
     frames_per_step: int = 0
 
     def __post_init__(self):
-        if (self.num_steps is not None and self.num_steps < 1) or self.epoch_steps < 0:
-            raise ValueError(
-                f"Stage {self.name!r}: `num_steps` must be at least 1 and `epoch_steps` at least 0. Received num_steps="
-                f"{self.num_steps}, epoch_steps={self.epoch_steps}."
-            )
+        for name, minimum in (("num_steps", 1), ("epoch_steps", 0), ("frames_per_step", 0)):
+            value = getattr(self, name)
+            if name == "num_steps" and value is None:
+                continue
+            # an int also where it is a step in `config.json`
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(
+                    f"Stage {self.name!r}: `{name}` must be an int of at least {minimum}. Received {value!r}."
+                )
+
+
+def require_stages(model: VideoGenerator, stages: Sequence[Stage]) -> None:
+    """Raises ValueError if the stages are not those of the model, in its order."""
+    given = [stage.name for stage in stages]
+    if given != list(model.stages or ("",)):
+        one = "none: it is trained in a single stage"
+        raise ValueError(
+            f"The stages of {type(model).__name__} are {', '.join(model.stages) or one}. Received {', '.join(given) or 'none'}: "
+            "give a Stage for each, in that order, in what `trainers.train.main` is passed as `stages`."
+        )
 
 
 class Course:
@@ -113,12 +128,17 @@ class Course:
             )
 
     def dataset(self, step: int) -> tf.data.Dataset:
-        """The batches from a step of the run on, to the end of its stage; their `step` counts the steps of the run."""
+        """The batches from a step of the run on, to the end of its stage; their `step` counts the steps of the run.
+
+        So no two steps draw the same numbers, whatever stages they are of, and whichever optimizers those use.
+        """
         stage, begin = self.stage(step), self.begins[self.stage(step).name]
         dataset = stage.dataset_fn(step - begin)
-        if not begin:
+        if not isinstance(dataset.element_spec, dict):  # of a `train_step` that takes something else
             return dataset
-        return dataset.map(lambda batch: _shifted(batch, begin))
+        if "step" not in dataset.element_spec:
+            return dataset.enumerate(step).map(_numbered)
+        return dataset.map(lambda batch: {**batch, "step": batch["step"] + begin}) if begin else dataset
 
     def steps_left(self, step: int) -> int:
         """Steps until the stage or its epoch ends."""
@@ -127,17 +147,18 @@ class Course:
         period = stage.epoch_steps if stage.at_epoch else 0
         return min(left, period - (step - self.begins[stage.name]) % period) if period else left
 
-    def finish_epoch(self, step: int) -> None:
-        """Calls `at_epoch` if an epoch is over after `step` steps of the run."""
+    def epochs(self, step: int) -> int:
+        """The epochs to call `at_epoch` with after `step` steps of the run; 0 if none ends there."""
         stage = self.reached(step)
         done = step - self.begins[stage.name]
-        if stage.at_epoch and stage.epoch_steps and done and done % stage.epoch_steps == 0:
-            stage.at_epoch(done // stage.epoch_steps)
+        is_end = stage.at_epoch and stage.epoch_steps and done % stage.epoch_steps == 0
+        return done // stage.epoch_steps if is_end else 0
 
 
-def _shifted(batch: Mapping[str, tf.Tensor], begin: int) -> dict[str, tf.Tensor]:
-    """A batch with its steps counted from the beginning of the run, so that no two stages draw the same numbers."""
-    return {**batch, "step": batch["step"] + begin} if "step" in batch else dict(batch)
+def _numbered(step: tf.Tensor, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A batch with its step, int64 (B,)."""
+    some = tf.nest.flatten(batch)[0]
+    return {**batch, "step": tf.fill([some.shape[0] or tf.shape(some)[0]], step)}
 
 
 def begin_stage(model: VideoGenerator, stage: Stage) -> None:

@@ -12,9 +12,10 @@ import tfvidgen
 from export import saved_model
 from tests.trainers import staged
 from tests.trainers.mean_colour import assert_equal, metrics, state, written
-from trainers import evaluate, generate, runs
+from trainers import cli, evaluate, generate, runs
 from trainers.engine import loop
 from trainers.engine.ema import WeightAverage
+from trainers.engine.health import TrainingDiverged
 from trainers.engine.stages import Course, Stage
 
 CODE_STEPS, STEPS = (
@@ -24,7 +25,7 @@ CODE_STEPS, STEPS = (
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
-def train(run_dir, report=lambda line: None, stage="", actions=(), strategy=None, decay=0.5):
+def train(run_dir, report=lambda line: None, actions=(), strategy=None, decay=0.5, **options):
     """The model of a run in two stages."""
     with (strategy or tf.distribute.get_strategy()).scope():
         model = staged.colour_glo()
@@ -40,7 +41,7 @@ def train(run_dir, report=lambda line: None, stage="", actions=(), strategy=None
         actions=actions,
         report=report,
         average=average,
-        stage=stage,
+        **options,
     )
     return model
 
@@ -132,6 +133,41 @@ def test_a_stage_builds_on_the_average_of_the_one_before_it(tmp_path):
     np.testing.assert_allclose(after["average.to_colour.kernel"] / after["average.mass"], kernel, rtol=1e-5)
 
 
+@pytest.mark.parametrize("begin", [0, CODE_STEPS])
+def test_batches_without_a_step_are_given_that_of_the_run(begin):
+    """The steps of a stage would otherwise all draw the same numbers, if it leaves the first optimizer alone."""
+    rows = staged.rows_of(4, batch_size=2)
+
+    def without_step(start):
+        return rows(start).map(lambda batch: {"video_id": batch["video_id"]})
+
+    stages = [[Stage("codes", fn, CODE_STEPS), Stage("mapper", fn)] for fn in (rows, without_step)]
+    numbered, given = (Course(found, STEPS).dataset(begin + 2).take(2) for found in stages)
+    assert given.element_spec == numbered.element_spec
+    for found, expected in zip(given.as_numpy_iterator(), numbered.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(found["video_id"], expected["video_id"])
+        np.testing.assert_array_equal(found["step"], expected["step"])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_what_an_epoch_breaks_is_neither_saved_nor_blamed_on_a_step(tmp_path, undisturbed, monkeypatch, epoch):
+    """Once the cause is mended, the run goes on from before it, and is the one that nothing disturbed."""
+    match = staged.ColourGLO.match
+
+    def broken(self, num_epochs):
+        match(self, num_epochs)
+        if num_epochs == epoch:
+            self.matches.assign(self.matches * np.nan)
+
+    monkeypatch.setattr(staged.ColourGLO, "match", broken)
+    place = rf"matches became not finite in `at_epoch\({epoch}\)` of mapper, after {CODE_STEPS + 3 * epoch} steps"
+    with pytest.raises(TrainingDiverged, match=f"{place}. The last good state is .*ckpt-5: mend that function"):
+        train(tmp_path, max_bad_steps=2)
+    assert written(tmp_path) == ["ckpt-4", "ckpt-5"] and not (tmp_path / "bad_step.json").exists()
+    monkeypatch.undo()
+    assert_equal(state(train(tmp_path)), state(undisturbed[1]))
+
+
 @pytest.mark.long
 def test_epochs_end_on_every_replica(two_replicas, tmp_path, undisturbed):
     """What an epoch's end changes is the same on two replicas as on one device."""
@@ -184,6 +220,11 @@ def test_the_same_command_trains_the_rest(half_trained, capsys):
     assert saved_model.main([f"--run_dir={run_dir}"]) == 0
 
 
+def test_a_repeated_run_trains_every_stage(half_trained):
+    """Which stage a command trained, such as `--stage=codes`, is no setting of the run that `--config` repeats."""
+    assert "stage" not in cli.repeated(str(half_trained[0]), staged.Config, "tests.trainers.staged")
+
+
 def test_refusals_of_the_program(half_trained, tmp_path, capsys):
     _, flags = half_trained
     place = f"--run_dir={tmp_path / 'run'}"
@@ -194,7 +235,7 @@ def test_refusals_of_the_program(half_trained, tmp_path, capsys):
     ):
         assert staged.main([*flags, place, given]) == 1
         assert message in capsys.readouterr().err
-        assert not (tmp_path / "run" / "config.json").exists()
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
@@ -204,34 +245,73 @@ def test_dry_run_takes_steps_of_every_stage(half_trained, tmp_path, capsys):
     assert "at the peak of two steps" in capsys.readouterr().out
 
 
-def test_stages_are_those_of_the_model():
+def test_stages_are_those_of_the_model(tmp_path):
     stage = Stage("codes", staged.clips)
     with pytest.raises(ValueError, match="Only the last stage may leave out `num_steps`"):
         Course([stage, stage], 10)
     with pytest.raises(ValueError, match="10 steps in all, but its stages take codes 10, mapper the rest"):
         Course([Stage("codes", staged.clips, 10), Stage("mapper", staged.clips)], 10)
-    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
-        Stage("codes", staged.clips, 0)
+    for wrong in (
+        {"num_steps": 0},
+        {"num_steps": 6.0},
+        {"epoch_steps": -1},
+        {"epoch_steps": 2.5},
+        {"frames_per_step": -1},
+    ):
+        with pytest.raises(ValueError, match=f"Stage 'codes': `{list(wrong)[0]}` must be an int of at least [01]"):
+            Stage("codes", staged.clips, **wrong)
     with pytest.raises(ValueError, match="left out: this system trains in a single stage. Received 'glo'"):
         Course([Stage("", staged.clips)], 10).end("glo")
     model = staged.colour_glo()
     with pytest.raises(ValueError, match="A stage of ColourGLO is one of codes, mapper. Received 'glo'"):
         model.begin_stage("glo")
+    codes, mapper = staged.stages_of(model, CODE_STEPS, staged.clips, batch_size=2)
+    for given in ([], [mapper], [mapper, codes], [codes, codes]):
+        names = ", ".join(stage.name for stage in given) or "none"
+        with pytest.raises(ValueError, match=f"stages of ColourGLO are codes, mapper. Received {names}: give a Stage"):
+            loop.run(model, given, tmp_path / "run", STEPS)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stages": ("codes")}, {"stages": ("codes", "codes")}, {"stages": ("", "mapper")}, {"stages": ("codes",)}]
+)
+def test_names_of_stages_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be a tuple of distinct names, and `sampling_stage` one of them"):
+        type("Wrong", (staged.ColourGLO,), wrong)(4)
 
 
 def test_fit_trains_the_stage_that_was_begun():
+    """Each step is another one to its draws, also where batches bring no `step`."""
     model = staged.colour_glo()
-    losses = [model.fit(staged.clips(0), steps_per_epoch=1, verbose=0, shuffle=False).history]
-    model.begin_stage("mapper")
-    losses += [model.fit(staged.clips(0), steps_per_epoch=1, verbose=0, shuffle=False).history]
-    assert [list(found) for found in losses] == [["reconstruction_loss"], ["mapping_loss"]]
+    without_step = staged.clips(0).map(lambda batch: {name: batch[name] for name in ("video", "video_id")})
+    losses, steps = [], []
+    for stage in model.stages:
+        model.begin_stage(stage)
+        for _ in range(2):
+            steps.append(int(model.step_of({})))
+            losses.append(list(model.fit(without_step, steps_per_epoch=1, verbose=0, shuffle=False).history))
+    assert losses == [["reconstruction_loss"]] * 2 + [["mapping_loss"]] * 2
+    assert steps == [0, 1, 2, 3]
+    rows = staged.rows_of(model.num_videos, batch_size=2)(0)  # this stage needs no videos
+    assert list(model.fit(rows, steps_per_epoch=1, verbose=0, shuffle=False).history) == ["mapping_loss"]
+    model.begin_stage("codes")
+    with pytest.raises(ValueError, match="must be a dict with `video`"):
+        model.fit(rows, steps_per_epoch=1, verbose=0)
 
 
 def test_runs_that_say_otherwise_are_refused(half_trained, tmp_path):
     run_dir, _ = half_trained
     description = runs.read(run_dir)
-    description["stages"] = {"codes": 0}
-    (tmp_path / "config.json").write_text(json.dumps(description))
     os.symlink(run_dir / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="stages is .*, but the system's are codes, mapper"):
-        tfvidgen.load(tmp_path)
+    for begins in (
+        {"codes": 0},
+        {},
+        {"codes": 100, "mapper": 106},
+        {"codes": 6, "mapper": 0},
+        {"codes": 0, "mapper": 0},
+    ):
+        description["stages"] = begins
+        (tmp_path / "config.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match="does not describe a run .stages is "):
+            tfvidgen.load(tmp_path)
