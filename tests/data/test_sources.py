@@ -260,6 +260,18 @@ def test_names_that_are_no_text_are_refused_by_name(tmp_path):
         load_videos(os.fsdecode(good + latin + b".npy"))
 
 
+def test_the_given_folder_may_have_any_name(tmp_path):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    write_frames(root, clip(3, 1))
+    videos = load_videos(root)
+    np.testing.assert_array_equal(videos.frames, clip(3, 1))
+    assert videos.names == ("caf\\xe9",) and len(videos.digest) == 64
+    for frame in root.iterdir():
+        frame.unlink()
+    video_io.write_mp4(root / "a.mp4", clip(3, 1), 8)
+    assert load_videos(root).names == ("a.mp4",)
+
+
 def test_special_files_are_skipped_by_name(tmp_path):
     make(tmp_path, "arrays")
     os.mkfifo(tmp_path / "pipe.mp4")

@@ -58,10 +58,11 @@ _UPRIGHT = Turn()
 
 
 class Shot(NamedTuple):
-    """A decoded frame, the time in seconds at which it is shown, and its orientation."""
+    """A decoded frame; when and how long it is shown, in milliseconds; and its orientation."""
 
     frame: av.VideoFrame
     time: float
+    duration: float
     turn: Turn
 
 
@@ -104,7 +105,7 @@ def opened(path: str | os.PathLike, media: Media, max_file_gib: float) -> Iterat
         others = {each.codec_context.name for each in container.streams if each.type == "audio"}
         complaints = _Complaints(messages, others)
         frames = _decoded(path, container, stream, complaints, media.format in _BROADCASTS)
-        yield Stream(_deinterlaced(_timed(path, frames, fps, float(stream.time_base))), fps, aspect)
+        yield Stream(_deinterlaced(_timed(path, frames, 1000 / fps, 1000 * float(stream.time_base))), fps, aspect)
 
 
 def codec_of(path: str | os.PathLike) -> str:
@@ -230,14 +231,14 @@ def _decoded(path, container, stream, complaints: _Complaints, begins_anywhere: 
         if begins_anywhere:
             complaints.forget()
             begins_anywhere = not packet.is_keyframe
-        for frame in packet.decode():
+        frames = packet.decode()
+        complaints.check(path)
+        for frame in frames:
             if frame.is_corrupt:
                 raise UnreadableFileError(path, "it is truncated or damaged: a frame cannot be decoded whole")
-            complaints.check(path)
             first = frame.pts if shown == 0 else first
             shown += 1
             yield frame
-        complaints.check(path)
     if stream.codec_context.name in _ONE_FRAME_PER_PACKET:
         # What comes before the first frame in display order belongs to a scene of which the beginning was cut off.
         count = sum(pts is None or first is None or pts >= first for pts in promised)
@@ -259,7 +260,9 @@ def _gap_finder(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
     num_bytes = (extra[at] & 3) + 1
 
     def has_gap(packet: av.Packet) -> bool:
-        content, position = bytes(packet), 0
+        if _FORBIDDEN.search(packet) is None:
+            return False
+        content, position = bytes(packet), 0  # what was found may be lengths of units
         while position < len(content):
             start = position + num_bytes
             position = start + int.from_bytes(content[position:start], "big")
@@ -270,14 +273,14 @@ def _gap_finder(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
     return has_gap
 
 
-def _timed(path, frames: Iterator[av.VideoFrame], fps: float, time_base: float) -> Iterator[Shot]:
+def _timed(path, frames: Iterator[av.VideoFrame], duration: float, time_base: float) -> Iterator[Shot]:
     start, turn = None, _UPRIGHT
     for index, frame in enumerate(frames):
-        time = index / fps if frame.pts is None else frame.pts * time_base
+        time = index * duration if frame.pts is None else frame.pts * time_base
         start = time if start is None else start
         if index == 0 or frame.key_frame:
             turn = _turn(path, frame)
-        yield Shot(frame, time - start, turn)
+        yield Shot(frame, time - start, duration, turn)
 
 
 def _turn(path, frame: av.VideoFrame) -> Turn:

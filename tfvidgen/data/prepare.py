@@ -142,8 +142,10 @@ def prepare_shards(
                     path.unlink()
     except OSError as error:
         raise ValueError(f"Cannot prepare into {str(out)!r}: {error}. Free the disk or name another folder.") from None
-    if skipped:
-        warnings.warn(sources.skipped_message(source, skipped), stacklevel=2)
+    mixed = sources.mixed_rates_message(rate for entry in entries for rate in entry["fps"])
+    for message in (skipped and sources.skipped_message(source, skipped), mixed):
+        if message:
+            warnings.warn(message, stacklevel=2)
     return ShardedVideos.open(out)
 
 

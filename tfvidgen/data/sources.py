@@ -588,7 +588,7 @@ def find(root: pathlib.Path) -> Found:
         if layout == "frames":
             broken = any(file.parent == folder for file, _ in unreadable)
             if not broken:  # a video with an unreadable frame is unusable
-                name = _relative(folder, root) if depth else root.name
+                name = _relative(folder, root)
                 frames = tuple(_in_order_of_numbers(folders[folder]))
                 units.append(Unit(name, frames, _labels_of(folder.parent, depth - 1)))
         else:

@@ -308,6 +308,37 @@ def _check_png(reader: _Reader) -> int:
     return declared
 
 
+def _check_jpeg(reader: _Reader) -> None:
+    """A run of zeros is no scan of an image but a lost sector, unless the code that ends a block is of zeros alone, which
+    only optimised tables of flat images have. Rec. ITU-T T.81, sections B.1, B.2 and F.1.2.2.
+    """
+    position, is_sequential, first_symbols = 2, False, {}
+    while True:
+        marker = reader.at(position, 2)
+        if marker[0] != 0xFF or marker[1] == 0xD9:
+            return  # Pillow says what is wrong
+        if marker[1] in (0xFF, 0x01, *range(0xD0, 0xD9)):  # fill bytes, markers without a segment
+            position += 1 if marker[1] == 0xFF else 2
+            continue
+        length = reader.number(position + 2, 2)
+        segment = reader.at(position + 4, max(length - 2, 0))
+        position += 2 + max(length, 2)
+        if marker[1] in (0xC0, 0xC1):
+            is_sequential = True
+        while marker[1] == 0xC4 and len(segment) > 17:  # DHT: class and number, codes by length, symbols
+            if segment[0] >> 4 == 1:
+                first_symbols[segment[0] & 15] = segment[17]
+            segment = segment[17 + sum(segment[1:17]) :]
+        if marker[1] == 0xDA:
+            end_of_block = 0
+            if is_sequential and len(segment) > 2 and first_symbols.get(segment[2] & 15, end_of_block) != end_of_block:
+                scan = reader.at(position, reader.size - position)
+                scan = scan[: scan.find(b"\xff\xd9")]  # in a scan, no other byte but 0 follows an FF
+                if (at := scan.find(bytes(64))) >= 0:
+                    raise reader.damaged(position + at, "a run of zeros lies in the image")
+            return
+
+
 def _check_webp(reader: _Reader) -> int:
     """Chunks fill the file exactly. RFC 9649, section 2."""
 
@@ -366,6 +397,8 @@ _CHECKS = {
     "mpeg_ps": _check_program_stream,
     "ogg": _check_ogg,
     "PNG": _check_png,
+    "JPEG": _check_jpeg,
+    "MPO": _check_jpeg,
     "WEBP": _check_webp,
     "GIF": _check_gif,
 }

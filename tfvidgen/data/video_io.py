@@ -36,9 +36,9 @@ class VideoInfo:
 
 
 class _Shown(NamedTuple):
-    """A frame, decoded but not converted; when and how long it is shown, in milliseconds."""
+    """A decoded picture; when and how long it is shown, in milliseconds. `containers.Shot` is one, too."""
 
-    frame: Any
+    frame: Image.Image
     time: float
     duration: float
 
@@ -46,7 +46,7 @@ class _Shown(NamedTuple):
 class _Video(NamedTuple):
     """An open file: its frames, their rate (None: from their durations), size as displayed, and conversion to uint8 RGB."""
 
-    frames: Iterator[_Shown]
+    frames: Iterator[Any]
     fps: float | None
     size_of: Callable[[Any], tuple[int, int]]
     convert: Callable[[Any], np.ndarray]
@@ -89,7 +89,7 @@ def read_video(
     with explained(path), _opened(path, size, resize, max_file_gib) as video:
         frames, milliseconds = [], 0.0
         for shown in video.frames if fps is None else _resampled(video.frames, fps):
-            frames.append(video.convert(shown.frame))
+            frames.append(video.convert(shown))
             milliseconds += shown.duration
             if len(frames) == max_frames:
                 break
@@ -106,7 +106,7 @@ def probe_video(path: str | os.PathLike, fps: float | None = None, max_file_gib:
     with explained(path), _opened(path, None, "squash", max_file_gib) as video:
         size, count, milliseconds = None, 0, 0.0
         for shown in video.frames if fps is None else _resampled(video.frames, fps):
-            size = size or video.size_of(shown.frame)
+            size = size or video.size_of(shown)
             count += 1
             milliseconds += shown.duration
         if size is None:
@@ -121,16 +121,17 @@ def _opened(
     media = sniff(path)
     if media.kind in ("animation", "image"):
 
-        def convert(picture: Image.Image) -> np.ndarray:
-            return resize_image(picture, size, resize)
+        def convert(shown: _Shown) -> np.ndarray:
+            return resize_image(shown.frame, size, resize)
 
         frames = _timed(pictures.pages(path, max_file_gib))
-        yield _Video(frames, None, lambda picture: (picture.height, picture.width), convert)
+        yield _Video(frames, None, lambda shown: (shown.frame.height, shown.frame.width), convert)
     elif media.kind == "video":
         with containers.opened(path, media, max_file_gib) as stream:
-            frames = (_Shown(shot, 1000 * shot.time, 1000 / stream.fps) for shot in stream.shots)
             scaler = containers.Scaler(size, resize, stream.pixel_aspect)
-            yield _Video(frames, stream.fps, lambda shot: containers.displayed_size(shot, stream.pixel_aspect), scaler)
+            yield _Video(
+                stream.shots, stream.fps, lambda shot: containers.displayed_size(shot, stream.pixel_aspect), scaler
+            )
     else:
         raise UnreadableFileError(path, "it is not a video")
 
