@@ -7,7 +7,7 @@ import tensorflow as tf
 from tests.data.numbered import seen, videos
 from tests.data.prepared import flip
 from tfvidgen import data
-from tfvidgen.data.batches import DATA_ORDER_FORMS, frames_tensor
+from tfvidgen.data.batches import frames_tensor
 from tfvidgen.data.collection import empty_frames
 from tfvidgen.data.videos import clip_span
 
@@ -104,8 +104,9 @@ def test_order_and_random_starts_stay_those_of_their_form(form, expected):
     assert drawn == expected
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29])
-@pytest.mark.parametrize("form", DATA_ORDER_FORMS)
+@pytest.mark.parametrize(
+    ("batch_size", "form"), [*((size, 2) for size in (1, 2, 3, 5, 6, 7, 8, 11, 12, 13, 29)), (5, 1), (13, 1)]
+)
 def test_every_video_is_seen_equally_often(batch_size, form):
     num_videos = 6
     drawn = batches(videos((3,) * num_videos), batch_size, num_videos, order_form=form)  # whole epochs

@@ -45,6 +45,8 @@ def make_dataset(
     Each epoch is a new permutation of all videos and batches run across epoch boundaries, so every video is seen equally
     often for any batch size. Random starts are drawn from (seed, step) too, uniformly over all valid positions.
 
+    Frames in memory are used where they lie, without a copy: they must not be changed while the dataset is in use.
+
     Order, random starts and pixels of a (seed, step) are the same from memory and from shards. From shards, clips are read
     on demand, every frame from the first to the last, so a `stride` of 4 reads four times what it keeps. A frame that fails
     its CRC raises `tf.errors.DataLossError`; `ShardedVideos.verify` then names the file.
