@@ -233,7 +233,7 @@ def test_one_process_at_a_time(source, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"size": None}, {"size": 0}, {"resize": "pad"}, {"num_workers": -1}, {"shard_mb": 0}, {"max_frames": 0}],
+    [{"size": None}, {"size": 0}, {"resize": "stretch"}, {"num_workers": -1}, {"shard_mb": 0}, {"max_frames": 0}],
 )
 def test_bad_arguments(source, tmp_path, arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):

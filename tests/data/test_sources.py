@@ -209,7 +209,7 @@ def test_hidden_and_other_files_do_not_decide(tmp_path):
     (tmp_path / "notes.zip").write_bytes(b"PK\x03\x04" + bytes(60))
     report = scan(tmp_path)
     assert report.layout == "videos" and report.num_videos == 3
-    assert set(report.ignored) == {".thumbnails", "._clip1.mp4", "docs/about.txt", "notes.zip"}
+    assert set(report.ignored) == {".thumbnails", "._clip1.mp4", "docs/about.txt", "notes.zip (a zip archive: unpack it)"}
 
 
 def test_linked_class_folders_are_followed(tmp_path):
@@ -418,7 +418,7 @@ def test_one_layout_in_two_depths_is_ambiguous(tmp_path):
 def test_too_deep(tmp_path, layout):
     make(tmp_path / "data" / "all", layout, ("train/run", "train/walk"))
     with pytest.raises(ValueError, match="folders deep.*train"):
-        load_videos(tmp_path / "data" if layout != "frames" else tmp_path)
+        load_videos(tmp_path / "data")
     assert load_videos(tmp_path / "data" / "all" / "train").action_names == ("run", "walk")
 
 

@@ -263,7 +263,7 @@ def test_stages_are_those_of_the_model(tmp_path):
     with pytest.raises(ValueError, match="left out: this system trains in a single stage. Received 'glo'"):
         Course([Stage("", staged.clips)], 10).end("glo")
     model = staged.colour_glo()
-    with pytest.raises(ValueError, match="A stage of ColourGLO is one of codes, mapper. Received 'glo'"):
+    with pytest.raises(ValueError, match="A stage of ColourGLO must be one of codes, mapper. Received 'glo'"):
         model.begin_stage("glo")
     codes, mapper = staged.stages_of(model, CODE_STEPS, staged.clips, batch_size=2)
     for given in ([], [mapper], [mapper, codes], [codes, codes]):
