@@ -26,6 +26,7 @@ def option(
     minimum: float | None = None,
     may_change: bool = False,
     per_worker: bool = False,
+    implied: Any = None,
 ) -> Any:
     """A config field.
 
@@ -38,6 +39,7 @@ def option(
             numbers, or because something else checks that (the data's digest, for a path).
         per_worker: Whether the workers of a run may have different values. They must agree on all other fields, periods
             included: a worker that stopped to save while the rest continued would wait for them forever.
+        implied: Value of this setting in runs begun before it existed, which go on with it; None for the default.
     """
     metadata = {
         "help": help,
@@ -45,6 +47,7 @@ def option(
         "minimum": minimum,
         "may_change": may_change,
         "per_worker": per_worker,
+        "implied": implied,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -52,6 +52,12 @@ class Config(cli.RunConfig):
     negative_radius: int = option(5, "Frames beyond this distance are triplet negatives.", minimum=1)
     triplet_margin: float = option(2.0, "Margin of the triplet loss, in squared distance.", minimum=0)
     learning_rate: float = option(6.25e-5, "Adam learning rate of generator and RNN.", minimum=0)
+    adam_epsilon: str = option(
+        "after_correction",
+        "Adam's epsilon: 1e-8 after bias correction (PyTorch), or 1e-7 before (Keras; runs begun before this setting).",
+        ("after_correction", "before_correction"),
+        implied="before_correction",
+    )
     beta_2: float = option(0.999, "Decay rate of Adam's second moment.", minimum=0)
     weight_decay: float = option(0.0, "Decoupled weight decay (AdamW) of the networks, times their rate.", minimum=0)
     latent_rule: str = option("sgd", "Optimizer of the codes.", ("sgd", "momentum", "adam"))
@@ -169,7 +175,7 @@ PRESETS = {
 def build_model(config: Config, run_data: RunData) -> NAVSynth:
     """The compiled model for a config and its data."""
     from tfvidgen.models.navsynth import NAVSynth
-    from tfvidgen.optimizers import Adam
+    from tfvidgen.optimizers import Adam, pytorch_adam
     from trainers import schedules
 
     if config.clip_start == "random":
@@ -233,7 +239,8 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
 
     def adam():
-        return Adam(rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2)
+        kind = pytorch_adam if config.adam_epsilon == "after_correction" else Adam
+        return kind(rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2)
 
     generator_optimizer = adam()
     # black and white need large logits: weight decay in the layer that produces them leaves speckle there

@@ -38,7 +38,7 @@ from tfvidgen.losses.adversarial import (
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard, check_counts
+from tfvidgen.optimizers import StepGuard, check_counts, pytorch_adam
 
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 3.1)
@@ -190,7 +190,7 @@ class MoCoGAN(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains G_I and R_M. All three default to Adam at 2e-4 with beta_1 = 0.5 (official code).
+            generator_optimizer: Trains G_I and R_M. All three default to PyTorch's Adam at 2e-4 with beta_1 = 0.5 (official code).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
             adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
@@ -209,9 +209,9 @@ class MoCoGAN(VideoGenerator):
         adversarial_loss = check_kind(adversarial_loss)
         if frames_per_clip < 1:
             raise ValueError(f"`frames_per_clip` must be at least 1. Received {frames_per_clip}.")
-        self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
-        self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
-        self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.generator_optimizer = generator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        self.image_discriminator_optimizer = image_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        self.video_discriminator_optimizer = video_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
         super().compile(optimizer=self.generator_optimizer, accumulate=accumulate)
         self.generator_optimizer.build(self._generator_variables())
         self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)

@@ -41,7 +41,7 @@ from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard
+from tfvidgen.optimizers import StepGuard, pytorch_adam
 
 STATIC_BY = ("video", "identity", "shared")  # what a static code belongs to (Sec. 2 and 4.1)
 TRANSIENT_BY = ("video", "action")  # what transient codes belong to (Sec. 4.1)
@@ -392,8 +392,8 @@ class NAVSynth(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains the generator. Defaults to Adam at 6.25e-5 (official code).
-            rnn_optimizer: Trains the GRU. Defaults to Adam at 6.25e-5.
+            generator_optimizer: Trains the generator. Defaults to PyTorch's Adam at 6.25e-5 (official code).
+            rnn_optimizer: Trains the GRU. Defaults to PyTorch's Adam at 6.25e-5.
             latent_learning_rate: Learning rate of the codes, a float or a schedule; None keeps that of the tables.
             update: `alternating` (the paper's two stages, Eq. 3.1 and 3.2) or `joint` (a single pass; 3/5 of the cost).
             loss: `laplacian` (paper), `l1`, `l2`, `laplacian_l2` (Laplacian + `l2_weight` times mean squared error), or
@@ -425,8 +425,8 @@ class NAVSynth(VideoGenerator):
                 f"{decoded_frames}."
             )
         self.decoded_frames = decoded_frames or self.num_frames
-        generator_optimizer = generator_optimizer or Adam(6.25e-5)
-        rnn_optimizer = rnn_optimizer or Adam(6.25e-5)
+        generator_optimizer = generator_optimizer or pytorch_adam(6.25e-5)
+        rnn_optimizer = rnn_optimizer or pytorch_adam(6.25e-5)
         super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.rnn_optimizer = generator_optimizer, rnn_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
