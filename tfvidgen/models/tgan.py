@@ -628,7 +628,9 @@ class TGAN(VideoGenerator):
             video = augment(video, self.augmentation, augmentation_key)
             if self.noise_place == "pixels":
                 return self.discriminator(add_noise(video, self.noise_stddev, noise_key), category, training=True)
-            return self.discriminator(video, category, self.noise_stddev, noise_key, training=True)  # (B,)
+            return self.discriminator(
+                video, category, noise_stddev=self.noise_stddev, noise_key=noise_key, training=True
+            )  # (B,)
 
         losses = {}
         if self.r1_weight:
