@@ -429,7 +429,7 @@ def _younger(config: Any, description: Mapping[str, Any]) -> list[dataclasses.Fi
     return [
         field
         for field in dataclasses.fields(config)
-        if field.metadata["implied"] is not None and field.name not in description["config"]
+        if field.metadata.get("implied") is not None and field.name not in description["config"]
     ]
 
 

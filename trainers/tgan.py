@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, train
+from trainers import adversarial, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ _FAST = {
     "precision": "auto",
     "total_steps": 2500,
 }
+_UCF101 = {**_PAPER, "dataset": paper_data.UCF101}
 PRESETS = {
     "smoke": {
         "dataset": "actors",
@@ -115,15 +116,15 @@ PRESETS = {
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
     # official code: one setting for its three datasets, but for the initial kernels; the digits are grey there
-    "paper_ucf101": _PAPER,
-    "paper_golf": {**_PAPER, "initialisation": "uniform"},
-    "paper_moving_mnist": {**_PAPER, "initialisation": "uniform"},
-    "paper_ucf101_conditional": {**_PAPER, "conditional": True},
+    "paper_ucf101": _UCF101,
+    "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "initialisation": "uniform"},
+    "paper_moving_mnist": {**_PAPER, "dataset": paper_data.MOVING_MNIST, "initialisation": "uniform"},
+    "paper_ucf101_conditional": {**_UCF101, "conditional": True},
     # official code: weights within 0.01 after every step
-    "paper_ucf101_weight_clipping": {**_PAPER, "constraint": "weights"},
+    "paper_ucf101_weight_clipping": {**_UCF101, "constraint": "weights"},
     # official code: cross-entropy, and noise of 0.3 before each leaky ReLU of the discriminator
     "paper_ucf101_vanilla": {
-        **_PAPER,
+        **_UCF101,
         "adversarial_loss": "non_saturating",
         "constraint": "none",
         "noise_stddev": 0.3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, train
+from trainers import adversarial, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -78,11 +78,12 @@ PRESETS = {
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
     # 603,776 clips of golf, 100 epochs
-    "paper_golf": {**_PAPER, "total_steps": 603_776 * 100 // 64},
+    "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "total_steps": 603_776 * 100 // 64},
     # predicting the future of a frame (main_conditional.lua): no noise, networks of twice the width, L1 to the frame with weight
     # 10, no mask penalty, batches of 32
     "paper_golf_first_frame": {
         **_PAPER,
+        "dataset": paper_data.GOLF,
         "conditional": True,
         "first_frame_weight": 10.0,
         "mask_weight": 0.0,

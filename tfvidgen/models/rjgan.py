@@ -27,7 +27,7 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
 from tfvidgen.layers.draws import num_rows, random_frames, replica_normal, split_key, update_key
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.losses.adversarial import (
     Kind,
     check_kind,
@@ -253,7 +253,7 @@ class RJGAN(VideoGenerator):
             self._checked_labels(labels, num_videos)
         if num_frames is None or isinstance(num_frames, int):
             num_frames = self.latent_length(num_frames)
-        summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
+        summary, noise = split_key(sampling_key(seed), 2)
         # mu ~ N(0, sigma^2 I), (B, 60)
         latents = {
             "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)

@@ -37,7 +37,7 @@ from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import add_noise, num_rows, replica_uniform, split_key, update_key
 from tfvidgen.layers.gradients import clip_to_norm
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D
@@ -560,7 +560,7 @@ class TGAN(VideoGenerator):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples latents of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self.latent_length(num_frames)
-        slow_key, label_key = split_key(step_key(0, seed), 2)
+        slow_key, label_key = split_key(sampling_key(seed), 2)
         latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}  # (B, 100)
         if labels is not None:
             latents["label"] = self._checked_labels(labels, num_videos)

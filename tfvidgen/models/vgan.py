@@ -37,7 +37,7 @@ from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key, update_key
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.replicas import num_replicas, sampling_key, step_key
 from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D, UpConv3D
@@ -482,8 +482,8 @@ class VGAN(VideoGenerator):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples codes of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self._check_arguments(num_videos, num_frames, labels)
-        key = step_key(0, seed)
-        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}  # z ~ N(0, I), (B, 100)
+        # z ~ N(0, I), (B, 100)
+        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), sampling_key(seed))}
 
     def _check_arguments(self, num_videos, num_frames, labels):
         self.latent_length(num_frames)
@@ -637,7 +637,7 @@ class ConditionalVGAN(VGAN):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples from the stored first frames. Arguments and errors as for `VGAN`."""
         self._check_arguments(num_videos, num_frames, labels)
-        rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
+        rows = tf.random.stateless_uniform((num_videos,), sampling_key(seed), 0, self.num_remembered, tf.int32)
         # uint8 (N, H, W, 3) -> float32 (B, H, W, 3) in [-1, 1]
         return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
 
