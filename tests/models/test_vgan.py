@@ -98,7 +98,13 @@ def test_the_mask_penalty_is_the_unconditional_system_s():
         model.build()
         model.compile()
     assert (models[VGAN].mask_weight, models[ConditionalVGAN].mask_weight) == (0.1, 0.0)
-    optimizer = models[VGAN].discriminator_optimizer
+
+
+def test_the_optimizer_is_pytorch_s_adam():
+    model = VGAN(**TINY)
+    model.build()
+    model.compile()
+    optimizer = model.discriminator_optimizer
     assert (optimizer.epsilon, optimizer.corrected_epsilon, optimizer.beta_1) == (1e-8, True, 0.5)
 
 
