@@ -9,7 +9,7 @@ from tfvidgen.layers.draws import replica_normal
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.layers.replicas import micro_batch, num_parts
 from tfvidgen.models.base import VideoGenerator
-from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard
+from tfvidgen.optimizers import MAX_SCALE, Adam, LossScaler, StepGuard, pytorch_adam
 from trainers import cli
 from trainers.engine import checkpoints, loop
 
@@ -40,6 +40,44 @@ def test_adam_equals_keras(options):
     assert [v.path.split("/")[-1] for v in ours.variables] == [v.path.split("/")[-1] for v in theirs.variables]
     for a, b in zip([*expected, *theirs.variables], [*values, *ours.variables], strict=True):
         np.testing.assert_allclose(b.value, a.value, rtol=1e-5, atol=1e-7)
+
+
+def test_pytorch_s_epsilon_is_added_after_bias_correction():
+    """By hand, as PyTorch documents it. Gradients as small as epsilon tell the places apart: Keras's steps are shorter."""
+    gradients = np.array([[1e-8, -1e-7, 1e-3], [2e-8, 1e-7, -2e-3]], np.float32)
+    sides = {
+        "after": (pytorch_adam(0.1), 1e-8, lambda correction: 1.0),
+        "before": (pytorch_adam(0.1, corrected_epsilon=False), 1e-8, lambda correction: correction**-0.5),
+        "keras": (Adam(0.1), 1e-7, lambda correction: correction**-0.5),
+    }
+    values = {}
+    for name, (optimizer, epsilon, scale) in sides.items():
+        variable = keras.Variable(np.zeros(3, np.float32))
+        m, v, expected = np.zeros(3), np.zeros(3), np.zeros(3)
+        for t, gradient in enumerate(gradients.astype(np.float64), 1):
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            correction = 1 - 0.999**t
+            expected -= 0.1 * m / (1 - 0.9**t) / (np.sqrt(v / correction) + epsilon * scale(correction))
+        np.testing.assert_allclose(variable, expected, rtol=2e-4)
+        values[name] = np.abs(variable.numpy())
+    assert values["after"][0] > 5 * values["before"][0] > 20 * values["keras"][0]
+    assert keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(pytorch_adam(0.1)), custom_objects={"Adam": Adam}
+    ).corrected_epsilon
+    with pytest.raises(ValueError, match="not available with amsgrad"):
+        pytorch_adam(0.1, amsgrad=True)
+
+
+def test_sparse_gradients_move_what_dense_ones_do():
+    rows = keras.Variable(np.ones((4, 3), np.float32)), keras.Variable(np.ones((4, 3), np.float32))
+    sparse = tf.IndexedSlices(tf.constant([[1.0, 2, 3], [4, 5, 6]]), tf.constant([2, 0]), tf.constant([4, 3]))
+    for variable, gradient in zip(rows, (sparse, tf.convert_to_tensor(sparse)), strict=True):
+        optimizer = pytorch_adam(0.1)
+        for _ in range(2):
+            optimizer.apply([gradient], [variable])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0][1], np.ones(3))
 
 
 # ---------------------------------------------------------------- loss scaling

@@ -17,27 +17,63 @@ from tfvidgen.losses.adversarial import l2_penalty
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24  # of the loss
 
 
+OFFICIAL_EPSILON = 1e-8  # of Adam in PyTorch and in Torch 7; Keras's is 1e-7
+
+
 class Adam(keras.optimizers.Adam):
-    """Keras's Adam, with the same numbers and variables, as one fused kernel per update instead of a dozen memory passes."""
+    """Keras's Adam, with the same numbers and variables, as one fused kernel per update instead of a dozen memory passes.
+
+    Args:
+        corrected_epsilon: Adds epsilon to the square root of the bias-corrected second moment, as Algorithm 1 of Kingma and Ba
+            and PyTorch since version 1.3, instead of to that of the uncorrected one, as Keras and Torch 7. In step t, the
+            latter is 1 / sqrt(1 - beta_2^t) times as much: 32 times at first with beta_2 = 0.999.
+        **kwargs: Arguments of `keras.optimizers.Adam`.
+
+    Raises:
+        ValueError: If `corrected_epsilon` and `amsgrad` are combined.
+    """
+
+    def __init__(self, *args, corrected_epsilon: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        if corrected_epsilon and self.amsgrad:
+            raise ValueError("`corrected_epsilon` is not available with amsgrad=True: leave one of them out.")
+        self.corrected_epsilon = corrected_epsilon
+
+    def get_config(self):
+        return {**super().get_config(), "corrected_epsilon": self.corrected_epsilon}
 
     def update_step(self, gradient, variable, learning_rate):
-        if keras.config.backend() != "tensorflow" or self.amsgrad or isinstance(gradient, tf.IndexedSlices):
+        if self.amsgrad:
             return super().update_step(gradient, variable, learning_rate)
+        gradient = tf.convert_to_tensor(gradient)  # of an embedding it is sparse; Keras, too, moves all rows
         index = self._get_variable_index(variable)
         value = variable.value if isinstance(variable, keras.Variable) else variable
         count = tf.cast(self.iterations + 1, value.dtype)
+        beta2_power = tf.pow(tf.cast(self.beta_2, value.dtype), count)
+        # the kernel divides by sqrt(v) + epsilon and multiplies by the square root of the correction
+        epsilon = self.epsilon * tf.sqrt(1.0 - beta2_power) if self.corrected_epsilon else self.epsilon
         tf.raw_ops.ResourceApplyAdam(
             var=value.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
             beta1_power=tf.pow(tf.cast(self.beta_1, value.dtype), count),
-            beta2_power=tf.pow(tf.cast(self.beta_2, value.dtype), count),
+            beta2_power=beta2_power,
             lr=tf.cast(learning_rate, value.dtype),
             beta1=self.beta_1,
             beta2=self.beta_2,
-            epsilon=self.epsilon,
+            epsilon=epsilon,
             grad=gradient,
         )
+
+
+def pytorch_adam(learning_rate, **options) -> Adam:
+    """PyTorch's Adam, the optimizer of most official implementations: an epsilon of 1e-8, after bias correction.
+
+    Args:
+        learning_rate: A float or a schedule.
+        **options: Further arguments of `Adam`, such as `beta_1`.
+    """
+    return Adam(learning_rate, **{"epsilon": OFFICIAL_EPSILON, "corrected_epsilon": True, **options})
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:

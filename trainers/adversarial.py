@@ -30,6 +30,12 @@ class AdversarialConfig(cli.RunConfig):
     discriminator_learning_rate: float = option(2e-4, "Learning rate of the discriminators.", minimum=0)
     beta_1: float = option(0.5, "Decay rate of Adam's first moment.", minimum=0)
     beta_2: float = option(0.999, "Decay rate of Adam's second moment.", minimum=0)
+    adam_epsilon: str = option(
+        "after_correction",
+        "Where Adam adds its epsilon of 1e-8: after bias correction (PyTorch), or before (Keras; runs begun before this setting).",
+        ("after_correction", "before_correction"),
+        implied="before_correction",
+    )
     l2_weight: float = option(
         0.0, "Adds this times each weight to its gradient (PyTorch Adam's weight_decay).", minimum=0
     )
@@ -66,10 +72,11 @@ class ImageAndVideoConfig(AdversarialConfig):
 
 
 def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
-    """Adam with the config's decay rates, and the epsilon of the official implementations' libraries (Keras's is 1e-7)."""
-    from tfvidgen.optimizers import Adam
+    """Adam with the config's decay rates and the epsilon of the official implementations' libraries."""
+    from tfvidgen.optimizers import pytorch_adam
 
-    return Adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, epsilon=1e-8)
+    corrected = config.adam_epsilon == "after_correction"
+    return pytorch_adam(learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, corrected_epsilon=corrected)
 
 
 def compile_options(config: AdversarialConfig) -> dict[str, Any]:

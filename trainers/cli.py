@@ -28,6 +28,7 @@ def option(
     minimum: float | None = None,
     may_change: bool = False,
     per_worker: bool = False,
+    implied: Any = None,
 ) -> Any:
     """A config field.
 
@@ -40,6 +41,7 @@ def option(
             numbers, or because something else checks that (the data's digest, for a path).
         per_worker: Whether the workers of a run may have different values. They must agree on all other fields, periods
             included: a worker that stopped to save while the rest continued would wait for them forever.
+        implied: Value of this setting in runs begun before it existed, which go on with it; None for the default.
     """
     metadata = {
         "help": help,
@@ -47,6 +49,7 @@ def option(
         "minimum": minimum,
         "may_change": may_change,
         "per_worker": per_worker,
+        "implied": implied,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -226,6 +229,10 @@ class RunConfig:
         return "float32" if self.precision == "float32" else f"mixed_{self.precision}"
 
 
+class Required(str):
+    """A value in a preset that only the user can give. The text says what to give and how it has to look."""
+
+
 class UsageError(ValueError):
     """A command-line mistake. The text says what was given, what is expected and how to fix it."""
 
@@ -369,7 +376,8 @@ def parse(
         system: The system of the runs that `--config` may name.
 
     Raises:
-        UsageError: For an unknown flag or preset, a value of the wrong type or range, or a stray argument.
+        UsageError: For an unknown flag or preset, a value of the wrong type or range, a stray argument, or a flag that a preset
+            requires and that is missing.
         ValueError: If `--config` names no run of this system.
     """
     values = _flag_values(config_class, presets)
@@ -404,7 +412,13 @@ def parse(
             f"--config={other.config} and --preset={other.preset} are mutually exclusive: take the settings from one of them."
         )
     base = repeated(other.config, config_class, system) if other.config and not other.help else {}
-    config = config_class(**{**base, **presets.get(other.preset, {}), **given})
+    settings = {**base, **presets.get(other.preset, {}), **given}
+    if not other.help:
+        missing = {name: value for name, value in settings.items() if isinstance(value, Required)}
+        if missing:
+            needed = " and ".join(f"--{name}" for name in missing)
+            raise UsageError(f"--preset={other.preset} needs {needed}: {'; '.join(missing.values())}.")
+    config = config_class(**settings)
     if not other.help:
         check(config)
     return config, other
@@ -427,7 +441,10 @@ def help_text(
     if presets:
         lines += ["Presets (--preset=NAME):"]
         for name, preset in presets.items():
-            text = ", ".join(f"{key}={value}" for key, value in preset.items())
+            text = ", ".join(
+                f"{key}=(required) {value}" if isinstance(value, Required) else f"{key}={value}"
+                for key, value in preset.items()
+            )
             lines += textwrap.wrap(f"{name}: {text}", 118, initial_indent="  ", subsequent_indent="      ")
         lines += [
             "",

@@ -31,13 +31,30 @@ class ImagesConfig(cli.RunConfig):
     images_per_clip: int = option(1, "Loose images per clip in a batch.", minimum=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class IndependentFramesConfig(cli.RunConfig):
+    """Settings of trainers whose image discriminator may see frames of other videos than the video discriminator."""
+
+    independent_frames: bool = option(
+        False,
+        "The image discriminator sees as many frames as --frames_per_clip says, but from other videos than the video "
+        "discriminator's, as in the official code.",
+    )
+
+    @property
+    def images_per_clip(self) -> int:
+        """Frames in a batch per clip, besides those of the clip."""
+        return self.frames_per_clip
+
+
 def loose_images(
     config: Any, collection: VideoCollection, is_trained: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[tuple[str, str], ...]]:
     """Decides which videos remain clips and which frames become loose images.
 
     Args:
-        config: A trainer's config. There are loose images only if it is an `ImagesConfig`.
+        config: A trainer's config. There are loose images only if it is an `ImagesConfig`, or one with `independent_frames`,
+            whose images are all frames of the trained videos, mirrored ones included.
         collection: All videos.
         is_trained: bool (N,).
 
@@ -51,6 +68,14 @@ def loose_images(
     from tfvidgen import data
     from tfvidgen.data.collection import FrameStore, empty_frames
 
+    if getattr(config, "independent_frames", False):
+        if isinstance(collection, data.ShardedVideos):
+            raise ValueError(
+                f"--independent_frames needs decoded videos, and {config.dataset} is a prepared set: train from the videos "
+                "themselves, or leave the flag out."
+            )
+        frames = (collection if is_trained.all() else collection.subset(is_trained)).frames
+        return is_trained, np.concatenate([frames, frames[:, :, ::-1]]) if config.mirror != "none" else frames
     if not isinstance(config, ImagesConfig):
         return is_trained, None, ()
     skipped = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from trainers import adversarial, train
+from trainers import adversarial, images, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(adversarial.ImageAndVideoConfig):
+class Config(images.IndependentFramesConfig, adversarial.ImageAndVideoConfig):
     """Settings of one MoCoGAN run."""
 
     content_dim: int = option(50, "Dimension d_C of a content code.", minimum=1)
@@ -25,8 +25,8 @@ class Config(adversarial.ImageAndVideoConfig):
 
 
 # Official code (sergeytulyakov/mocogan@937a99d): d_C 50, d_M 10, widths 64, clips of 16 frames of 64x64, Adam at 2e-4 with
-# beta_1 .5 and weight decay 1e-5, 3 clips and 10 frames a step, 100,000 steps; train.py draws every second frame and uses
-# the patch discriminator of frames.
+# beta_1 .5 and weight decay 1e-5, 3 clips and 10 frames a step (here 9, three of each clip or, with --independent_frames, of
+# nine other videos as there), 100,000 steps; train.py draws every second frame and uses the patch discriminator of frames.
 PAPER = {
     "size": 64,
     "num_frames": 16,
@@ -94,12 +94,10 @@ PRESETS = {
         "batch_size": 32,
         "frames_per_clip": 1,
     },
-    "paper_shapes": {**PAPER, "dataset": "shapes", "stride": 1, "categorical": True},
-    # facial expressions: --dataset=<folder per expression>
-    "paper_mug": {**PAPER, "categorical": True},
-    # near-infrared ones without categories, on which RMoCoGAN and RJGAN are compared with it (Dandi et al., WACV 2020,
-    # Table 2): --dataset=<folder of videos>
-    "paper_nir": PAPER,
+    "paper_shapes": {**PAPER, "dataset": "shapes", "categorical": True},
+    "paper_mug": {**PAPER, "dataset": paper_data.MUG, "categorical": True},
+    # without categories; RMoCoGAN and RJGAN are compared with it on these (Dandi et al., WACV 2020, Table 2)
+    "paper_nir": {**PAPER, "dataset": paper_data.NIR},
 }
 
 
@@ -124,6 +122,7 @@ def compile_model(config: Config, model: MoCoGAN) -> MoCoGAN:
         adversarial.adam(config, config.discriminator_learning_rate),
         category_weight=config.category_weight,
         frames_per_clip=config.frames_per_clip,
+        independent_frames=config.independent_frames,
         **adversarial.compile_options(config),
     )
     return model

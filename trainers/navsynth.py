@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import cli, train
+from trainers import cli, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ class Config(cli.RunConfig):
     rank: int = option(0, "Rank of the transient code matrix, for interpolation (Eq. 7); 0 for full rank.", minimum=0)
     update: str = option("alternating", "The paper's two stages, or a single joint pass.", ("alternating", "joint"))
     loss: str = option("laplacian", "Reconstruction loss.", ("laplacian", "l1", "l2", "laplacian_l2", "perceptual"))
+    pyramid: str = option(
+        "binomial",
+        "Laplacian pyramid: binomial (ours), official (public code), or zero_padded, which weighs borders more (runs begun "
+        "before this setting).",
+        ("binomial", "official", "zero_padded"),
+        implied="zero_padded",
+    )
     l2_weight: float = option(10.0, "Weight of the L2 loss in laplacian_l2.", minimum=0)
     vgg16_weights: str = option("", "VGG16 weight file, for loss=perceptual.")
     decoded_frames: int = option(
@@ -52,6 +59,12 @@ class Config(cli.RunConfig):
     negative_radius: int = option(5, "Frames beyond this distance are triplet negatives.", minimum=1)
     triplet_margin: float = option(2.0, "Margin of the triplet loss, in squared distance.", minimum=0)
     learning_rate: float = option(6.25e-5, "Adam learning rate of generator and RNN.", minimum=0)
+    adam_epsilon: str = option(
+        "after_correction",
+        "Adam's epsilon: 1e-8 after bias correction (PyTorch), or 1e-7 before (Keras; runs begun before this setting).",
+        ("after_correction", "before_correction"),
+        implied="before_correction",
+    )
     beta_2: float = option(0.999, "Decay rate of Adam's second moment.", minimum=0)
     weight_decay: float = option(0.0, "Decoupled weight decay (AdamW) of the networks, times their rate.", minimum=0)
     latent_rule: str = option("sgd", "Optimizer of the codes.", ("sgd", "momentum", "adam"))
@@ -87,6 +100,7 @@ _PAPER = {
     "rnn_units": 500,
     "update": "alternating",
     "loss": "laplacian",
+    "pyramid": "official",
     "static_weight": 0.01,
     "triplet_weight": 0.01,
     "latent_rule": "sgd",
@@ -151,7 +165,13 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "num_held_out_cells": 6, "total_steps": 1000},
     # 820 chairs, one static code for the dataset, transient codes per chair (Sec. 4.1)
-    "paper_chair": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 820 * 5 * 300},
+    "paper_chair": {
+        **_PAPER,
+        "dataset": paper_data.CHAIRS,
+        "static_by": "shared",
+        "transient_by": "video",
+        "total_steps": 820 * 5 * 300,
+    },
     # nine static codes, ten transient codes, conditional generator (Sec. 4.1 and 4.2)
     "paper_weizmann": {
         **_PAPER,
@@ -162,14 +182,20 @@ PRESETS = {
         "total_steps": 90 * 5 * 300,
     },
     # 500 clips, one static code for the dataset (Sec. 4.1)
-    "paper_golf": {**_PAPER, "static_by": "shared", "transient_by": "video", "total_steps": 500 * 5 * 300},
+    "paper_golf": {
+        **_PAPER,
+        "dataset": paper_data.GOLF,
+        "static_by": "shared",
+        "transient_by": "video",
+        "total_steps": 500 * 5 * 300,
+    },
 }
 
 
 def build_model(config: Config, run_data: RunData) -> NAVSynth:
     """The compiled model for a config and its data."""
     from tfvidgen.models.navsynth import NAVSynth
-    from tfvidgen.optimizers import Adam
+    from tfvidgen.optimizers import Adam, pytorch_adam
     from trainers import schedules
 
     if config.clip_start == "random":
@@ -233,7 +259,8 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         perceptual_loss = PerceptualLoss(VGG16Features(weights=config.vgg16_weights or None))
 
     def adam():
-        return Adam(rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2)
+        kind = pytorch_adam if config.adam_epsilon == "after_correction" else Adam
+        return kind(rate(config.learning_rate), weight_decay=config.weight_decay or None, beta_2=config.beta_2)
 
     generator_optimizer = adam()
     # black and white need large logits: weight decay in the layer that produces them leaves speckle there
@@ -244,6 +271,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
         latent_learning_rate=rate(config.latent_learning_rate),
         update=config.update,
         loss=config.loss,
+        pyramid=config.pyramid,
         l2_weight=config.l2_weight,
         static_weight=config.static_weight,
         triplet_weight=config.triplet_weight,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, images, mocogan, train
+from trainers import adversarial, images, mocogan, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _PAPER = {
     "noise_dim": 10,
     "summary_every_steps": 1,
 }
+_MUG = {**_PAPER, "dataset": paper_data.MUG}
 # as MoCoGAN's; summary images make a step an eighth more expensive
 _FAST = {**mocogan.FAST, "total_steps": 2700}
 PRESETS = {
@@ -38,15 +39,21 @@ PRESETS = {
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action"},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
     "paper_weizmann": {**_PAPER, "dataset": "weizmann", "mirror": "same_action"},
-    # facial expressions: --dataset=<folder of videos>
-    "paper_mug": _PAPER,
-    "paper_nir": _PAPER,
+    "paper_mug": _MUG,
+    "paper_nir": {**_PAPER, "dataset": paper_data.NIR},
     # half of the videos as loose images, as many per step as frames from clips (Sec. 5.1)
-    "paper_mug_mixed": {**_PAPER, "exploded_share": 0.5, "images_per_clip": 3},
-    # 1000 steps on clips after --init_from=<a run of paper_mug_images> (Sec. 5.1, Table 3)
-    "paper_mug_pretrained": {**_PAPER, "total_steps": 1000},
-    # the baseline of Sec. 5.2, and the first half of pre-training
-    "paper_mug_images": {**_PAPER, "num_frames": 1, "stride": 1, "batch_size": 10, "evaluate": False},
+    "paper_mug_mixed": {**_MUG, "exploded_share": 0.5, "images_per_clip": 3},
+    # 1000 steps on clips after training on images (Sec. 5.1, Table 3)
+    "paper_mug_pretrained": {**_MUG, "init_from": paper_data.IMAGES_RUN, "total_steps": 1000},
+    # the baseline of Sec. 5.2, and the first half of pre-training: ten images a step, each seen once
+    "paper_mug_images": {
+        **_MUG,
+        "num_frames": 1,
+        "stride": 1,
+        "batch_size": 10,
+        "frames_per_clip": 1,
+        "evaluate": False,
+    },
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import mocogan, train
+from trainers import mocogan, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ PRESETS = {
     "weizmann": {**mocogan.FAST, "dataset": "weizmann", "mirror": "same_action"},
     "shapes": {**mocogan.FAST, "dataset": "shapes", "stride": 1},
     "paper_weizmann": {**_PAPER, "dataset": "weizmann", "mirror": "same_action"},
-    # facial expressions: --dataset=<folder of videos>
-    "paper_mug": _PAPER,
-    "paper_nir": _PAPER,
+    "paper_mug": {**_PAPER, "dataset": paper_data.MUG},
+    "paper_nir": {**_PAPER, "dataset": paper_data.NIR},
 }
 
 

@@ -200,7 +200,7 @@ def step_reached(run_dir: str | pathlib.Path) -> int | None:
 
 
 def going_on(config: Any, system: str = "") -> Any:
-    """The config, with the length and network form fixed by an existing run in its folder, if any.
+    """The config, with length, network form and settings younger than it fixed by an existing run in its folder, if any.
 
     If the learning rate depends on `total_steps`, changing the total requires `resume=extend`: from the step reached
     onwards, the rate follows the new total, and `earlier_totals` records the previous ones.
@@ -238,6 +238,9 @@ def going_on(config: Any, system: str = "") -> Any:
     changes = {} if config.network_form else {"network_form": network_form(description, run_dir)}
     if not config.data_order_form:
         changes["data_order_form"] = data_order_form(description)
+    for field in _younger(config, description):
+        if getattr(config, field.name) == field.default:  # not asked otherwise
+            changes[field.name] = field.metadata["implied"]
     if config.rate_schedule and old.rate_schedule:
         changes["earlier_totals"] = _earlier_totals(config, old, reached)
     return dataclasses.replace(config, **changes)
@@ -457,15 +460,25 @@ def data_order_form(description: Mapping[str, Any]) -> int:
 def settings_of(description: Mapping[str, Any], place: str | pathlib.Path = "the run", **changes: Any) -> Any:
     """The settings of a description as its trainer's dataclass, as resolved.
 
-    Settings added after the run have their defaults, which reproduce how it was trained. Raises ValueError if there are
-    settings that this version does not know.
+    Settings added after the run have the values by which it was trained: their `implied` ones, or else their defaults. Raises
+    ValueError if there are settings that this version does not know.
     """
     settings = config_class(description["system"], place)
     known = {field.name for field in dataclasses.fields(settings)}
     unknown = sorted(set(description["config"]) - known)
     if unknown:
         raise ValueError(f"{place} was written by another version: unknown settings {', '.join(unknown)}.")
-    return settings(**{**description["config"], **description.get("resolved", {}), **changes})
+    implied = {field.name: field.metadata["implied"] for field in _younger(settings, description)}
+    return settings(**{**implied, **description["config"], **description.get("resolved", {}), **changes})
+
+
+def _younger(config: Any, description: Mapping[str, Any]) -> list[dataclasses.Field]:
+    """Settings that a run was begun without and whose default is not how it was trained."""
+    return [
+        field
+        for field in dataclasses.fields(config)
+        if field.metadata.get("implied") is not None and field.name not in description["config"]
+    ]
 
 
 def read_config(run_dir: str | pathlib.Path, **changes: Any) -> Any:

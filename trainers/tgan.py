@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, train
+from trainers import adversarial, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -25,7 +25,18 @@ class Config(adversarial.AdversarialConfig):
         ("singular_values", "weights", "none"),
     )
     clip_every_steps: int = option(5, "Steps between singular value clippings.", minimum=1)
-    noise_stddev: float = option(0.0, "Standard deviation of Gaussian noise on discriminator inputs.", minimum=0)
+    noise_stddev: float = option(0.0, "Standard deviation of Gaussian noise for the discriminator.", minimum=0)
+    noise_place: str = option(
+        "activations",
+        "Where that noise is added: before each leaky ReLU (official code), or to pixels.",
+        ("activations", "pixels"),
+        implied="pixels",
+    )
+    initialisation: str = option(
+        "lecun",
+        "Kernels at the start: LeCun's normal distribution, or uniform in [-0.01, 0.01] in the image generator or everywhere.",
+        ("lecun", "uniform_images", "uniform"),
+    )
     conditional: bool = option(False, "Condition on the action label.")
     slow_dim: int = option(100, "Dimension of the slow code, one per video.", minimum=1)
     fast_dim: int = option(100, "Dimension of the fast code, one per frame.", minimum=1)
@@ -57,6 +68,7 @@ _PAPER = {
     "adversarial_loss": "wgan",
     "constraint": "singular_values",
     "clip_every_steps": 5,
+    "initialisation": "uniform_images",
     "batch_size": 32,
     "total_steps": 100_000,
 }
@@ -82,6 +94,7 @@ _FAST = {
     "precision": "auto",
     "total_steps": 2500,
 }
+_UCF101 = {**_PAPER, "dataset": paper_data.UCF101}
 PRESETS = {
     "smoke": {
         "dataset": "actors",
@@ -102,16 +115,16 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
-    # official code: one setting for its three datasets; the digits are grey there
-    "paper_ucf101": _PAPER,
-    "paper_golf": _PAPER,
-    "paper_moving_mnist": _PAPER,
-    "paper_ucf101_conditional": {**_PAPER, "conditional": True},
+    # official code: one setting for its three datasets, but for the initial kernels; the digits are grey there
+    "paper_ucf101": _UCF101,
+    "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "initialisation": "uniform"},
+    "paper_moving_mnist": {**_PAPER, "dataset": paper_data.MOVING_MNIST, "initialisation": "uniform"},
+    "paper_ucf101_conditional": {**_UCF101, "conditional": True},
     # official code: weights within 0.01 after every step
-    "paper_ucf101_weight_clipping": {**_PAPER, "constraint": "weights"},
-    # official code: cross-entropy, and noise of 0.3 on what the discriminator sees
+    "paper_ucf101_weight_clipping": {**_UCF101, "constraint": "weights"},
+    # official code: cross-entropy, and noise of 0.3 before each leaky ReLU of the discriminator
     "paper_ucf101_vanilla": {
-        **_PAPER,
+        **_UCF101,
         "adversarial_loss": "non_saturating",
         "constraint": "none",
         "noise_stddev": 0.3,
@@ -134,6 +147,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
         width=config.width,
         discriminator_width=config.discriminator_width,
         spectral_norm=config.spectral_norm,
+        initialisation=config.initialisation,
         seed=config.seed,
         dtype=config.dtype_policy,
         network_form=config.network_form or None,
@@ -151,6 +165,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
         constraint=config.constraint,
         clip_every_steps=config.clip_every_steps,
         noise_stddev=config.noise_stddev,
+        noise_place=config.noise_place,
         **adversarial.compile_options(config),
     )
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, train
+from trainers import adversarial, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -22,10 +22,13 @@ class Config(adversarial.AdversarialConfig):
     latent_dim: int = option(100, "Dimension of the latent code z.", minimum=1)
     width: int = option(
         64,
-        "Channels next to the pixels in generator and discriminator; the deepest layers have 8 times as many.",
+        "Channels next to the pixels in generator and discriminator, twice as many if conditional; the deepest layers have 8 "
+        "times as many.",
         minimum=1,
     )
-    mask_weight: float = option(0.1, "Weight lambda of the mean of the mask.", minimum=0)
+    mask_weight: float = option(
+        0.1, "Weight lambda of the mean of the mask; the official conditional code has none.", minimum=0
+    )
     first_frame_weight: float = option(
         10.0, "Weight of the L1 loss on the given first frame, if conditional.", minimum=0
     )
@@ -75,13 +78,17 @@ PRESETS = {
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
     # 603,776 clips of golf, 100 epochs
-    "paper_golf": {**_PAPER, "total_steps": 603_776 * 100 // 64},
-    # predicting the future of a frame: no noise, a generator of twice the width, L1 to the frame with weight 10
+    "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "total_steps": 603_776 * 100 // 64},
+    # predicting the future of a frame (main_conditional.lua): no noise, networks of twice the width, L1 to the frame with weight
+    # 10, no mask penalty, batches of 32
     "paper_golf_first_frame": {
         **_PAPER,
+        "dataset": paper_data.GOLF,
         "conditional": True,
         "first_frame_weight": 10.0,
-        "total_steps": 603_776 * 100 // 64,
+        "mask_weight": 0.0,
+        "batch_size": 32,
+        "total_steps": 603_776 * 100 // 32,
     },
 }
 

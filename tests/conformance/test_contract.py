@@ -331,6 +331,33 @@ def test_fit_uses_the_same_step(trained_system, straight_run):
         np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
 
 
+def test_sampling_draws_with_no_key_of_a_step(system, monkeypatch):
+    """So no seed gives the codes of a training step again."""
+    model, keys, split = compiled(system), [], tf.random.split
+
+    def noted(key, num):
+        keys.append(tuple(np.asarray(key)))
+        return split(key, num)
+
+    monkeypatch.setattr(tf.random, "split", noted)
+    for name in ("stateless_normal", "stateless_uniform"):
+        draw = getattr(tf.random, name)
+        monkeypatch.setattr(
+            tf.random,
+            name,
+            lambda shape, seed, *a, draw=draw, **k: keys.append(tuple(np.asarray(seed))) or draw(shape, seed, *a, **k),
+        )
+    for seed in range(3):
+        model.sample_latents(2, seed=seed)
+    of_sampling = set(keys)
+    keys.clear()
+    seed = model.get_config()["seed"]
+    assert seed < 3 and len(of_sampling) >= 3
+    model.train_step(next(iter(system.dataset(start_step=1))))
+    assert (seed, 1) in keys  # a step's keys are (seed, step), and what is split off from those
+    assert not of_sampling & {*keys, *((seed, step) for step in range(3)), *((other, 0) for other in range(3))}
+
+
 def test_lookup_gives_a_code_per_video(system):
     model = system.build()
     if type(model).lookup is VideoGenerator.lookup:

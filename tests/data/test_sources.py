@@ -209,7 +209,12 @@ def test_hidden_and_other_files_do_not_decide(tmp_path):
     (tmp_path / "notes.zip").write_bytes(b"PK\x03\x04" + bytes(60))
     report = scan(tmp_path)
     assert report.layout == "videos" and report.num_videos == 3
-    assert set(report.ignored) == {".thumbnails", "._clip1.mp4", "docs/about.txt", "notes.zip (a zip archive: unpack it)"}
+    assert set(report.ignored) == {
+        ".thumbnails",
+        "._clip1.mp4",
+        "docs/about.txt",
+        "notes.zip (a zip archive: unpack it)",
+    }
 
 
 def test_linked_class_folders_are_followed(tmp_path):

@@ -1,82 +1,125 @@
-"""The Laplacian pyramid and its loss: two forms against each other, a plain loop, and golden numbers."""
+"""The Laplacian pyramids and their loss: matrices against plain convolutions, weights of borders, and golden numbers."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvidgen.losses import laplacian
-from tfvidgen.losses.laplacian import gaussian_kernel, laplacian_pyramid, laplacian_pyramid_loss
+from tfvidgen.losses.laplacian import PYRAMIDS, gaussian_kernel, laplacian_pyramid, laplacian_pyramid_loss
+
+FIVE_TAPS = np.array([1, 4, 6, 4, 1]) / 16
 
 
 def random_frames(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def merge(levels):
-    """Invert the pyramid: expand the residual and add the bands."""
-    image = np.asarray(levels[-1], np.float64)
-    for band in reversed(levels[:-1]):
-        rows, cols = (laplacian._reduce_matrix(size, laplacian.BINOMIAL_KERNEL) for size in band.shape[1:3])
-        image = np.einsum("ih,nijc,jw->nhwc", 2 * rows, image, 2 * cols) + np.asarray(band)
-    return image
+def blurred(images, taps, stride=1, mode="symmetric"):
+    """A depthwise convolution of images (N, H, W, C) padded so that output i is centred on input `stride` i + (stride - 1) / 2."""
+    pad = (len(taps) - stride + 1) // 2
+    widths = ((0, 0), (pad, len(taps) - stride - pad), (pad, len(taps) - stride - pad), (0, 0))
+    padded = np.pad(images, widths, **({"mode": mode} if mode else {}))
+    kernel = np.tile(np.outer(taps, taps)[:, :, None, None], (1, 1, images.shape[-1], 1)).astype(np.float32)
+    return tf.nn.depthwise_conv2d(padded, kernel, (1, stride, stride, 1), "VALID").numpy()
 
 
-def plain_reduce(image, kernel):
-    """Blur and decimate (H, W) by loops, zeros outside."""
-    height, width = image.shape
-    reduced = np.zeros(((height + 1) // 2, (width + 1) // 2))
-    for row in range(reduced.shape[0]):
-        for col in range(reduced.shape[1]):
-            for dy in range(-2, 3):
-                for dx in range(-2, 3):
-                    y, x = 2 * row + 1 - height % 2 + dy, 2 * col + 1 - width % 2 + dx
-                    if 0 <= y < height and 0 <= x < width:
-                        reduced[row, col] += kernel[dy + 2] * kernel[dx + 2] * image[y, x]
-    return reduced
+def by_convolutions(images, num_levels, pyramid):
+    """The pyramids as their definitions say, one convolution after the other."""
+    levels = []
+    for _ in range(num_levels):
+        height, width = images.shape[1:3]
+        if pyramid == "official":
+            smooth = blurred(images, gaussian_kernel(5, 2.0))
+            coarse = tf.nn.avg_pool2d(smooth, 2, 2, "VALID").numpy()
+        elif pyramid == "binomial":
+            coarse = blurred(images, np.array([1, 3, 3, 1]) / 8, stride=2)
+            smooth = tf.image.resize(coarse, (height, width), "bilinear").numpy()
+        else:  # every second pixel of the blur; expansion is the same blur of the image with zeros put in between
+            phase = [1 - size % 2 for size in (height, width)]
+            coarse = blurred(images, FIVE_TAPS, mode=None)[:, phase[0] :: 2, phase[1] :: 2]
+            smooth = np.zeros_like(images)
+            smooth[:, phase[0] :: 2, phase[1] :: 2] = coarse
+            smooth = 4 * blurred(smooth, FIVE_TAPS, mode=None)
+        levels.append(images - smooth)
+        images = coarse
+    return [*levels, images]
 
 
-def test_level_sizes_and_inverse():
-    image = random_frames(2, 17, 12, 3)
-    levels = laplacian_pyramid(image, num_levels=3)
-    assert [tuple(level.shape[1:3]) for level in levels] == [(17, 12), (9, 6), (5, 3), (3, 2)]
-    np.testing.assert_allclose(merge(levels), image, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ["matrix", "convolution"])
-def test_residual_equals_plain_loops(method):
-    image = random_frames(1, 13, 10, 1)
-    expected = plain_reduce(image[0, :, :, 0], laplacian.BINOMIAL_KERNEL)
-    residual = np.asarray(laplacian_pyramid(image, num_levels=1, method=method)[1])[0, :, :, 0]
-    np.testing.assert_allclose(residual, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(32, 24), (17, 13), (31, 32)])
-@pytest.mark.parametrize("kernel", [laplacian.BINOMIAL_KERNEL, gaussian_kernel(5, 2.0)])
-def test_matrix_form_equals_convolution_form(size, kernel):
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@pytest.mark.parametrize("size", [(32, 24), (16, 16), (17, 13)])
+def test_matrices_do_what_the_convolutions_do(pyramid, size):
+    if size == (17, 13) and pyramid != "zero_padded":
+        with pytest.raises(ValueError, match=f"{pyramid!r} need height and width divisible by 8. Received 17 x 13"):
+            laplacian_pyramid(random_frames(3, *size, 3), 3, pyramid)
+        return
     image = random_frames(3, *size, 3)
-    fast = laplacian_pyramid(image, num_levels=3, kernel=kernel)
-    reference = laplacian_pyramid(image, num_levels=3, kernel=kernel, method="convolution")
-    for left, right in zip(fast, reference, strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-5)
-    other = random_frames(3, *size, 3, seed=1)
-    for reduction in ("mean", "sum"):
-        losses = [
-            laplacian_pyramid_loss(image, other, 3, reduction, kernel, method) for method in ("matrix", "convolution")
-        ]
-        np.testing.assert_allclose(*losses, rtol=1e-5)
+    levels = laplacian_pyramid(image, 3, pyramid)
+    assert [level.shape[1] for level in levels] == [-(-size[0] // 2**i) for i in range(4)]
+    for level, expected in zip(levels, by_convolutions(image, 3, pyramid), strict=True):
+        np.testing.assert_allclose(level, expected, atol=1e-5)
 
 
-def test_gradients_of_both_forms_agree():
-    generated, real = tf.constant(random_frames(2, 2, 16, 16, 3)), random_frames(2, 2, 16, 16, 3, seed=1)
-    gradients = []
-    for method in ("matrix", "convolution"):
-        with tf.GradientTape() as tape:
-            tape.watch(generated)
-            loss = tf.reduce_mean(laplacian_pyramid_loss(generated, real, num_levels=2, method=method))
-        gradients.append(tape.gradient(loss, generated).numpy())
-    assert np.abs(gradients[0]).max() > 0
-    np.testing.assert_allclose(*gradients, atol=1e-6)
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+def test_the_bands_give_the_frame_back(pyramid):
+    """A band holds what the coarse image lacks: adding them up undoes the split."""
+    image = random_frames(2, 16, 32, 3)
+    *bands, residual = (np.asarray(level) for level in laplacian_pyramid(image, 3, pyramid))
+    if pyramid == "official":  # the mean of 2x2 pixels loses information, so only the bands of one level are left
+        np.testing.assert_allclose(bands[0] + blurred(image, gaussian_kernel(5, 2.0)), image, atol=1e-5)
+        return
+    for band in reversed(bands):
+        if pyramid == "binomial":
+            residual = band + tf.image.resize(residual, band.shape[1:3], "bilinear").numpy()
+        else:
+            sparse = np.zeros_like(band)
+            sparse[:, 1::2, 1::2] = residual
+            residual = band + 4 * blurred(sparse, FIVE_TAPS, mode=None)
+    np.testing.assert_allclose(residual, image, atol=1e-5)
+
+
+def row_weights(pyramid, size=64):
+    """Share of each row in the change of the loss at a uniform error, 1 on average for a loss that is the mean error."""
+    change = 2.0**-4 * np.eye(size, dtype=np.float32)[:, :, None, None] * np.ones((size, size, size, 1), np.float32)
+    error = np.ones((size, size, size, 1), np.float32)
+    # a band that is zero has a kink there, which both sides take alike
+    above, below = (laplacian_pyramid_loss(error + sign * change, 0 * error, pyramid=pyramid) for sign in (1, -1))
+    return (np.asarray(above) - np.asarray(below)) / (2 * 2.0**-4) * size
+
+
+def test_border_rows_weigh_what_all_do():
+    for pyramid in ("binomial", "official"):
+        np.testing.assert_allclose(row_weights(pyramid), 1.0, atol=2e-3)
+    old = row_weights("zero_padded")
+    assert old[[0, 1, -2, -1]].mean() > 1.3 * old[24:40].mean()
+
+
+def test_the_official_code_repeats_the_outermost_pixel():
+    """Which is what gives its two outermost rows 1.29 of the weight; by one reflected pixel more it would be ours."""
+
+    def residual_weights(mode):
+        matrix = np.eye(64)
+        for size in (64, 32, 16, 8):
+            padded = np.pad(np.eye(size), ((2, 2), (0, 0)), mode=mode)
+            blur = sum(tap * padded[i : i + size] for i, tap in enumerate(gaussian_kernel(5, 2.0)))
+            matrix = 0.5 * (blur[::2] + blur[1::2]) @ matrix
+        return matrix.sum(0) * 64 / len(matrix)
+
+    assert residual_weights("edge")[:2].mean() == pytest.approx(1.29, abs=0.005)
+    assert residual_weights("edge")[0] == pytest.approx(1.555, abs=0.005)
+    np.testing.assert_allclose(residual_weights("symmetric"), 1.0, atol=1e-9)
+
+
+def test_inside_the_frame_the_official_pyramid_is_the_public_code_s():
+    """But for the sum of the kernel's axes: four pixels from the border on, where no padding reaches."""
+    image = random_frames(1, 32, 32, 1)
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    kernel = np.outer(gaussian_kernel(5, 2.0), gaussian_kernel(5, 2.0))[:, :, None, None].astype(np.float32)
+    public = tf.nn.conv2d(padded, kernel, 1, "VALID").numpy()
+    band, residual = (np.asarray(level) for level in laplacian_pyramid(image, 1, "official"))
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(band[inside], (image - public)[inside], atol=1e-6)
+    public = tf.nn.avg_pool2d(public, 2, 2, "VALID").numpy()
+    np.testing.assert_allclose(residual[:, 1:-1, 1:-1], public[:, 1:-1, 1:-1], atol=1e-6)
 
 
 def test_loss_of_the_difference_is_the_distance_of_the_pyramids():
@@ -138,10 +181,10 @@ def test_wrong_arguments_are_refused():
         laplacian_pyramid_loss(frames, frames)
     with pytest.raises(ValueError, match="'mean' or 'sum'.*'max'"):
         laplacian_pyramid_loss(frames, frames, 2, reduction="max")
-    with pytest.raises(ValueError, match="'matrix' or 'convolution'.*'fft'"):
-        laplacian_pyramid(frames, 2, method="fft")
-    with pytest.raises(ValueError, match="symmetric"):
-        laplacian_pyramid(frames, 2, kernel=(0.5, 0.3, 0.2))
+    with pytest.raises(
+        ValueError, match="`pyramid` must be one of binomial, official, zero_padded. Received 'steerable'"
+    ):
+        laplacian_pyramid(frames, 2, "steerable")
     with pytest.raises(ValueError, match="at least 1"):
         laplacian_pyramid(frames, 0)
     with pytest.raises(ValueError, match=r"\(N, H, W, C\)"):
@@ -152,11 +195,9 @@ def test_wrong_arguments_are_refused():
 
 def test_pyramid_golden(shared):
     golden = np.load(shared / "golden" / "golden_card_packages.npz")
-    for method in ("matrix", "convolution"):
-        levels = laplacian_pyramid(golden["image"], num_levels=3, method=method)
-        for index, level in enumerate(levels):
-            np.testing.assert_allclose(level, golden[f"tfg_pyramid_split_level{index}"], atol=1e-5)
-        for index in (1, 2):
-            residual = laplacian_pyramid(golden["image"], num_levels=index, method=method)[-1]
-            np.testing.assert_allclose(residual, golden[f"tfg_pyramid_down{index}"], atol=1e-5)
-        np.testing.assert_allclose(merge(levels), golden["tfg_pyramid_merge"], atol=1e-5)
+    levels = laplacian_pyramid(golden["image"], num_levels=3, pyramid="zero_padded")
+    for index, level in enumerate(levels):
+        np.testing.assert_allclose(level, golden[f"tfg_pyramid_split_level{index}"], atol=1e-5)
+    for index in (1, 2):
+        residual = laplacian_pyramid(golden["image"], num_levels=index, pyramid="zero_padded")[-1]
+        np.testing.assert_allclose(residual, golden[f"tfg_pyramid_down{index}"], atol=1e-5)

@@ -204,6 +204,32 @@ def test_image_discriminator_sees_frames_of_the_batch():
         assert set(which) == {0, 1, 2, 3}  # the last frame too
 
 
+def test_independent_frames_are_of_other_videos():
+    """Real ones from `image` of the batch, generated ones each of a video of its own; as many as from clips."""
+    model = sgd_compiled(built(Recorded), frames_per_clip=2, independent_frames=True)
+    image = np.random.default_rng(6).integers(0, 256, (3, 2, 16, 16, 3), np.uint8)
+    model.train_step({**batch(), "image": tf.constant(image)})
+    real_frames, first_frames, _, first_clips, second_frames, second_clips = model.shown
+    np.testing.assert_allclose(real_frames, image.reshape(6, 16, 16, 3) / 127.5 - 1.0, atol=1e-6)
+    for frames, clips in ((first_frames, first_clips), (second_frames, second_clips)):
+        assert frames.shape == (6, 16, 16, 3)
+        for frame in frames:  # of no clip, and of no other frame's video
+            assert np.abs(clips - frame).max(axis=(2, 3, 4)).min() > 1e-3
+            assert np.sort(np.abs(frames - frame).max(axis=(1, 2, 3)))[1] > 1e-3
+    for wrong in ({}, {"image": tf.constant(image[:, :1])}):
+        with pytest.raises(ValueError, match=r"independent_frames=True needs `image`.*\(B, 2, 16, 16, 3\)"):
+            model.train_step({**batch(), **wrong})
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_independent_frames_train_generator_and_image_discriminator(accumulate):
+    options = {"independent_frames": True, "frames_per_clip": 2, "accumulate": accumulate}
+    images = {"image": tf.constant(np.random.default_rng(6).integers(0, 256, (3, 2, 16, 16, 3), np.uint8))}
+    for rates, networks in (((0.1, 0.0, 0.0), {"generator", "motion_gru"}), ((0.0, 0.1, 0.0), {"image_discriminator"})):
+        model = sgd_compiled(built(), rates, **options)
+        assert moved(model, lambda model=model: model.train_step({**batch(), **images})) == networks
+
+
 def test_draws_are_a_function_of_seed_and_step():
     models = [sgd_compiled(built(Recorded, seed=seed)) for seed in (1, 1, 2)]
     for model, step in zip(models, (7, 7, 7), strict=True):

@@ -9,6 +9,7 @@ from tests.systems import NUM_FRAMES, SYSTEMS, collection
 from tests.tolerances import assert_same_sums, of_video
 from tfvidgen import data
 from tfvidgen.layers.latent_table import LatentTable
+from tfvidgen.losses.laplacian import PYRAMIDS, laplacian_pyramid_loss
 from tfvidgen.models.navsynth import FrameGenerator, MotionRNN, NAVSynth
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -279,6 +280,41 @@ def test_interpolation_ends_at_the_last_frame():
         model.interpolate_frames(latents, first=0, last=1, space="pixel")
 
 
+def test_interpolation_is_by_default_where_the_rank_holds():
+    """A rank is one of the transient codes: what the RNN makes of them has any."""
+    for rank, space in ((2, "transient"), (None, "motion")):
+        model = navsynth(rank=rank)
+        latents = model.lookup(np.array([1], np.int32))
+        spaces = {
+            name: model.interpolate_frames(latents, first=0, last=3, num_steps=3, space=name)
+            for name in ("motion", "transient")
+        }
+        assert np.abs(spaces["motion"] - spaces["transient"]).max() > 1e-5
+        default = model.interpolate_frames(latents, first=0, last=3, num_steps=3)
+        np.testing.assert_array_equal(default, spaces[space])
+
+
+def test_steps_mix_videos():
+    """Every video once in an epoch; the official code stays with one for 300 steps."""
+    ids = [int(b["video_id"][0]) for b in data.make_dataset(collection(), 1, NUM_FRAMES).take(12)]
+    assert sorted(ids[:6]) == sorted(ids[6:]) == list(range(6))
+
+
+@pytest.mark.parametrize("loss", ["laplacian", "laplacian_l2"])
+def test_the_pyramid_of_the_loss_is_chosen_by_name(loss):
+    real = batch()["video"].numpy().astype(np.float32) / 127.5 - 1
+    losses = {}
+    for pyramid in PYRAMIDS:
+        model = navsynth({"loss": loss, "pyramid": pyramid, "l2_weight": 10.0})
+        losses[pyramid] = model._frame_losses(tf.zeros_like(real), real).numpy()
+        expected = laplacian_pyramid_loss(np.zeros_like(real), real, pyramid=pyramid)
+        if loss == "laplacian_l2":
+            expected = expected + 10.0 * np.square(real).mean((2, 3, 4))
+        np.testing.assert_allclose(losses[pyramid], expected, rtol=1e-5)
+    assert navsynth().pyramid == "binomial"
+    assert len({float(value.mean()) for value in losses.values()}) == 3
+
+
 def test_sampling_joins_learned_rows_or_draws_from_the_start_gaussians():
     model = navsynth(**CELLS)
     latents = model.sample_latents(40, seed=2)
@@ -396,6 +432,7 @@ def test_bad_arguments(changes, message):
     [
         ({"update": "both"}, "update.*both"),
         ({"loss": "l3"}, "loss.*l3"),
+        ({"pyramid": "steerable"}, "pyramid.*'binomial', 'official', 'zero_padded'.*steerable"),
         ({"loss": "perceptual"}, "perceptual_loss"),
         ({"negative_radius": 5}, "4 frames.*lower negative_radius"),
     ],

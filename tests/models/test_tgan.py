@@ -62,12 +62,54 @@ def test_parameter_counts_are_those_of_the_layer_table():
     taps = 4 * (512 * 256 + 256 * 128 + 128 * 128 + 128 * 100)
     assert count(temporal) == 100 * 512 + taps + gains + 100
     taps = 16 * (512 * 256 + 256 * 128 + 128 * 64 + 64 * 32) + 9 * 32 * 3
-    assert count(image) == 2 * 100 * 16 * 256 + taps + 2 * (2 * 256 + 256 + 128 + 64 + 32) + 3
+    # the first two norms are over the 4,096 units of the projections
+    assert count(image) == 2 * 100 * 16 * 256 + taps + 2 * (2 * 4096 + 256 + 128 + 64 + 32) + 3 == 3_622_691
+    of_form_1 = ImageGenerator(norm_per_unit=False)
+    of_form_1.build()
+    assert count(of_form_1) == 3_607_331
     taps = 64 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + 16 * 512
     assert count(critic) == taps + 64 + (128 + 256 + 512)
     assert image.channels == [512, 256, 128, 64, 32]
     assert [up.filters for up in temporal.ups] == [256, 128, 128, 100]
     assert temporal(tf.zeros((2, 100))).shape == (2, 16, 100)
+
+
+def test_the_first_norms_are_per_unit():
+    """Statistics over the batch alone: with one norm for all pixels, units that are always brighter would stay so."""
+    model = tgan()
+    generator = model.image_generator
+    units = generator.channels[0] // 2 * 16
+    assert generator.slow_norm.gamma.shape == generator.fast_norm.gamma.shape == (units,)
+    offset = np.linspace(-3, 3, units, dtype=np.float32)
+    code = np.random.default_rng(0).normal(size=(16, model.slow_dim)).astype(np.float32)
+    code[:, 0] = 1.0  # through which each unit gets a mean of its own
+    generator.from_slow.kernel.assign(np.concatenate([offset[None], generator.from_slow.kernel.numpy()[1:]]))
+    generator.slow_norm(np.reshape(code @ generator.from_slow.kernel.numpy(), (16, 1, 1, units)), training=True)
+    np.testing.assert_allclose(
+        generator.slow_norm.moving_mean, 0.1 * (code @ generator.from_slow.kernel).mean(0), atol=1e-5
+    )
+
+
+def test_networks_of_form_1_are_still_built():
+    model = tgan(network_form=1)
+    assert model.image_generator.slow_norm.gamma.shape == (model.image_generator.channels[0] // 2,)
+    assert TGAN.from_config({**model.get_config(), "dtype": None}).network_form == 1 and tgan().network_form == 2
+    assert np.isfinite(float(model.train_step(batch())["generator_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("initialisation", "uniform"), [("lecun", ""), ("uniform_images", "image_generator"), ("uniform", "all")]
+)
+def test_kernels_start_as_in_the_official_configurations(initialisation, uniform):
+    model = tgan(initialisation=initialisation, num_categories=2)
+    for name in ("temporal_generator", "image_generator", "discriminator"):
+        kernels = [v.numpy() for v in getattr(model, name).trainable_variables if "kernel" in v.path]
+        largest = max(np.abs(kernel).max() for kernel in kernels)
+        assert (largest <= 0.01) == (uniform in (name, "all")), name
+        if largest <= 0.01:
+            assert max(kernel.std() for kernel in kernels) == pytest.approx(0.01 / np.sqrt(3), rel=0.1)
+    with pytest.raises(ValueError, match="`initialisation` must be one of .*'uniform'.*Received 'normal'"):
+        TGAN(**{**TINY, "initialisation": "normal"})
 
 
 def test_a_fast_code_changes_its_frame_and_the_slow_code_all():
@@ -279,6 +321,45 @@ def test_spectral_norm_divides_the_last_layer_too(module):
     np.testing.assert_allclose(normed(video, training=True), plain(video, training=True), rtol=0.02, atol=1e-3)
 
 
+def test_noise_is_added_before_each_leaky_relu():
+    """With kernels and gains that let nothing through, what the last layer sees is the leaky ReLU of the noise alone."""
+    sizes = {"size": 64, "num_frames": 16, "width": 2, "seed": 1}
+    network = VideoDiscriminator(**sizes)
+    network.build()
+    assert len(network.downs) == 4
+    seen, inputs = [], []
+    for layer in (*network.downs[1:], network.head):
+        call = layer.call
+        layer.call = lambda x, *args, call=call, **kwargs: seen.append(x.numpy()) or call(x, *args, **kwargs)
+    video = np.random.default_rng(0).uniform(-1, 1, (2, 16, 64, 64, 3)).astype(np.float32)
+    for stddev in (0.0, 0.3):
+        seen.clear()
+        network(video, noise_stddev=stddev, noise_key=step_key(3, 0), training=True)
+        inputs.append([x.copy() for x in seen])
+    for index, layer in enumerate(network.downs):  # what is before the leaky ReLU differs by the noise, layer by layer
+        before, after = (np.where(side[index] > 0, side[index], side[index] / 0.2) for side in inputs)
+        if index == 0:
+            assert (after - before).std() == pytest.approx(0.3, rel=0.05)
+        assert np.abs(after - before).mean() > 0.1, layer.name
+    np.testing.assert_array_equal(network(video, noise_stddev=0.3), network(video))  # no key, no noise
+
+
+def test_noise_on_pixels_is_still_an_option():
+    options = {"adversarial_loss": "non_saturating", "constraint": "none", "noise_stddev": 0.3}
+    losses = {
+        place: float(tgan(compile_with={**options, "noise_place": place}).train_step(batch())["discriminator_loss"])
+        for place in ("activations", "pixels")
+    }
+    model = tgan(compile_with={**options, "noise_place": "pixels"})
+    judged = []
+    call = model.discriminator.call
+    model.discriminator.call = lambda video, *args, **kwargs: judged.append(video) or call(video, *args, **kwargs)
+    model.train_step(batch())
+    real = batch()["video"].numpy() / 127.5 - 1
+    assert (judged[0].numpy() - real).std() == pytest.approx(0.3, rel=0.05)
+    assert losses["activations"] != losses["pixels"]
+
+
 def test_noise_reaches_the_discriminator_and_changes_with_the_step():
     options = {"adversarial_loss": "non_saturating", "constraint": "none"}
     losses = []
@@ -388,6 +469,7 @@ def test_networks_that_do_not_exist_are_refused(changes, message):
         ({"constraint": "svc"}, "`constraint` must be one of"),
         ({"clip_every_steps": 0}, "`clip_every_steps` must be at least 1"),
         ({"noise_stddev": -0.1}, "`noise_stddev` at least 0"),
+        ({"noise_place": "input"}, "`noise_place` must be one of .*Received 'input'"),
         ({"adversarial_loss": "wasserstein"}, "`adversarial_loss` must be one of"),
         ({"constraint": "none"}, "without any constraint grows without bound"),
         ({"augmentation": ("blur",)}, "`augmentation` takes names from"),

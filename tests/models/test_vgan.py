@@ -18,6 +18,7 @@ from tfvidgen.models.vgan import (
     VideoDiscriminator,
     compose,
 )
+from tfvidgen.optimizers import pytorch_adam
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
@@ -70,6 +71,41 @@ def test_conditional_generator_has_twice_the_width():
     generator = ConditionalVGAN(width=64).generator
     assert generator.channels == [1024, 512, 256, 128]
     assert [down.filters for down in generator.encoder.downs] == [128, 256, 512, 1024]
+    assert {norm.epsilon for norm in generator.encoder.norms} == {1e-3}
+    assert {norm.epsilon for norm in generator.foreground.norms} == {1e-5}
+
+
+def test_conditional_discriminator_parameter_count_is_published():
+    """44,135,810: ours, the biases before batch norms that cancel, and the second logit's kernel and bias."""
+    discriminator = ConditionalVGAN(width=64).discriminator
+    discriminator.build()
+    assert [down.filters for down in discriminator.downs] == [128, 256, 512, 1024]
+    second_logit = 2 * 4 * 4 * 1024 + 1
+    assert count(discriminator.trainable_variables) + (256 + 512 + 1024) + second_logit == 44_135_810
+
+
+def test_conditional_networks_of_form_1_are_still_built():
+    model = ConditionalVGAN(width=64, network_form=1)
+    model.discriminator.build()
+    assert count(model.discriminator.trainable_variables) == 11_040_577
+    assert {norm.epsilon for norm in model.generator.encoder.norms} == {1e-5}
+    assert VGAN(**TINY).network_form == 1 and ConditionalVGAN(**TINY).network_form == 2
+
+
+def test_the_mask_penalty_is_the_unconditional_system_s():
+    models = {kind: kind(**TINY) for kind in (VGAN, ConditionalVGAN)}
+    for model in models.values():
+        model.build()
+        model.compile()
+    assert (models[VGAN].mask_weight, models[ConditionalVGAN].mask_weight) == (0.1, 0.0)
+
+
+def test_the_optimizer_is_pytorch_s_adam():
+    model = VGAN(**TINY)
+    model.build()
+    model.compile()
+    optimizer = model.discriminator_optimizer
+    assert (optimizer.epsilon, optimizer.corrected_epsilon, optimizer.beta_1) == (1e-8, True, 0.5)
 
 
 def test_one_logit_is_the_difference_of_two():
@@ -79,6 +115,20 @@ def test_one_logit_is_the_difference_of_two():
     assert float(category_loss(two, real)) == pytest.approx(float(real_loss(one)), rel=1e-5)
     assert float(category_loss(two, real)) == pytest.approx(float(generator_loss(one)), rel=1e-5)
     assert float(category_loss(two, generated)) == pytest.approx(float(real_loss(-one)), rel=1e-5)
+
+
+def test_one_logit_moves_half_as_fast_under_adam():
+    """The gradients of two logits are opposite, and Adam moves each weight by the rate whatever their size."""
+    features = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
+    label = np.ones(50, np.int32)
+    weights = {outputs: keras.Variable(np.zeros((4, outputs), np.float32)) for outputs in (1, 2)}
+    for outputs, weight in weights.items():
+        with tf.GradientTape() as tape:
+            logits = features @ weight.value
+            loss = real_loss(logits[:, 0]) if outputs == 1 else category_loss(logits, label)
+        pytorch_adam(0.1).apply([tape.gradient(loss, weight.value)], [weight])
+    difference = weights[2].numpy()[:, 1] - weights[2].numpy()[:, 0]
+    np.testing.assert_allclose(difference, 2 * weights[1].numpy()[:, 0], rtol=1e-4)
 
 
 # ---------------------------------------------------------------- two streams
@@ -294,21 +344,25 @@ def test_the_discriminator_becomes_a_classifier():
     assert largest_move(discriminator.head.trainable_variables, judge) == 0
 
 
-def test_dropout_leaves_out_its_share_of_the_features():
-    """With a last layer of ones every logit is the sum of what is left, doubled."""
-    classifier = ActionClassifier(vgan().discriminator, num_actions=2, dropout=0.5, seed=5)
+def test_dropout_leaves_out_whole_feature_maps():
+    """What the last layer sees is, for each clip and map, nothing or all of it doubled; which, depends on the step."""
+    classifier = ActionClassifier(vgan(width=16).discriminator, num_actions=2, dropout=0.5, seed=5)
     classifier.build()
     classifier.compile(keras.optimizers.SGD(0.0))
     video = tf.cast(batch()["video"], tf.float32) / 127.5 - 1
-    features = classifier.discriminator.features(video, training=True)
-    classifier.head.kernel.assign(np.stack([np.ones(features.shape[1]), np.zeros(features.shape[1])], 1))
-    losses = [
-        float(classifier.train_step({**batch(), "step": tf.fill((4,), step)})["classification_loss"])
-        for step in (0, 0, 1)
-    ]
-    without = float(category_loss(classifier.head(features), batch()["action"]))
-    assert losses[0] == losses[1] != losses[2]
-    assert losses[0] != pytest.approx(without, rel=1e-3)
+    maps = classifier.discriminator.features(video, training=True).numpy().reshape(4, 16, -1)  # 1 x 4 x 4, 32 maps
+    assert maps.shape[-1] == classifier.discriminator.downs[-1].filters == 32
+    seen, head = [], classifier.head.call
+    classifier.head.call = lambda x: seen.append(x.numpy()) or head(x)
+    for step in (0, 0, 1):
+        classifier.train_step({**batch(), "step": tf.fill((4,), step)})
+    kept = []
+    for features in seen:
+        features = features.reshape(maps.shape)
+        kept.append(np.abs(features).max(axis=1) > 0)  # (clips, maps)
+        np.testing.assert_allclose(features, 2.0 * maps * kept[-1][:, None], rtol=1e-5)
+        assert 0.3 < kept[-1].mean() < 0.7
+    assert (kept[0] == kept[1]).all() and (kept[0] != kept[2]).any() and (kept[0][0] != kept[0][1]).any()
 
 
 def test_a_classifier_refuses_what_it_cannot_learn():

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from trainers import cli, evaluate, generate, navsynth
+from tfvidgen.data import loading
+from trainers import cli, evaluate, generate, mocogan, navsynth, rjgan, rmocogan, tgan, vgan
 from trainers.cli import option
 
 
@@ -222,10 +223,40 @@ def test_defaults_and_presets_pass_their_own_checks(program):
     presets = getattr(program, "PRESETS", {})
     cli.check(program.Config())
     for name in presets:
-        parsed, _ = cli.parse(program.Config, presets, [f"--preset={name}"])
+        needed = [field for field, value in presets[name].items() if isinstance(value, cli.Required)]
+        parsed, _ = cli.parse(program.Config, presets, [f"--preset={name}", *(f"--{field}=PATH" for field in needed)])
         for field, value in presets[name].items():
-            assert getattr(parsed, field) == value
-            assert type(value) is type(field_default(program.Config, field)), f"{name}.{field}"
+            assert getattr(parsed, field) == ("PATH" if field in needed else value)
+            assert field in needed or type(value) is type(field_default(program.Config, field)), f"{name}.{field}"
+
+
+@pytest.mark.parametrize(
+    "trainer", [mocogan, navsynth, rjgan, rmocogan, tgan, vgan], ids=lambda module: module.__name__
+)
+def test_a_paper_s_preset_asks_for_its_dataset(trainer, tmp_path, monkeypatch, capsys):
+    """At the door, by name and layout, and never trains what is built in instead."""
+    monkeypatch.chdir(tmp_path)
+    for name, preset in trainer.PRESETS.items():
+        if not name.startswith("paper_"):
+            continue
+        if preset.get("dataset") in loading.NAMED:
+            assert preset["dataset"] != "actors"
+            continue
+        for flags in ([], ["--dry_run"]):
+            assert trainer.main([f"--preset={name}", *flags]) == 2
+            error = capsys.readouterr().err
+            assert f"usage: --preset={name} needs --dataset" in error and "--dataset=<" in error
+            assert str(preset["dataset"]) in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_may_ask_for_more_than_one_flag(capsys):
+    assert rjgan.main(["--preset=paper_mug_pretrained"]) == 2
+    assert "--preset=paper_mug_pretrained needs --dataset and --init_from: " in capsys.readouterr().err
+    assert rjgan.main(["--preset=paper_mug_pretrained", "--dataset=PATH"]) == 2
+    assert "needs --init_from: a run to begin with" in capsys.readouterr().err
+    assert rjgan.main(["--help"]) == 0
+    assert "dataset=(required) the MUG" in " ".join(capsys.readouterr().out.split())
 
 
 def field_default(config_class, name):

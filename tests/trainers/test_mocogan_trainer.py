@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfvidgen import data
-from trainers import cli, generate, images, init_from, mocogan, rjgan, rmocogan, runs
+from trainers import cli, generate, images, init_from, mocogan, rjgan, rmocogan, runs, train
 from trainers.engine import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -135,6 +135,18 @@ def test_clips_and_loose_images_train_together(tmp_path):
     assert (status, error) == (0, ""), error
 
 
+def test_independent_frames_are_all_frames_of_the_trained_videos():
+    flags = ["--preset=smoke", "--independent_frames", "--frames_per_clip=3", "--num_identities=3"]
+    config = parsed(mocogan, *flags, "--num_held_out_cells=1", "--mirror=same_action")
+    run_data = runs.load_data(config)
+    frames = run_data.all.subset(run_data.is_trained).frames
+    np.testing.assert_array_equal(run_data.images, np.concatenate([frames, frames[:, :, ::-1]]))
+    assert runs.load_data(parsed(mocogan, "--preset=smoke")).images is None
+    batch = next(iter(train._dataset_fn(config, run_data)(0)))
+    assert batch["image"].shape == (2, 3, 16, 16, 3)
+    assert mocogan.build_model(config, run_data).independent_frames
+
+
 @pytest.mark.parametrize("share", [0.1, 0.95])
 def test_a_share_that_leaves_nothing_is_refused(share):
     config = parsed(rjgan, "--preset=smoke", f"--exploded_share={share}")
@@ -163,6 +175,7 @@ def test_presets_build_their_model_at_another_width(name, preset):
     """Everything of a preset but its data and widths."""
     trainer = TRAINERS[name]
     flags = ["--dataset=actors", "--num_identities=2", "--num_actions=2", "--size=16", "--width=2", "--stride=1"]
+    flags += ["--init_from=RUN"] if preset == "paper_mug_pretrained" else []
     config = parsed(trainer, f"--preset={preset}", *flags, *TOOLS, "--discriminator_width=2", "--precision=float32")
     model = trainer.build_model(config, runs.load_data(config))
     assert model.generate(1).shape == (1, config.num_frames, 16, 16, 3)
@@ -171,13 +184,16 @@ def test_presets_build_their_model_at_another_width(name, preset):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_paper_presets_have_the_numbers_of_paper_and_code(name):
-    config = parsed(TRAINERS[name], "--preset=paper_mug")
+    config = parsed(TRAINERS[name], "--preset=paper_mug", "--dataset=PATH")
     assert (config.size, config.num_frames, config.stride, config.batch_size) == (64, 16, 2, 3)
     assert (config.width, config.discriminator_width, config.image_head) == (64, 64, "patch")
     assert (config.generator_learning_rate, config.discriminator_learning_rate) == (2e-4, 2e-4)
     assert (config.beta_1, config.beta_2, config.l2_weight, config.total_steps) == (0.5, 0.999, 1e-5, 100_000)
+    assert mocogan.PRESETS["paper_shapes"]["stride"] == 2
     if name == "rjgan":
         assert (config.summary_dim, config.noise_dim, config.summary_every_steps) == (60, 10, 1)
+        on_images = parsed(rjgan, "--preset=paper_mug_images", "--dataset=PATH")
+        assert (on_images.num_frames, on_images.batch_size, on_images.frames_per_clip) == (1, 10, 1)  # no image twice
     else:
         assert (config.content_dim, config.motion_dim) == (50, 10)
 

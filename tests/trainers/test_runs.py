@@ -17,7 +17,7 @@ from tfvidgen.data import batches, videos
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import write_mp4
 from tfvidgen.models.navsynth import NAVSynth
-from trainers import environment, navsynth, rjgan, runs
+from trainers import cli, environment, navsynth, rjgan, runs
 from trainers.engine import checkpoints
 
 TINY = {
@@ -420,6 +420,36 @@ def test_a_schedule_that_no_step_has_seen_may_change(tmp_path, run_data):
 def test_a_run_of_another_system_does_not_go_on(begun):
     with pytest.raises(ValueError, match="system: was 'navsynth', now 'mocogan'"):
         runs.going_on(begun[0], "mocogan")
+
+
+def test_a_run_keeps_what_it_was_trained_by_before_a_setting_existed(begun, run_data):
+    """It goes on by the same command, whatever is now the default; asking for something else is a difference."""
+    begun_config, model = begun
+    younger = {"adam_epsilon": "before_correction", "pyramid": "zero_padded"}
+    assert all(getattr(begun_config, name) != value for name, value in younger.items())
+    path = pathlib.Path(begun_config.run_dir) / "config.json"
+    description = json.loads(path.read_text())
+    for name in younger:
+        del description["config"][name]
+    path.write_text(json.dumps(description))
+    assert runs.read_config(begun_config.run_dir) == dataclasses.replace(begun_config, **younger)
+    going = runs.going_on(begun_config, "navsynth")
+    assert going == dataclasses.replace(begun_config, **younger)
+    model = navsynth.build_model(going, run_data)
+    optimizer = model.generator_optimizer
+    assert (model.pyramid, optimizer.epsilon, optimizer.corrected_epsilon) == ("zero_padded", 1e-7, False)
+    start(going, model, run_data)
+    assert younger.items() <= runs.read(begun_config.run_dir)["config"].items()
+    assert younger.items() <= cli.repeated(begun_config.run_dir, navsynth.Config, "navsynth").items()
+    other = dataclasses.replace(begun_config, pyramid="official")
+    with pytest.raises(ValueError, match="pyramid: was 'zero_padded', now 'official'"):
+        start(runs.going_on(other, "navsynth"), model, run_data)
+
+
+def test_new_runs_have_the_optimizer_and_the_pyramid_of_now(begun):
+    model = begun[1]
+    optimizer = model.rnn_optimizer
+    assert (model.pyramid, optimizer.epsilon, optimizer.corrected_epsilon) == ("binomial", 1e-8, True)
 
 
 # ---------------------------------------------------------------- forms

@@ -52,17 +52,25 @@ def test_presets_build_their_model_at_another_size(preset):
     config, _ = cli.parse(tgan.Config, tgan.PRESETS, [f"--preset={preset}", *flags, *TOOLS])
     model = tgan.build_model(config, runs.load_data(config))
     check_tools(model)
-    assert model.constraint == config.constraint
+    assert model.constraint == config.constraint and model.noise_place == config.noise_place
+    largest = max(np.abs(v.numpy()).max() for v in model.image_generator.trainable_variables if "kernel" in v.path)
+    assert (largest <= 0.01) == preset.startswith("paper")
     assert model.num_categories == (2 if preset.endswith("conditional") else 0)
     assert type(model.generator_optimizer).__name__ == ("RMSprop" if preset.startswith("paper") else "Adam")
 
 
 def test_paper_presets_have_the_paper_s_numbers():
-    config, _ = cli.parse(tgan.Config, tgan.PRESETS, ["--preset=paper_ucf101"])
+    config, _ = cli.parse(tgan.Config, tgan.PRESETS, ["--preset=paper_ucf101", "--dataset=PATH"])
     assert (config.size, config.num_frames, config.batch_size, config.total_steps) == (64, 16, 32, 100_000)
     assert (config.slow_dim, config.fast_dim, config.clip_every_steps) == (100, 100, 5)
     assert (config.generator_learning_rate, config.discriminator_learning_rate) == (5e-5, 5e-5)
     assert (config.temporal_width, config.width, config.discriminator_width) == (512, 32, 64)
+    kernels = {name: preset.get("initialisation") for name, preset in tgan.PRESETS.items() if name.startswith("paper")}
+    everywhere = {name for name, value in kernels.items() if value == "uniform"}
+    assert everywhere == {"paper_golf", "paper_moving_mnist"}
+    assert {kernels[name] for name in kernels.keys() - everywhere} == {"uniform_images"}
+    vanilla, _ = cli.parse(tgan.Config, tgan.PRESETS, ["--preset=paper_ucf101_vanilla", "--dataset=PATH"])
+    assert (vanilla.noise_stddev, vanilla.noise_place) == (0.3, "activations")
 
 
 @pytest.mark.parametrize(

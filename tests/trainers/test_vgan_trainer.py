@@ -65,10 +65,13 @@ def test_presets_build_their_model_at_another_size(preset):
 
 
 def test_paper_presets_have_the_paper_s_numbers():
-    config, _ = cli.parse(vgan.Config, vgan.PRESETS, ["--preset=paper_golf"])
+    config, _ = cli.parse(vgan.Config, vgan.PRESETS, ["--preset=paper_golf", "--dataset=PATH"])
     assert (config.size, config.num_frames, config.batch_size, config.latent_dim, config.width) == (64, 32, 64, 100, 64)
     assert (config.generator_learning_rate, config.beta_1, config.mask_weight) == (2e-4, 0.5, 0.1)
     assert (config.clip_start, config.short_clip, config.adversarial_loss) == ("first", "hold", "non_saturating")
+    config, _ = cli.parse(vgan.Config, vgan.PRESETS, ["--preset=paper_golf_first_frame", "--dataset=PATH"])
+    assert (config.conditional, config.batch_size, config.mask_weight, config.first_frame_weight) == (True, 32, 0, 10)
+    assert config.total_steps == 1_886_800  # 100 epochs
 
 
 @pytest.mark.parametrize(

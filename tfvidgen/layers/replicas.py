@@ -44,6 +44,15 @@ def step_key(seed: int, step) -> tf.Tensor:
     return tf.stack([tf.constant(seed, tf.int64), tf.cast(step, tf.int64)])
 
 
+def sampling_key(seed) -> tf.Tensor:
+    """Key of draws outside of training, int64 (2,): never that of a `step_key`, whose step is not negative.
+
+    Args:
+        seed: Int, or a scalar tensor.
+    """
+    return tf.stack([tf.cast(seed, tf.int64), tf.constant(-1, tf.int64)])
+
+
 def replica_slice(values, num_local):
     """This replica's (and micro-batch's) rows of a tensor drawn for the global batch.
 

@@ -1,31 +1,47 @@
 """Laplacian pyramid of frames, and the reconstruction loss on its levels.
 
 The pyramid is linear, so the loss builds it once, from the difference of the two frames. Blur, decimation and expansion are
-separable and computed as products with small banded matrices; the plain convolution form is kept as the reference.
+separable and computed as products with small banded matrices.
+
+There are three pyramids, see `PYRAMIDS`. All split a frame x into bands and a residual; a level has half the height and width
+of the one before it.
+
+* `binomial`, ours: taps (1, 3, 3, 1) / 8 around the middle of the two pixels that a coarse one replaces; a band is x minus the
+  expansion of the coarse image, which is bilinear interpolation (twice the transposed reduction, after Burt and Adelson).
+* `official`, of the public code of NAVSynth and GLO: a Gaussian blur with sigma 2 over five taps; a band is x - blur(x), and
+  the next level the mean of each 2x2 pixels of blur(x).
+* `zero_padded`, of tensorflow-graphics 2021.12.3, with which runs of earlier versions were trained: taps (1, 4, 6, 4, 1) / 16
+  around every second pixel, zeros outside the frame, expansion after Burt and Adelson. Frames may have any size.
+
+The first two reflect the frame at its border, the outermost pixel included. A uniform error then lies in the residual alone,
+and every pixel has the same weight. With zeros outside, the two outermost rows of a 64x64 frame weigh 1.48 where those inside
+weigh 1.1 (gradient of the loss at a uniform error, in units of that of the mean error).
+
+Deviation: the public code repeats the outermost pixel instead, by which the two outermost rows weigh 1.29, the outermost alone
+1.55; reflected, they weigh 1. Pinned by test_border_rows_weigh_what_all_do.
+Deviation: its kernel is g(x)^2 + g(y)^2, which is not a Gaussian: at size 5 and sigma 2 its centre and corner weights are .0607
+and .0223, those of the product .0632 and .0232. Pinned by test_gaussian_taps_and_the_sum_kernel_of_public_code.
 
 Source: Burt and Adelson, IEEE Trans. Communications 1983; loss: Bojanowski et al., ICML 2018 (GLO), Sec. 3.2, and Aich
-et al., CVPR 2020, Sec. 4.2, https://arxiv.org/abs/2003.09565. Border handling and expansion are those of the pyramid of
-tensorflow-graphics 2021.12.3 (zeros outside the frame).
+et al., CVPR 2020, Sec. 4.2, https://arxiv.org/abs/2003.09565; code: abhishekaich27/Navsynth@a652f7a, utils.py.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
-BINOMIAL_KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+PYRAMIDS = ("binomial", "official", "zero_padded")
+_FIVE_TAPS = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+_FOUR_TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 
 
 def gaussian_kernel(size: int = 5, sigma: float = 2.0) -> tuple[float, ...]:
     """Taps of a sampled 1-D Gaussian, normalised to sum to one.
 
     The 2-D kernel is the outer product of the taps with themselves.
-
-    Deviation: the official code of the papers above sums g(x)^2 + g(y)^2 instead, which is not a Gaussian: at size 5 and
-    sigma 2 its centre and corner weights are .0607 and .0223, those of the product .0632 and .0232.
 
     Args:
         size: Number of taps; odd and positive.
@@ -44,91 +60,87 @@ def gaussian_kernel(size: int = 5, sigma: float = 2.0) -> tuple[float, ...]:
     return tuple((taps / taps.sum()).tolist())
 
 
-@functools.lru_cache(maxsize=64)
-def _reduce_matrix(size: int, kernel: tuple[float, ...]) -> np.ndarray:
-    """Blur and decimation along one axis: (ceil(size / 2), size). Twice its transpose is the expansion."""
-    reduced_size = (size + 1) // 2
-    # Output i is centred on input 2i + 1 of an even axis and on 2i of an odd one, as with stride 2 and "same" padding.
-    phase = 1 - size % 2
-    matrix = np.zeros((reduced_size, size), np.float32)
-    for row in range(reduced_size):
-        for tap, weight in enumerate(kernel):
-            column = 2 * row + phase + tap - len(kernel) // 2
+def _filter_matrix(size: int, taps: tuple[float, ...], stride: int, first: int, reflect: bool) -> np.ndarray:
+    """A filter along one axis, (ceil(size / stride), size): output i has its first tap on input `stride` i + `first`."""
+    matrix = np.zeros(((size + stride - 1) // stride, size), np.float32)
+    for row in range(len(matrix)):
+        for tap, weight in enumerate(taps):
+            column = stride * row + first + tap
+            if reflect:  # -1 -> 0, -2 -> 1; size -> size - 1, ...
+                column = -1 - column if column < 0 else min(column, 2 * size - 1 - column)
             if 0 <= column < size:
-                matrix[row, column] = weight
+                matrix[row, column] += weight
     return matrix
 
 
-def _matrix_bands(images, num_levels: int, kernel: tuple[float, ...]) -> list:
-    """Pyramid by matrix products, of (H, W, M) with all frames and channels in M; levels have the same layout."""
+@functools.lru_cache(maxsize=64)
+def _matrices(size: int, pyramid: str) -> tuple[np.ndarray, np.ndarray]:
+    """The two steps from one level to the next along one axis.
+
+    For `official` a blur (size, size), then the mean of pairs (size / 2, size); otherwise a reduction (ceil(size / 2), size),
+    then the expansion of its result (size, ceil(size / 2)).
+    """
+    if pyramid == "official":
+        blur = _filter_matrix(size, gaussian_kernel(), 1, -2, reflect=True)
+        return blur, _filter_matrix(size, (0.5, 0.5), 2, 0, reflect=True)
+    if pyramid == "binomial":
+        reduction = _filter_matrix(size, _FOUR_TAPS, 2, -1, reflect=True)
+    else:
+        # output i is centred on input 2i + 1 of an even axis and on 2i of an odd one, as with stride 2 and "same" padding
+        reduction = _filter_matrix(size, _FIVE_TAPS, 2, -1 - size % 2, reflect=False)
+    return reduction, 2.0 * reduction.T
+
+
+def _along_both(rows: np.ndarray, columns: np.ndarray, images):
+    """Applies matrices (h, H) and (w, W) to images (H, W, M) -> (h, w, M)."""
+    height, width = images.shape[:2]
+    images = ops.matmul(rows, ops.reshape(images, (height, -1)))  # (h, W M)
+    return ops.matmul(columns, ops.reshape(images, (len(rows), width, -1)))
+
+
+def _bands(images, num_levels: int, pyramid: str) -> list:
+    """Bands and residual of images (H, W, M), with all frames and channels in M; levels have the same layout."""
     levels = []
     for _ in range(num_levels):
-        height, width = images.shape[:2]
-        rows = _reduce_matrix(height, kernel)
-        cols = _reduce_matrix(width, kernel)
-        reduced = ops.reshape(ops.matmul(rows, ops.reshape(images, (height, -1))), (len(rows), width, -1))
-        reduced = ops.matmul(cols, reduced)  # (ceil(H / 2), ceil(W / 2), M)
-        expanded = ops.matmul(2.0 * cols.T, reduced)  # (ceil(H / 2), W, M)
-        expanded = ops.matmul(2.0 * rows.T, ops.reshape(expanded, (len(rows), -1)))  # (H, W M)
-        levels.append(images - ops.reshape(expanded, (height, width, -1)))
-        images = reduced
+        (first_rows, second_rows), (first_columns, second_columns) = (
+            _matrices(size, pyramid) for size in images.shape[:2]
+        )
+        first = _along_both(first_rows, first_columns, images)  # blurred, or reduced
+        second = _along_both(second_rows, second_columns, first)  # reduced, or expanded
+        smooth, coarse = (first, second) if pyramid == "official" else (second, first)
+        levels.append(images - smooth)
+        images = coarse
     return [*levels, images]
 
 
-def _insert_zeros(images, axis: int, size: int):
-    """Upsample `axis` to `size` by inserting zeros; entries go to the positions that decimation kept."""
-    pair = [ops.zeros_like(images), images] if size % 2 == 0 else [images, ops.zeros_like(images)]
-    shape = list(ops.shape(images))
-    shape[axis] *= 2
-    doubled = ops.reshape(ops.stack(pair, axis=axis + 1), shape)
-    return doubled[:, :size] if axis == 1 else doubled[:, :, :size]
-
-
-def _convolution_bands(images, num_levels: int, kernel: tuple[float, ...]) -> list:
-    """Pyramid by depthwise convolutions, of (N, H, W, C)."""
-    taps = np.asarray(kernel, np.float32)
-    blur = np.tile(np.outer(taps, taps)[:, :, None, None], (1, 1, images.shape[-1], 1))
-    levels = []
-    for _ in range(num_levels):
-        _, height, width, _ = images.shape
-        reduced = ops.depthwise_conv(images, blur, strides=2, padding="same", data_format="channels_last")
-        expanded = _insert_zeros(_insert_zeros(reduced, 1, height), 2, width)
-        # Three of four samples are zeros: doubling the kernel along each axis preserves brightness.
-        expanded = ops.depthwise_conv(expanded, 4.0 * blur, strides=1, padding="same", data_format="channels_last")
-        levels.append(images - expanded)
-        images = reduced
-    return [*levels, images]
-
-
-def _check(images, num_levels: int, kernel: Sequence[float], method: str) -> tuple[float, ...]:
-    kernel = tuple(float(tap) for tap in kernel)
-    if len(kernel) % 2 == 0 or not np.allclose(kernel, kernel[::-1]):
-        raise ValueError(f"`kernel` must hold an odd number of symmetric taps for one axis. Received {kernel}.")
-    if method not in ("matrix", "convolution"):
-        raise ValueError(f"`method` must be 'matrix' or 'convolution'. Received {method!r}.")
+def _check(images, num_levels: int, pyramid: str) -> None:
+    if pyramid not in PYRAMIDS:
+        raise ValueError(f"`pyramid` must be one of {', '.join(PYRAMIDS)}. Received {pyramid!r}.")
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1. Received {num_levels}.")
     shape = tuple(images.shape)
     if len(shape) < 3 or any(size is None for size in shape[-3:]):
         raise ValueError(f"Frames must have shape (..., H, W, C) with H, W and C known. Received shape {shape}.")
-    if min(shape[-3:-1]) < 2**num_levels:
+    height, width = shape[-3:-1]
+    if min(height, width) < 2**num_levels:
         raise ValueError(
             f"{num_levels} pyramid levels need frames of at least {2**num_levels} x {2**num_levels} pixels. Received "
-            f"{shape[-3]} x {shape[-2]}: use larger frames or a smaller `num_levels`."
+            f"{height} x {width}: use larger frames or a smaller `num_levels`."
         )
-    return kernel
+    if pyramid != "zero_padded" and (height % 2**num_levels or width % 2**num_levels):
+        raise ValueError(
+            f"{num_levels} levels of the pyramid {pyramid!r} need height and width divisible by {2**num_levels}. Received "
+            f"{height} x {width}: crop the frames, use a smaller `num_levels`, or pyramid='zero_padded'."
+        )
 
 
-def laplacian_pyramid(
-    images, num_levels: int = 4, kernel: Sequence[float] = BINOMIAL_KERNEL, method: str = "matrix"
-) -> list:
+def laplacian_pyramid(images, num_levels: int = 4, pyramid: str = "binomial") -> list:
     """Split frames into band-pass levels and a low-pass residual.
 
     Args:
-        images: (N, H, W, C), any range; H and W at least `2**num_levels`, odd sizes included.
+        images: (N, H, W, C), any range; H and W divisible by `2**num_levels`, or for `zero_padded` at least that.
         num_levels: Number of band-pass levels K.
-        kernel: Symmetric 1-D blur kernel with an odd number of taps.
-        method: "matrix" (fast) or "convolution" (reference); equal up to rounding.
+        pyramid: One of `PYRAMIDS`.
 
     Returns:
         K + 1 float32 tensors: level l has shape (N, ceil(H / 2^l), ceil(W / 2^l), C), the last one is the residual.
@@ -139,25 +151,16 @@ def laplacian_pyramid(
     images = ops.cast(ops.convert_to_tensor(images), "float32")
     if len(images.shape) != 4:
         raise ValueError(f"`images` must have shape (N, H, W, C). Received shape {tuple(images.shape)}.")
-    kernel = _check(images, num_levels, kernel, method)
-    if method == "convolution":
-        return _convolution_bands(images, num_levels, kernel)
+    _check(images, num_levels, pyramid)
     _, height, width, channels = images.shape
     columns = ops.reshape(ops.transpose(images, (1, 2, 0, 3)), (height, width, -1))
     return [
         ops.transpose(ops.reshape(level, (*level.shape[:2], -1, channels)), (2, 0, 1, 3))
-        for level in _matrix_bands(columns, num_levels, kernel)
+        for level in _bands(columns, num_levels, pyramid)
     ]
 
 
-def laplacian_pyramid_loss(
-    generated,
-    real,
-    num_levels: int = 4,
-    reduction: str = "mean",
-    kernel: Sequence[float] = BINOMIAL_KERNEL,
-    method: str = "matrix",
-):
+def laplacian_pyramid_loss(generated, real, num_levels: int = 4, reduction: str = "mean", pyramid: str = "binomial"):
     """L1 distance between the Laplacian pyramids of each pair of frames.
 
     Paper: L(v, v') = sum_l 2^(2l) |L^l(v) - L^l(v')|_1 with l = 0..K, the residual being level K. Level l has 4^l times
@@ -170,8 +173,7 @@ def laplacian_pyramid_loss(
         real: Frames of the same shape.
         num_levels: Number of band-pass levels K.
         reduction: "mean" for the sum over levels of mean absolute values, "sum" for the paper's weighted sum.
-        kernel: Symmetric 1-D blur kernel with an odd number of taps.
-        method: "matrix" (fast) or "convolution" (reference); equal up to rounding.
+        pyramid: One of `PYRAMIDS`.
 
     Returns:
         float32 tensor of the leading dimensions: one loss per frame.
@@ -184,22 +186,14 @@ def laplacian_pyramid_loss(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"`reduction` must be 'mean' or 'sum'. Received {reduction!r}.")
     difference = ops.cast(generated, "float32") - ops.cast(real, "float32")
-    kernel = _check(difference, num_levels, kernel, method)
+    _check(difference, num_levels, pyramid)
     leading, (height, width, channels) = ops.shape(difference)[:-3], difference.shape[-3:]
     frames = ops.reshape(difference, (-1, height, width, channels))
-    if method == "convolution":
-        levels = _convolution_bands(frames, num_levels, kernel)
-        sums = [ops.sum(ops.abs(level), axis=(1, 2, 3)) for level in levels]
-    else:
-        columns = ops.reshape(ops.transpose(frames, (1, 2, 0, 3)), (height, width, -1))
-        levels = _matrix_bands(columns, num_levels, kernel)
-        sums = [ops.sum(ops.reshape(ops.sum(ops.abs(level), axis=(0, 1)), (-1, channels)), axis=1) for level in levels]
+    columns = ops.reshape(ops.transpose(frames, (1, 2, 0, 3)), (height, width, -1))
     loss = 0.0
-    for index, (level, level_sum) in enumerate(zip(levels, sums, strict=True)):
-        if reduction == "sum":
-            weight = 4.0**index
-        else:
-            rows, cols = level.shape[1:3] if method == "convolution" else level.shape[:2]
-            weight = 1.0 / (rows * cols * channels)
+    for index, level in enumerate(_bands(columns, num_levels, pyramid)):
+        level_sum = ops.sum(ops.reshape(ops.sum(ops.abs(level), axis=(0, 1)), (-1, channels)), axis=1)
+        rows, cols = level.shape[:2]
+        weight = 4.0**index if reduction == "sum" else 1.0 / (rows * cols * channels)
         loss += weight * level_sum
     return ops.reshape(loss, leading)

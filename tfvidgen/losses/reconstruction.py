@@ -48,14 +48,15 @@ def l2_loss(generated, real):
     return ops.mean(ops.square(_difference(generated, real)), axis=(-3, -2, -1))
 
 
-def per_frame_loss(kind: str, generated, real, num_levels: int = 4):
+def per_frame_loss(kind: str, generated, real, num_levels: int = 4, pyramid: str = "binomial"):
     """The reconstruction loss named `kind` of each pair of frames.
 
     Args:
         kind: "laplacian", "l1" or "l2".
         generated: (..., H, W, C), any range.
         real: Frames of the same shape.
-        num_levels: Band-pass levels of the Laplacian pyramid; ignored by the other kinds.
+        num_levels: Band-pass levels of the Laplacian pyramid; ignored by the other kinds, as is `pyramid`.
+        pyramid: One of `tfvidgen.losses.laplacian.PYRAMIDS`.
 
     Returns:
         float32 tensor of the leading dimensions.
@@ -64,7 +65,7 @@ def per_frame_loss(kind: str, generated, real, num_levels: int = 4):
         ValueError: If `kind` is unknown, or the frames have an unsuitable shape.
     """
     if kind == "laplacian":
-        return laplacian_pyramid_loss(generated, real, num_levels=num_levels)
+        return laplacian_pyramid_loss(generated, real, num_levels=num_levels, pyramid=pyramid)
     if kind == "l1":
         return l1_loss(generated, real)
     if kind == "l2":

@@ -11,9 +11,10 @@ Shapes in comments are those of the published size: 64x64 pixels, d_C = 50, d_M 
 Differences from the official code:
 * clips have the requested length and stride; the official script ignores both flags;
 * D_I can see every frame of a clip; an off-by-one error there excludes the last.
-Deviation: real frames for D_I are taken from the clips of the batch, `frames_per_clip` of each, rather than sampled
-separately (official code: 10 frames beside 3 clips), because a batch is a function of (seed, step) alone. The distribution
-of a single frame is the same. Pinned by test_image_discriminator_sees_frames_of_the_batch.
+Deviation, unless `independent_frames`: frames for D_I are taken from the clips for D_V, `frames_per_clip` of each, rather than
+from as many other videos (official code: 10 frames beside 3 clips), so a step needs no frames but those of its clips. The
+distribution of a single frame is the same; the frames of a step are fewer people. Pinned by
+test_image_discriminator_sees_frames_of_the_batch and test_independent_frames_are_of_other_videos.
 Deviation: D_I and D_V share one set of generated clips, because neither update changes the generator; the official code
 generates new ones for each. The generator's own step samples afresh, as there. Pinned by
 test_fakes_are_made_twice_a_step.
@@ -28,7 +29,7 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
 from tfvidgen.layers.draws import num_rows, random_frames, replica_integers, replica_normal, split_key, update_key
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.losses.adversarial import (
     Kind,
     category_loss,
@@ -38,7 +39,7 @@ from tfvidgen.losses.adversarial import (
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard, check_counts
+from tfvidgen.optimizers import StepGuard, check_counts, pytorch_adam
 
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 3.1)
@@ -180,6 +181,7 @@ class MoCoGAN(VideoGenerator):
         adversarial_loss: Kind = "non_saturating",
         category_weight: float = 1.0,
         frames_per_clip: int = 1,
+        independent_frames: bool = False,
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
         augmentation=(),
@@ -190,12 +192,14 @@ class MoCoGAN(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains G_I and R_M. All three default to Adam at 2e-4 with beta_1 = 0.5 (official code).
+            generator_optimizer: Trains G_I and R_M. All three default to PyTorch's Adam at 2e-4 with beta_1 = 0.5 (official code).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
             adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
             category_weight: Weight of the category cross-entropy for D_V and generator (lambda of Sec. 3.4).
             frames_per_clip: Frames per clip that D_I sees.
+            independent_frames: D_I sees as many frames, but from other videos than D_V (official code): real ones from `image` of
+                the batch, uint8 (B, frames_per_clip, H, W, 3), generated ones each from a video of its own.
             l2_weight: Weight decay added to the gradients, as in PyTorch's Adam (official code: 1e-5).
             r1_weight: gamma of the R1 penalty on both discriminators; 0 disables it.
             augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`.
@@ -209,14 +213,14 @@ class MoCoGAN(VideoGenerator):
         adversarial_loss = check_kind(adversarial_loss)
         if frames_per_clip < 1:
             raise ValueError(f"`frames_per_clip` must be at least 1. Received {frames_per_clip}.")
-        self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
-        self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
-        self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.generator_optimizer = generator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        self.image_discriminator_optimizer = image_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        self.video_discriminator_optimizer = video_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
         super().compile(optimizer=self.generator_optimizer, accumulate=accumulate)
         self.generator_optimizer.build(self._generator_variables())
         self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
         self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
-        self.discriminator_steps = discriminator_steps
+        self.discriminator_steps, self.independent_frames = discriminator_steps, independent_frames
         self.adversarial_loss, self.category_weight, self.frames_per_clip = (
             adversarial_loss,
             category_weight,
@@ -247,7 +251,7 @@ class MoCoGAN(VideoGenerator):
         """
         if num_frames is None or isinstance(num_frames, int):
             num_frames = self.latent_length(num_frames)
-        content, initial, noise, label = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 4)
+        content, initial, noise, label = split_key(sampling_key(seed), 4)
         # time first, so that extra frames append draws and leave the others unchanged: epsilon (T, B, 10)
         noise = tf.random.stateless_normal((num_frames, num_videos, self.motion_dim), noise)
         latents = {
@@ -297,17 +301,26 @@ class MoCoGAN(VideoGenerator):
         frames = self.generator(ops.reshape(codes, (-1, codes.shape[-1])), training=training)
         return ops.reshape(frames, (-1, ops.shape(codes)[1], self.size, self.size, 3))  # (B, T, 64, 64, 3)
 
+    def _single_frames(self, count, key):
+        """One random frame of each of `count` new videos, (count, H, W, 3)."""
+        latent_key, position_key = split_key(key, 2)
+        codes = self.frame_codes(self._training_latents(count, latent_key))  # (count, T, 50 + K + 10)
+        position = replica_integers(position_key, (count,), self.num_frames)
+        return self.generator(tf.gather(codes, position, batch_dims=1), training=True)
+
     # ------------------------------------------------------------ training (official code: D_I, D_V, then G_I and R_M)
     def train_step(self, batch):
         real = real_clips(batch["video"], self.num_frames, self.size)  # (B, T, H, W, 3) in [-1, 1]
-        real_category = self._real_category(batch)
+        real_category, images = self._real_category(batch), self._real_images(batch)
         key = step_key(self.seed, self.step_of(batch))
         guard = StepGuard(self)
 
         logs = {}
         # each discriminator update has real clips of its own
-        for i, (share, category) in enumerate(guard.shares(self.discriminator_steps, real, real_category)):
-            logs |= self._improve_discriminators(guard, share, category, split_key(update_key(key, i), 12)[:5])
+        shares = guard.shares(self.discriminator_steps, real, real_category, images)
+        for i, (share, category, frames) in enumerate(shares):
+            keys = split_key(update_key(key, i), 12)[:5]
+            logs |= self._improve_discriminators(guard, share, category, frames, keys)
         # G_I and R_M against both discriminators, on fresh samples
         logs |= self._improve_generator(guard, num_rows(share) // guard.accumulate, iter(split_key(key, 12)[5:]))
         return guard.finish(logs)
@@ -325,20 +338,34 @@ class MoCoGAN(VideoGenerator):
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(inside), [message, batch["action"]])]):
             return tf.identity(batch["action"])
 
-    def _improve_discriminators(self, guard, real, real_category, keys):
+    def _real_images(self, batch):
+        """The frames of `image`, uint8 (B, n, H, W, 3), or None if D_I sees those of the clips."""
+        if not self.independent_frames:
+            return None
+        expected = (self.frames_per_clip, self.size, self.size, 3)
+        if "image" not in batch or tuple(batch["image"].shape[1:]) != expected:
+            found = f"of shape {tuple(batch['image'].shape)}" if "image" in batch else "missing"
+            raise ValueError(
+                f"independent_frames=True needs `image` in every batch, uint8 (B, {', '.join(map(str, expected))}), the frames "
+                f"that D_I sees, and it is {found}: give them, or let D_I see frames of the clips."
+            )
+        return batch["image"]
+
+    def _improve_discriminators(self, guard, real, real_category, images, keys):
         """One update of D_I and of D_V, on the same generated clips; returns their losses by name."""
         num_videos = num_rows(real) // guard.accumulate  # per micro-batch
         latent_key, real_frames_key, frames_key, image_key, video_key = keys
         # (B, T, H, W, 3), outside any tape: no gradient reaches the generator
         generated = guard.in_parts(lambda: self.decode(self._training_latents(num_videos, latent_key), training=True))
         # D_I: real and generated frames, (B n, H, W, 3) with n = `frames_per_clip`
+        if images is None:
+            real_frames = random_frames(real_frames_key, real, self.frames_per_clip)
+            frames = random_frames(frames_key, generated, self.frames_per_clip)
+        else:
+            real_frames = tf.reshape(tf.cast(images, tf.float32) / 127.5 - 1.0, (-1, *images.shape[2:]))
+            frames = guard.in_parts(lambda: self._single_frames(num_videos * self.frames_per_clip, frames_key))
         image_logs = self._improve_discriminator(
-            guard,
-            self.image_discriminator,
-            self.image_discriminator_optimizer,
-            random_frames(real_frames_key, real, self.frames_per_clip),
-            random_frames(frames_key, generated, self.frames_per_clip),
-            image_key,
+            guard, self.image_discriminator, self.image_discriminator_optimizer, real_frames, frames, image_key
         )
         # D_V: real and generated clips, and the categories of the real ones
         video_logs = self._improve_discriminator(
@@ -398,7 +425,10 @@ class MoCoGAN(VideoGenerator):
         def objective():
             latents = self._training_latents(num_videos, latent_key)
             clips = self.decode(latents, training=True)  # (B, T, H, W, 3)
-            frames = random_frames(frames_key, clips, self.frames_per_clip)  # (B n, H, W, 3)
+            if self.independent_frames:
+                frames = self._single_frames(num_videos * self.frames_per_clip, frames_key)
+            else:
+                frames = random_frames(frames_key, clips, self.frames_per_clip)  # (B n, H, W, 3)
             frames = augment(frames, self.augmentation, frames_change)
             clips = augment(clips, self.augmentation, clips_change)
             image_logits, _ = self._judge(self.image_discriminator, frames, image_noise)

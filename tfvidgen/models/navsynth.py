@@ -14,12 +14,14 @@ Differences from the official code, which contradicts the paper (each pinned by 
   view instead of a transpose mixes time with code dimensions;
 * the static code is trained; there a detached copy keeps it at its initial value;
 * every code is projected onto the unit ball after every update (Sec. 3.3); there all are divided by one global maximum;
-* the blur kernel of the Laplacian pyramid is the product of its 1-D kernels; there it is their sum.
+* the blur kernel of its Laplacian pyramid (`pyramid="official"`) is the product of its 1-D kernels; there it is their sum.
 Deviation: the generator has batch norm by default, as in the DCGAN that the paper cites; `norm="none"` matches the official
 code. Pinned by test_generator_parameter_count_is_published.
 Deviation: the motion codes are not batch-normalised (official code: `BatchNorm1d(affine=False)` over frames), because
 the paper has no such layer and batch statistics would couple the codes of a batch. Pinned by
 test_motion_codes_do_not_depend_on_batch.
+Deviation: the batches of a step mix videos; the official code makes 300 steps in a row on one video, with new optimizers for
+each, before it goes to the next. Measured in docs/results.md. Pinned by test_steps_mix_videos.
 Deviation, off by default: `decoded_frames` decodes only some frames of each clip per step, so that a step of the same cost
 covers more clips. Measured in docs/results.md; pinned by test_a_step_may_decode_some_frames_of_each_clip.
 """
@@ -36,12 +38,13 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.draws import num_rows, replica_integers, replica_uniform, split_key
 from tfvidgen.layers.latent_table import LatentTable
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.layers.upsampling import UpConv2D
+from tfvidgen.losses.laplacian import PYRAMIDS
 from tfvidgen.losses.reconstruction import per_frame_loss
 from tfvidgen.losses.triplet import temporal_triplet_loss
 from tfvidgen.models.base import Choice, LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard
+from tfvidgen.optimizers import StepGuard, pytorch_adam
 
 STATIC_BY = ("video", "identity", "shared")  # what a static code belongs to (Sec. 2 and 4.1)
 TRANSIENT_BY = ("video", "action")  # what transient codes belong to (Sec. 4.1)
@@ -260,7 +263,7 @@ class NAVSynth(VideoGenerator):
         use_static: False drops the static code (ablation).
         latent_rule: `adam`, `momentum`, `sgd`, or `none`, which freezes the codes (ablation -Z).
         projection: `unit_ball` (paper), `unit_sphere` or `none`.
-        rank: rho of Eq. 7, for interpolation; None for full rank.
+        rank: rho of Eq. 7, of the transient codes, for interpolation; None for full rank.
         static_stddev, transient_stddev: Standard deviations of the "two different Gaussian distributions" that the codes are
             initialised from (Sec. 3.3). None for 1/sqrt(dim), i.e. a norm of about one.
         host_memory: Keeps the codes in host memory, for tables larger than device memory; see `LatentTable`.
@@ -379,6 +382,7 @@ class NAVSynth(VideoGenerator):
         latent_learning_rate=None,
         update: str = "alternating",
         loss: str = "laplacian",
+        pyramid: str = "binomial",
         l2_weight: float = 10.0,
         static_weight: float = 0.01,
         triplet_weight: float = 0.01,
@@ -392,12 +396,13 @@ class NAVSynth(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains the generator. Defaults to Adam at 6.25e-5 (official code).
-            rnn_optimizer: Trains the GRU. Defaults to Adam at 6.25e-5.
+            generator_optimizer: Trains the generator. Defaults to PyTorch's Adam at 6.25e-5 (official code).
+            rnn_optimizer: Trains the GRU. Defaults to PyTorch's Adam at 6.25e-5.
             latent_learning_rate: Learning rate of the codes, a float or a schedule; None keeps that of the tables.
             update: `alternating` (the paper's two stages, Eq. 3.1 and 3.2) or `joint` (a single pass; 3/5 of the cost).
             loss: `laplacian` (paper), `l1`, `l2`, `laplacian_l2` (Laplacian + `l2_weight` times mean squared error), or
                 `perceptual`, which needs `perceptual_loss`.
+            pyramid: The Laplacian pyramid, one of `tfvidgen.losses.laplacian.PYRAMIDS`: `binomial` (ours) or `official`.
             l2_weight: Weight of the mean squared error in `laplacian_l2`.
             static_weight: lambda_s of Eq. 6; 0 disables the static loss.
             triplet_weight: lambda_t of Eq. 6; 0 disables the triplet loss.
@@ -412,6 +417,8 @@ class NAVSynth(VideoGenerator):
             raise ValueError(f"`update` must be one of {UPDATES}. Received {update!r}.")
         if loss not in LOSSES:
             raise ValueError(f"`loss` must be one of {LOSSES}. Received {loss!r}.")
+        if pyramid not in PYRAMIDS:
+            raise ValueError(f"`pyramid` must be one of {PYRAMIDS}. Received {pyramid!r}.")
         if (loss == "perceptual") != (perceptual_loss is not None):
             raise ValueError("loss='perceptual' and `perceptual_loss` go together: give both or neither.")
         if triplet_weight and self.num_frames <= negative_radius + 1:
@@ -425,8 +432,8 @@ class NAVSynth(VideoGenerator):
                 f"{decoded_frames}."
             )
         self.decoded_frames = decoded_frames or self.num_frames
-        generator_optimizer = generator_optimizer or Adam(6.25e-5)
-        rnn_optimizer = rnn_optimizer or Adam(6.25e-5)
+        generator_optimizer = generator_optimizer or pytorch_adam(6.25e-5)
+        rnn_optimizer = rnn_optimizer or pytorch_adam(6.25e-5)
         super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.rnn_optimizer = generator_optimizer, rnn_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
@@ -439,6 +446,7 @@ class NAVSynth(VideoGenerator):
             l2_weight,
             perceptual_loss,
         )
+        self.pyramid = pyramid
         self.static_weight, self.triplet_weight = static_weight, triplet_weight
         self.triplet = {
             "positive_radius": positive_radius,
@@ -518,8 +526,7 @@ class NAVSynth(VideoGenerator):
                 Table 4.
         """
         length = self.num_frames if num_frames is None else num_frames
-        # keys of static and transient codes; the third is unused
-        seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 3)
+        seeds = split_key(sampling_key(seed), 2)  # keys of static and transient codes
         if prior not in ("learned", "gaussian"):
             raise ValueError(f"`prior` must be 'learned' or 'gaussian'. Received {prior!r}.")
 
@@ -579,7 +586,7 @@ class NAVSynth(VideoGenerator):
     def decode(self, latents, training=False):
         return self.decode_motion(latents, self.motion_codes(latents), training=training)
 
-    def interpolate_frames(self, latents, first: int = 1, last: int = 4, num_steps: int = 3, space: str = "motion"):
+    def interpolate_frames(self, latents, first: int = 1, last: int = 4, num_steps: int = 3, space: str | None = None):
         """Unseen frames between two frames of a video (Sec. 4.3.3).
 
         Args:
@@ -587,7 +594,8 @@ class NAVSynth(VideoGenerator):
             first, last: 0-based positions; the paper's "second and fifth frames" are 1 and 4.
             num_steps: k; frame n is at first + n/k (last - first) for n = 1..k, so the last one equals frame `last`.
             space: `motion` interpolates the RNN's outputs, `transient` its inputs, which the RNN then processes after those
-                of the frames up to `first`. The paper does not say which.
+                of the frames up to `first`. The paper does not say which. None for `transient` if the model has a `rank`,
+                which only the transient codes have, else for `motion`.
 
         Returns:
             (B, k, H, W, 3) in [-1, 1].
@@ -597,6 +605,8 @@ class NAVSynth(VideoGenerator):
                 f"Needs 0 <= first < last < {self.num_frames} and num_steps >= 1. Received first={first}, last={last}, "
                 f"num_steps={num_steps}."
             )
+        if space is None:
+            space = "motion" if self.transient.rank is None else "transient"
         if space not in ("motion", "transient"):
             raise ValueError(f"`space` must be 'motion' or 'transient'. Received {space!r}.")
         weight = ops.reshape(ops.arange(1, num_steps + 1, dtype="float32") / num_steps, (1, -1, 1))  # n/k, (1, k, 1)
@@ -624,8 +634,8 @@ class NAVSynth(VideoGenerator):
             return self.perceptual_loss(generated, real)
         if self.frame_loss_kind == "laplacian_l2":
             square = per_frame_loss("l2", generated, real)  # (B, T)
-            return per_frame_loss("laplacian", generated, real) + self.l2_weight * square
-        return per_frame_loss(self.frame_loss_kind, generated, real)
+            return per_frame_loss("laplacian", generated, real, pyramid=self.pyramid) + self.l2_weight * square
+        return per_frame_loss(self.frame_loss_kind, generated, real, pyramid=self.pyramid)
 
     def validation_losses(self, batch):
         """`reconstruction_loss`: the training loss l of each video of a batch, averaged over frames, (B,).

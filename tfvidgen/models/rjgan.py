@@ -27,7 +27,7 @@ from tfvidgen._tensorflow import tf
 from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.dcgan import FrameGenerator, ImageDiscriminator, VideoDiscriminator, real_clips
 from tfvidgen.layers.draws import num_rows, random_frames, replica_normal, split_key, update_key
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.losses.adversarial import (
     Kind,
     check_kind,
@@ -36,7 +36,7 @@ from tfvidgen.losses.adversarial import (
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard, check_counts
+from tfvidgen.optimizers import StepGuard, check_counts, pytorch_adam
 
 
 # ---------------------------------------------------------------- recurrent network R_M (Sec. 4.1)
@@ -194,7 +194,7 @@ class RJGAN(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer: Trains G_I and R_M. All three default to Adam at 2e-4 with beta_1 = 0.5 (MoCoGAN's).
+            generator_optimizer: Trains G_I and R_M. All three default to PyTorch's Adam at 2e-4 with beta_1 = 0.5 (MoCoGAN's).
             image_discriminator_optimizer: Trains D_I.
             video_discriminator_optimizer: Trains D_V.
             adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there.
@@ -213,13 +213,13 @@ class RJGAN(VideoGenerator):
                 "`frames_per_clip` must be at least 1 and `summary_every_steps` at least 0. Received "
                 f"{frames_per_clip} and {summary_every_steps}."
             )
-        self.generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
-        self.image_discriminator_optimizer = image_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        self.generator_optimizer = generator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        self.image_discriminator_optimizer = image_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
         super().compile(optimizer=self.generator_optimizer, accumulate=accumulate)
         self.generator_optimizer.build(self._generator_variables())
         self.image_discriminator_optimizer.build(self.image_discriminator.trainable_variables)
         if not self.images_only:
-            self.video_discriminator_optimizer = video_discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+            self.video_discriminator_optimizer = video_discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
             self.video_discriminator_optimizer.build(self.video_discriminator.trainable_variables)
         self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.summary_every_steps, self.frames_per_clip = (
@@ -253,7 +253,7 @@ class RJGAN(VideoGenerator):
             self._checked_labels(labels, num_videos)
         if num_frames is None or isinstance(num_frames, int):
             num_frames = self.latent_length(num_frames)
-        summary, noise = split_key(tf.stack([tf.cast(seed, tf.int64), tf.constant(0, tf.int64)]), 2)
+        summary, noise = split_key(sampling_key(seed), 2)
         # mu ~ N(0, sigma^2 I), (B, 60)
         latents = {
             "summary": tf.random.stateless_normal((num_videos, self.summary_dim), summary, stddev=self.summary_stddev)

@@ -9,7 +9,7 @@ clipping: every few steps the singular values of its kernels are clipped to at m
 norms, relative to the standard deviation that they divide by.
 
 Variants of the official code: `constraint="weights"` clips weights to +-0.01 after every step instead; the vanilla GAN is
-`adversarial_loss="non_saturating"`, `constraint="none"` and noise on the discriminator's input.
+`adversarial_loss="non_saturating"`, `constraint="none"` and noise within the discriminator.
 
 Shapes in comments are those of the published size: 16 frames of 64x64 pixels, published widths, no categories.
 
@@ -37,7 +37,7 @@ from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import add_noise, num_rows, replica_uniform, split_key, update_key
 from tfvidgen.layers.gradients import clip_to_norm
-from tfvidgen.layers.replicas import step_key
+from tfvidgen.layers.replicas import sampling_key, step_key
 from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D
@@ -51,6 +51,9 @@ CLIP_EVERY_STEPS = 5  # paper
 LEARNING_RATE = 5e-5  # of RMSprop (paper)
 MAX_WEIGHT = 0.01  # of weight clipping (official code, after Arjovsky et al. 2017)
 _SMALLEST_GAIN = 0.01  # of the discriminator's batch norms, in standard deviations (official code)
+INITIALISATIONS = ("lecun", "uniform_images", "uniform")
+NOISE_PLACES = ("activations", "pixels")
+_UNIFORM = 0.01  # kernels in [-0.01, 0.01] (official code)
 _ZERO_SUM = ("wgan", "minimax")  # the generator's loss is the negative of the discriminator's, up to constants
 _LEAK = 0.2  # negative slope of leaky ReLU
 
@@ -59,7 +62,9 @@ def _seed(seed: int | None, offset: int) -> int | None:
     return None if seed is None else seed + offset
 
 
-def _kernel(seed: int | None, offset: int) -> keras.initializers.Initializer:
+def _kernel(seed: int | None, offset: int, uniform: bool = False) -> keras.initializers.Initializer:
+    if uniform:
+        return keras.initializers.RandomUniform(-_UNIFORM, _UNIFORM, _seed(seed, offset))
     return keras.initializers.LecunNormal(_seed(seed, offset))  # Chainer's default
 
 
@@ -84,6 +89,7 @@ class TemporalGenerator(keras.layers.Layer):
         fast_dim: Width of a fast code.
         num_frames: A power of two, at least 2: transposed convolutions repeatedly double the length, from 1.
         width: Channels at length 1; 512, 256, 128, 128 at lengths 1, 2, 4, 8.
+        uniform: Initialises kernels uniformly in [-0.01, 0.01] instead of by Chainer's default, LeCun's normal distribution.
 
     Source: layer table of the paper; no beta in the batch norms (official code).
     """
@@ -94,6 +100,7 @@ class TemporalGenerator(keras.layers.Layer):
         fast_dim: int = LATENT_DIM,
         num_frames: int = 16,
         width: int = 512,
+        uniform: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -108,7 +115,7 @@ class TemporalGenerator(keras.layers.Layer):
         policy = self.dtype_policy
         # a transposed convolution of a single time step is a matrix product
         self.project = keras.layers.Dense(
-            channels[0], use_bias=False, kernel_initializer=_kernel(seed, 0), dtype=policy, name="project"
+            channels[0], use_bias=False, kernel_initializer=_kernel(seed, 0, uniform), dtype=policy, name="project"
         )
         # kernel 4, stride 2; a bias in the last layer only, which no batch norm follows
         self.ups = [
@@ -118,7 +125,7 @@ class TemporalGenerator(keras.layers.Layer):
                 2,
                 "same",
                 use_bias=i == stages,
-                kernel_initializer=_kernel(seed, i),
+                kernel_initializer=_kernel(seed, i, uniform),
                 dtype=policy,
                 name=f"up_{i}",
             )
@@ -151,6 +158,9 @@ class ImageGenerator(keras.layers.Layer):
         size: Height and width; 4 times a power of two, at least 8.
         width: Channels before the last layer: 512, 256, 128, 64, 32 from 4x4 to 64x64 pixels. Of the first, half come from
             the slow code and half from the fast one.
+        uniform: As for `TemporalGenerator`.
+        norm_per_unit: Whether the batch norms of the two projections have statistics, gain and bias for each of their 4,096
+            units, as in the official code, or share them over the 4x4 pixels (network form 1).
 
     Source: layer table of the paper and the official code.
     """
@@ -161,6 +171,8 @@ class ImageGenerator(keras.layers.Layer):
         fast_dim: int = LATENT_DIM,
         size: int = 64,
         width: int = 32,
+        uniform: bool = False,
+        norm_per_unit: bool = True,
         seed: int | None = None,
         **kwargs,
     ):
@@ -169,31 +181,37 @@ class ImageGenerator(keras.layers.Layer):
         self.slow_dim, self.fast_dim, self.size = slow_dim, fast_dim, size
         self.channels = [width * 2 ** min(i, 4) for i in reversed(range(stages + 1))]
         self.half = self.channels[0] // 2  # 256
+        # what the batch norms of the projections see
+        self.start_shape = (1, 1, 16 * self.half) if norm_per_unit else (4, 4, self.half)
         policy = self.dtype_policy
 
         def dense(offset, name):
             return keras.layers.Dense(
-                16 * self.half, use_bias=False, kernel_initializer=_kernel(seed, offset), dtype=policy, name=name
+                16 * self.half,
+                use_bias=False,
+                kernel_initializer=_kernel(seed, offset, uniform),
+                dtype=policy,
+                name=name,
             )
 
         # one projection each to 256 channels of 4x4
         self.from_slow, self.from_fast = dense(0, "from_slow"), dense(1, "from_fast")
         self.slow_norm, self.fast_norm = (_norm(dtype=policy, name=f"{name}_norm") for name in ("slow", "fast"))
         self.ups = [
-            UpConv2D(c, kernel_initializer=_kernel(seed, 1 + i), dtype=policy, name=f"up_{i}")
+            UpConv2D(c, kernel_initializer=_kernel(seed, 1 + i, uniform), dtype=policy, name=f"up_{i}")
             for i, c in enumerate(self.channels[1:], 1)
         ]
         self.norms = [_norm(dtype=policy, name=f"norm_{i}") for i in range(1, stages + 1)]
         # low precision saves nothing with three output channels
         self.to_rgb = keras.layers.Conv2D(
-            3, 3, padding="same", kernel_initializer=_kernel(seed, 20), dtype="float32", name="to_rgb"
+            3, 3, padding="same", kernel_initializer=_kernel(seed, 20, uniform), dtype="float32", name="to_rgb"
         )
 
     def build(self, input_shape=None):
         self.from_slow.build((None, self.slow_dim))
         self.from_fast.build((None, self.fast_dim))
-        self.slow_norm.build((None, 4, 4, self.half))
-        self.fast_norm.build((None, 4, 4, self.half))
+        self.slow_norm.build((None, *self.start_shape))
+        self.fast_norm.build((None, *self.start_shape))
         shape = (None, 4, 4, self.channels[0])
         for up, norm in zip(self.ups, self.norms, strict=True):
             up.build(shape)
@@ -206,7 +224,8 @@ class ImageGenerator(keras.layers.Layer):
         num_frames = ops.shape(fast)[1]  # T
 
         def start(code, dense, norm):  # (N, D) -> (N, 4, 4, 256)
-            return ops.relu(norm(ops.reshape(dense(code), (-1, 4, 4, self.half)), training=training))
+            units = ops.relu(norm(ops.reshape(dense(code), (-1, *self.start_shape)), training=training))
+            return ops.reshape(units, (-1, 4, 4, self.half))
 
         # the slow code is projected once per video, then repeated for its frames
         still = ops.repeat(start(slow, self.from_slow, self.slow_norm), num_frames, axis=0)  # (B T, 4, 4, 256)
@@ -229,6 +248,13 @@ class VideoDiscriminator(keras.layers.Layer):
         width: Channels of the first layer: 64, 128, 256, 512.
         num_categories: Categories K of the conditional variant, 0 for none.
         spectral_norm: Divides every kernel by its largest singular value.
+        uniform: As for `TemporalGenerator`.
+
+    Call arguments:
+        video: (B, T, size, size, 3) in [-1, 1].
+        category: int (B,), of the conditional variant.
+        noise_stddev: Standard deviation of Gaussian noise that is added before each leaky ReLU.
+        noise_key: int64 (2,) of that noise; None for no noise.
 
     Source: layer table of the paper; no beta in the batch norms (official code).
     """
@@ -240,6 +266,7 @@ class VideoDiscriminator(keras.layers.Layer):
         width: int = 64,
         num_categories: int = 0,
         spectral_norm: bool = False,
+        uniform: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -260,7 +287,7 @@ class VideoDiscriminator(keras.layers.Layer):
                 c,
                 use_bias=i == 0,
                 spectral_norm=spectral_norm,
-                kernel_initializer=_kernel(seed, i),
+                kernel_initializer=_kernel(seed, i, uniform),
                 dtype=policy,
                 name=f"down_{i}",
             )
@@ -273,11 +300,11 @@ class VideoDiscriminator(keras.layers.Layer):
             self.of_category = keras.layers.Dense(
                 channels[0],
                 use_bias=False,
-                kernel_initializer=_kernel(seed, 30),
+                kernel_initializer=_kernel(seed, 30, uniform),
                 dtype=policy,
                 name="of_category",
             )
-        self.head = NormedDense(1, use_bias=False, kernel_initializer=_kernel(seed, 20), name="head")
+        self.head = NormedDense(1, use_bias=False, kernel_initializer=_kernel(seed, 20, uniform), name="head")
         self.head_norm = SpectralNorm(seed=_seed(seed, 21), name="head_norm") if spectral_norm else None
 
     @property
@@ -300,15 +327,19 @@ class VideoDiscriminator(keras.layers.Layer):
             self.head_norm.build(self.head.kernel.shape)
         self.built = True
 
-    def call(self, video, category=None, training=False):
+    def call(self, video, category=None, noise_stddev: float = 0.0, noise_key=None, training=False):
+        keys = [None] * len(self.downs)
+        if noise_stddev and noise_key is not None:
+            keys = split_key(noise_key, len(keys))
         x = self.downs[0](video, training=training)  # (B, 16, 64, 64, 3) -> (B, 8, 32, 32, 64)
         if self.num_categories:
             # (B,) -> (B, K) -> (B, 1, 1, 1, 64)
             x = x + self.of_category(ops.one_hot(category, self.num_categories, dtype=x.dtype))[:, None, None, None]
-        x = ops.leaky_relu(x, _LEAK)
-        for down, norm in zip(self.downs[1:], self.norms, strict=True):
+        x = ops.leaky_relu(add_noise(x, noise_stddev, keys[0]), _LEAK)
+        for down, norm, key in zip(self.downs[1:], self.norms, keys[1:], strict=True):
             # (B, 4, 16, 16, 128), (B, 2, 8, 8, 256), (B, 1, 4, 4, 512)
-            x = ops.leaky_relu(norm(down(x, training=training), training=training), _LEAK)
+            x = norm(down(x, training=training), training=training)
+            x = ops.leaky_relu(add_noise(x, noise_stddev, key), _LEAK)
         # the last convolution covers the whole map, so it is a matrix product
         features = ops.cast(ops.reshape(x, (-1, self.feature_dim)), "float32")  # (B, 8192)
         return self.head(features, norm=self.head_norm, training=training)[:, 0]  # (B, 1) -> (B,)
@@ -367,8 +398,15 @@ class TGAN(VideoGenerator):
         width: Channels of the image generator before its last layer (paper: 32).
         discriminator_width: Channels of the discriminator's first layer (paper: 64).
         spectral_norm: Applies spectral normalisation to the discriminator, an alternative to clipping every few steps.
+        initialisation: Of the kernels. `lecun` is Chainer's default everywhere; `uniform_images` is uniform in [-0.01, 0.01] in
+            the image generator (official UCF-101 configurations), `uniform` in all networks (official Moving MNIST and Golf
+            configurations, and some of UCF-101).
         seed: Seeds the initial weights and every random draw of a step.
+
+    Network form 1 shared the statistics of the image generator's first two batch norms over the 4x4 pixels.
     """
+
+    network_forms = (1, 2)
 
     def __init__(
         self,
@@ -381,6 +419,7 @@ class TGAN(VideoGenerator):
         width: int = 32,
         discriminator_width: int = 64,
         spectral_norm: bool = False,
+        initialisation: str = "lecun",
         seed: int = 0,
         **kwargs,
     ):
@@ -390,6 +429,8 @@ class TGAN(VideoGenerator):
         }
         if num_categories < 0 or num_categories == 1:
             raise ValueError(f"`num_categories` must be 0 for none, or at least 2. Received {num_categories}.")
+        if initialisation not in INITIALISATIONS:
+            raise ValueError(f"`initialisation` must be one of {INITIALISATIONS}. Received {initialisation!r}.")
         self.num_frames, self.size, self.seed = num_frames, size, seed
         self.num_categories, self.slow_dim, self.fast_dim = num_categories, slow_dim, fast_dim
         # the temporal generator is small; codes stay in float32 under every precision policy
@@ -398,6 +439,7 @@ class TGAN(VideoGenerator):
             fast_dim,
             num_frames,
             temporal_width,
+            uniform=initialisation == "uniform",
             seed=seed,
             dtype="float32",
             name="temporal_generator",
@@ -407,6 +449,8 @@ class TGAN(VideoGenerator):
             fast_dim,
             size,
             width,
+            uniform=initialisation != "lecun",
+            norm_per_unit=self.network_form >= 2,
             seed=seed + 100,
             dtype=self.dtype_policy,
             name="image_generator",
@@ -417,6 +461,7 @@ class TGAN(VideoGenerator):
             discriminator_width,
             num_categories,
             spectral_norm,
+            uniform=initialisation == "uniform",
             seed=seed + 200,
             dtype=self.dtype_policy,
             name="discriminator",
@@ -439,6 +484,7 @@ class TGAN(VideoGenerator):
         constraint: str = "singular_values",
         clip_every_steps: int = CLIP_EVERY_STEPS,
         noise_stddev: float = 0.0,
+        noise_place: str = "activations",
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
         augmentation: Sequence[str] = (),
@@ -455,7 +501,8 @@ class TGAN(VideoGenerator):
                 paper.
             constraint: `singular_values` (paper), `weights` clips them to +-0.01 after every step, or `none`.
             clip_every_steps: Period of singular value clipping (paper: 5).
-            noise_stddev: Standard deviation of Gaussian noise on the discriminator's input (official vanilla variant: 0.3).
+            noise_stddev: Standard deviation of Gaussian noise for the discriminator (official vanilla variant: 0.3).
+            noise_place: `activations`, before each leaky ReLU (official code), or `pixels`.
             l2_weight: Weight decay added to the gradients, as in PyTorch's Adam.
             r1_weight: gamma of the R1 penalty; 0 disables it.
             augmentation: Names of `tfvidgen.layers.augmentation.AUGMENTATIONS`, applied to all clips the discriminator sees.
@@ -467,6 +514,8 @@ class TGAN(VideoGenerator):
         """
         if constraint not in CONSTRAINTS:
             raise ValueError(f"`constraint` must be one of {CONSTRAINTS}. Received {constraint!r}.")
+        if noise_place not in NOISE_PLACES:
+            raise ValueError(f"`noise_place` must be one of {NOISE_PLACES}. Received {noise_place!r}.")
         if clip_every_steps < 1 or noise_stddev < 0:
             raise ValueError(
                 "`clip_every_steps` must be at least 1 and `noise_stddev` at least 0. Received "
@@ -487,7 +536,8 @@ class TGAN(VideoGenerator):
         discriminator_optimizer.build(self.discriminator.trainable_variables)
         self.discriminator_steps = discriminator_steps
         self.adversarial_loss, self.constraint, self.clip_every_steps = adversarial_loss, constraint, clip_every_steps
-        self.noise_stddev, self.l2_weight, self.r1_weight = noise_stddev, l2_weight, r1_weight
+        self.noise_stddev, self.noise_place = noise_stddev, noise_place
+        self.l2_weight, self.r1_weight = l2_weight, r1_weight
         self.gradient_clip_norm, self.augmentation = gradient_clip_norm, check_augmentation(augmentation)
 
     @property
@@ -510,7 +560,7 @@ class TGAN(VideoGenerator):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples latents of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self.latent_length(num_frames)
-        slow_key, label_key = split_key(step_key(0, seed), 2)
+        slow_key, label_key = split_key(sampling_key(seed), 2)
         latents = {"slow": tf.random.stateless_uniform((num_videos, self.slow_dim), slow_key, -1.0, 1.0)}  # (B, 100)
         if labels is not None:
             latents["label"] = self._checked_labels(labels, num_videos)
@@ -575,8 +625,12 @@ class TGAN(VideoGenerator):
         generated = self.decode(latents, training=True)  # (B, T, H, W, 3)
 
         def judge(video, augmentation_key, noise_key):
-            video = add_noise(augment(video, self.augmentation, augmentation_key), self.noise_stddev, noise_key)
-            return self.discriminator(video, category, training=True)  # (B,)
+            video = augment(video, self.augmentation, augmentation_key)
+            if self.noise_place == "pixels":
+                return self.discriminator(add_noise(video, self.noise_stddev, noise_key), category, training=True)
+            return self.discriminator(
+                video, category, noise_stddev=self.noise_stddev, noise_key=noise_key, training=True
+            )  # (B,)
 
         losses = {}
         if self.r1_weight:

@@ -14,9 +14,14 @@ Differences from the official code (each pinned by a test):
 Deviation: no bias before batch norm, which cancels it: the 1,920 biases of the official generator only drift. Counting
 them, the generators are equal in size. Pinned by test_generator_parameter_count_is_published.
 Deviation: a single sigmoid logit instead of two softmax logits, whose softmax depends on their difference only; so other
-adversarial losses apply as well. Pinned by test_one_logit_is_the_difference_of_two.
+adversarial losses apply as well. Both logits get the same gradient with opposite signs, so under Adam their difference moves
+by two steps where a single logit moves by one: the last layer learns half as fast. Pinned by
+test_one_logit_is_the_difference_of_two and test_one_logit_moves_half_as_fast_under_adam.
 Deviation: the generator's step evaluates the discriminator after its update; the official code reuses the outputs from
 before it. Pinned by test_the_generator_learns_from_the_updated_discriminator.
+Deviation: Adam adds its epsilon of 1e-8 after bias correction, as PyTorch does and as for all systems here; Torch 7 adds it
+before. Steps of the published networks differ by 0.01 % at first, less later: few gradients are so small. Pinned by
+test_the_optimizer_is_pytorch_s_adam.
 Deviation: clips may have any multiple of 16 frames (at 64x64 pixels), not just 32; at 32 the networks are the paper's.
 """
 
@@ -33,7 +38,7 @@ from tfvidgen.layers.augmentation import augment, check_augmentation
 from tfvidgen.layers.batch_norm import BatchNorm
 from tfvidgen.layers.dcgan import real_clips
 from tfvidgen.layers.draws import replica_normal, replica_uniform, split_key, update_key
-from tfvidgen.layers.replicas import num_replicas, step_key
+from tfvidgen.layers.replicas import num_replicas, sampling_key, step_key
 from tfvidgen.layers.spectral_norm import NormedDense, SpectralNorm
 from tfvidgen.layers.upsampling import UpConv2D
 from tfvidgen.layers.volumes import DownConv3D, UpConv3D
@@ -46,10 +51,11 @@ from tfvidgen.losses.adversarial import (
     r1_penalty,
 )
 from tfvidgen.models.base import LatentSpec, VideoGenerator
-from tfvidgen.optimizers import Adam, StepGuard, check_counts
+from tfvidgen.optimizers import StepGuard, check_counts, pytorch_adam
 
 LATENT_DIM = 100  # paper
 MASK_WEIGHT = 0.1  # lambda of the mask's L1 norm (paper)
+ENCODER_EPSILON = 1e-3  # of the batch norms of the conditional encoder (official code)
 FIRST_FRAME_WEIGHT = 10.0  # of the conditional generator's L1 loss on its first frame (official code)
 _LEAK = 0.2  # negative slope of leaky ReLU (official code)
 
@@ -118,10 +124,21 @@ class _Stream(keras.layers.Layer):
 class FrameEncoder(keras.layers.Layer):
     """Encoder of the conditional generator: first frames (B, size, size, 3) -> (B, 4, 4, C), C = `width * 8` from 64 pixels.
 
+    Args:
+        size, width: As for `TwoStreamGenerator`.
+        epsilon: Of the batch norms.
+
     Source: the paper's future generation; layers of the official code.
     """
 
-    def __init__(self, size: int = 64, width: int = 128, seed: int | None = None, **kwargs):
+    def __init__(
+        self,
+        size: int = 64,
+        width: int = 128,
+        epsilon: float = ENCODER_EPSILON,
+        seed: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.size = size
         channels = list(reversed(_channels(width, _stages(size, size))))  # 128, 256, 512, 1024
@@ -140,7 +157,7 @@ class FrameEncoder(keras.layers.Layer):
             )
             for i, c in enumerate(channels)
         ]
-        self.norms = [_norm(seed, 10 + i, dtype=policy, name=f"norm_{i}") for i in range(1, len(channels))]
+        self.norms = [_norm(seed, 10 + i, epsilon, dtype=policy, name=f"norm_{i}") for i in range(1, len(channels))]
 
     def build(self, input_shape=None):
         shape = (None, self.size, self.size, 3)
@@ -168,6 +185,7 @@ class TwoStreamGenerator(keras.layers.Layer):
             conditional generator has twice the width.
         latent_dim: Width of a code.
         conditional: Takes a first frame, encoded by a `FrameEncoder`, instead of a code.
+        encoder_epsilon: See `FrameEncoder`.
 
     Call arguments:
         start: Codes (B, latent_dim), or frames (B, size, size, 3) in [-1, 1].
@@ -187,6 +205,7 @@ class TwoStreamGenerator(keras.layers.Layer):
         width: int = 64,
         latent_dim: int = LATENT_DIM,
         conditional: bool = False,
+        encoder_epsilon: float = ENCODER_EPSILON,
         seed: int | None = None,
         **kwargs,
     ):
@@ -207,7 +226,7 @@ class TwoStreamGenerator(keras.layers.Layer):
 
         self.encoder = self.background_start = None
         if conditional:
-            self.encoder = FrameEncoder(size, width, sub_seed(300), dtype=policy, name="encoder")
+            self.encoder = FrameEncoder(size, width, encoder_epsilon, sub_seed(300), dtype=policy, name="encoder")
             self.foreground_start = dense(self.first_frames * channels[0], 1, "foreground_start")
         else:
             # a transposed convolution of a 1x1 input is a matrix product
@@ -284,7 +303,8 @@ class VideoDiscriminator(keras.layers.Layer):
         super().__init__(**kwargs)
         stages = _stages(size, num_frames)
         self.clip_shape = (None, num_frames, size, size, 3)
-        self.feature_dim = (num_frames >> stages) * 16 * width * 2 ** min(stages - 1, 3)  # 2 * 4 * 4 * 512 = 16384
+        self.num_maps = width * 2 ** min(stages - 1, 3)  # 512
+        self.feature_dim = (num_frames >> stages) * 16 * self.num_maps  # 2 * 4 * 4 * 512 = 16384
         policy = self.dtype_policy
         # kernel 4, stride 2; a bias in the first layer only, which no batch norm follows
         self.downs = [
@@ -348,7 +368,6 @@ class VGAN(VideoGenerator):
     """
 
     conditional = False
-    _generator_widths = 1  # generator width, in units of `width`
 
     def __init__(
         self,
@@ -370,18 +389,29 @@ class VGAN(VideoGenerator):
             "seed": seed,
         }
         self.num_frames, self.size, self.latent_dim, self.seed = num_frames, size, latent_dim, seed
+        # official conditional code: both networks have twice the width; the discriminator from network form 2 on
+        generator_width = discriminator_width = width
+        if self.conditional:
+            generator_width, discriminator_width = 2 * width, (2 * width if self.network_form >= 2 else width)
         self.generator = TwoStreamGenerator(
             size,
             num_frames,
-            width * self._generator_widths,
+            generator_width,
             latent_dim,
             self.conditional,
+            encoder_epsilon=ENCODER_EPSILON if self.network_form >= 2 else 1e-5,
             seed=seed,
             dtype=self.dtype_policy,
             name="generator",
         )
         self.discriminator = VideoDiscriminator(
-            size, num_frames, width, spectral_norm, seed=seed + 1000, dtype=self.dtype_policy, name="discriminator"
+            size,
+            num_frames,
+            discriminator_width,
+            spectral_norm,
+            seed=seed + 1000,
+            dtype=self.dtype_policy,
+            name="discriminator",
         )
 
     def get_config(self):
@@ -397,7 +427,7 @@ class VGAN(VideoGenerator):
         generator_optimizer=None,
         discriminator_optimizer=None,
         adversarial_loss: Kind = "non_saturating",
-        mask_weight: float = MASK_WEIGHT,
+        mask_weight: float | None = None,
         first_frame_weight: float = FIRST_FRAME_WEIGHT,
         l2_weight: float = 0.0,
         r1_weight: float = 0.0,
@@ -409,10 +439,12 @@ class VGAN(VideoGenerator):
         """Sets optimizers and loss weights, and creates all optimizer slots. Call it in the strategy's scope.
 
         Args:
-            generator_optimizer, discriminator_optimizer: Default to Adam at 2e-4 with beta_1 = 0.5 (official code).
+            generator_optimizer, discriminator_optimizer: Default to PyTorch's Adam at 2e-4 with beta_1 = 0.5 (rates: official
+                code).
             adversarial_loss: One of `tfvidgen.losses.adversarial.KINDS`, or a pair of callables, see there; the official
                 code uses `non_saturating`.
-            mask_weight: lambda of the mask's mean (paper: 0.1).
+            mask_weight: lambda of the mask's mean; None for 0.1 (paper), and for 0 in the conditional system, whose official
+                code has no such penalty.
             first_frame_weight: Weight of the L1 loss between the generated and the given first frame (official code: 10);
                 conditional system only.
             l2_weight: Weight decay added to the gradients, as in PyTorch's Adam.
@@ -426,8 +458,10 @@ class VGAN(VideoGenerator):
         """
         check_counts(discriminator_steps=discriminator_steps)
         adversarial_loss = check_kind(adversarial_loss)
-        generator_optimizer = generator_optimizer or Adam(2e-4, beta_1=0.5)
-        discriminator_optimizer = discriminator_optimizer or Adam(2e-4, beta_1=0.5)
+        generator_optimizer = generator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        discriminator_optimizer = discriminator_optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        if mask_weight is None:
+            mask_weight = 0.0 if self.conditional else MASK_WEIGHT
         super().compile(optimizer=generator_optimizer, accumulate=accumulate)
         self.generator_optimizer, self.discriminator_optimizer = generator_optimizer, discriminator_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
@@ -449,8 +483,8 @@ class VGAN(VideoGenerator):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples codes of videos of the trained length; arguments and errors as for `VideoGenerator.sample_latents`."""
         self._check_arguments(num_videos, num_frames, labels)
-        key = step_key(0, seed)
-        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), key)}  # z ~ N(0, I), (B, 100)
+        # z ~ N(0, I), (B, 100)
+        return {"content": tf.random.stateless_normal((num_videos, self.latent_dim), sampling_key(seed))}
 
     def _check_arguments(self, num_videos, num_frames, labels):
         self.latent_length(num_frames)
@@ -555,13 +589,15 @@ class ConditionalVGAN(VGAN):
 
     Args:
         num_remembered: Number of first frames that are stored.
-        num_frames, size, width, spectral_norm, seed: As for `VGAN`; the generator has twice the width (official code).
+        num_frames, size, width, spectral_norm, seed: As for `VGAN`; both networks have twice the width (official code).
 
-    Source: the paper's future generation; layers and L1 weight of the official code.
+    Network form 1 had a discriminator of half that width and an epsilon of 1e-5 in the batch norms of the encoder.
+
+    Source: the paper's future generation; layers, L1 weight and epsilon of the official code, main_conditional.lua.
     """
 
     conditional = True
-    _generator_widths = 2  # official code
+    network_forms = (1, 2)
 
     def __init__(
         self,
@@ -602,7 +638,7 @@ class ConditionalVGAN(VGAN):
     def sample_latents(self, num_videos, num_frames=None, seed=0, labels=None, training=False):
         """Samples from the stored first frames. Arguments and errors as for `VGAN`."""
         self._check_arguments(num_videos, num_frames, labels)
-        rows = tf.random.stateless_uniform((num_videos,), step_key(0, seed), 0, self.num_remembered, tf.int32)
+        rows = tf.random.stateless_uniform((num_videos,), sampling_key(seed), 0, self.num_remembered, tf.int32)
         # uint8 (N, H, W, 3) -> float32 (B, H, W, 3) in [-1, 1]
         return {"first_frame": ops.cast(ops.take(self.first_frames, rows, axis=0), "float32") / 127.5 - 1.0}
 
@@ -644,7 +680,7 @@ class ActionClassifier(keras.Model):
     Args:
         discriminator: Of a `VGAN`; its weights are updated in place, and its own last layer is not used.
         num_actions: Number of classes.
-        dropout: Dropout rate of the features (paper: 0.5).
+        dropout: Share of the last feature maps that are dropped, each as a whole (paper: 0.5).
         seed: Seeds the initial weights of the last layer and the dropout.
 
     Call arguments:
@@ -652,7 +688,9 @@ class ActionClassifier(keras.Model):
 
     Output shape: (B, num_actions), logits, float32.
 
-    Source: the paper's representation learning; dropout and the layers cut off from the official code.
+    Source: the paper's representation learning; the dropout of whole feature maps (Torch's `VolumetricDropout`) and the layers
+        cut off from the official code, main_ucf.lua. What is kept is scaled up in training, where Torch scales down
+        afterwards: the same up to the scale of the last layer.
     """
 
     def __init__(
@@ -680,8 +718,9 @@ class ActionClassifier(keras.Model):
         self.built = True
 
     def compile(self, optimizer=None):
-        """Sets the optimizer; Adam at 2e-4 with beta_1 = 0.5 by default."""
-        super().compile(optimizer=optimizer or Adam(2e-4, beta_1=0.5), jit_compile=False, auto_scale_loss=False)
+        """Sets the optimizer; PyTorch's Adam at 2e-4 with beta_1 = 0.5 by default."""
+        optimizer = optimizer or pytorch_adam(2e-4, beta_1=0.5)
+        super().compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
         self.optimizer.build(self._moved)
 
     @property
@@ -710,10 +749,12 @@ class ActionClassifier(keras.Model):
 
         def objective():
             features = self.discriminator.features(video, training=True)  # (B, 16384)
-            # dropout by a stateless draw, so that replicas draw slices of one mask
-            drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(features)[0], features.shape[1]])
-            kept = tf.cast(drawn >= self.dropout, features.dtype) / (1.0 - self.dropout)
-            loss, accuracy = self._loss_and_accuracy(batch, features * kept)
+            maps = tf.reshape(features, (tf.shape(features)[0], -1, self.discriminator.num_maps))  # (B, 2 * 4 * 4, 512)
+            # dropout by a stateless draw, so that replicas draw slices of one mask: (B, 512), one for each map
+            drawn = replica_uniform(step_key(self.seed, batch["step"][0]), [tf.shape(maps)[0], maps.shape[-1]])
+            kept = tf.cast(drawn >= self.dropout, maps.dtype) / (1.0 - self.dropout)
+            features = tf.reshape(maps * kept[:, None], tf.shape(features))  # (B, 16384)
+            loss, accuracy = self._loss_and_accuracy(batch, features)
             return loss, {"classification_loss": loss, "accuracy": accuracy}
 
         guard = StepGuard(self)
