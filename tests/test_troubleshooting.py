@@ -52,9 +52,9 @@ def test_a_quoted_message_is_one_of_the_code(code, message):
 
 def test_flags_that_are_named_exist():
     from export import saved_model
-    from trainers import compare, evaluate, generate, navsynth, prepare_data
+    from trainers import compare, evaluate, generate, mocogan, navsynth, prepare_data
 
-    programs = (navsynth.Config, evaluate.Config, generate.Config, saved_model.Config, compare.Config)
+    programs = (navsynth.Config, mocogan.Config, evaluate.Config, generate.Config, saved_model.Config, compare.Config)
     known = {name for program in programs for name in program.__dataclass_fields__} | {"dry_run", "config", "preset"}
     known |= set(re.findall(r'"--(\w+)"', pathlib.Path(prepare_data.__file__).read_text(encoding="utf-8")))
     for page in (PAGE, ROOT / "docs" / "scaling.md"):

@@ -74,8 +74,13 @@ def loose_images(
                 f"--independent_frames needs decoded videos, and {config.dataset} is a prepared set: train from the videos "
                 "themselves, or leave the flag out."
             )
-        frames = (collection if is_trained.all() else collection.subset(is_trained)).frames
-        return is_trained, np.concatenate([frames, frames[:, :, ::-1]]) if config.mirror != "none" else frames
+        if is_trained.all() and config.mirror == "none":
+            return is_trained, collection.frames, ()
+        apart = FrameStore()  # a copy: these frames are in memory twice
+        for flip in (1,) if config.mirror == "none" else (1, -1):
+            for index in np.flatnonzero(is_trained):
+                apart.add(collection.video(index)[:, :, ::flip])
+        return is_trained, apart.array(), ()
     if not isinstance(config, ImagesConfig):
         return is_trained, None, ()
     skipped = ()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(images.IndependentFramesConfig, adversarial.ImageAndVideoConfig):
+class Config(adversarial.ImageAndVideoConfig, images.IndependentFramesConfig):
     """Settings of one MoCoGAN run."""
 
     content_dim: int = option(50, "Dimension d_C of a content code.", minimum=1)

@@ -213,7 +213,7 @@ def build_model(config: Config, run_data: RunData) -> NAVSynth:
     ):
         if needed and getattr(videos, field) is None:
             raise ValueError(
-                f"These settings need an {field} for every video, and {videos.source!r} has none: put the videos into one "
+                f"These settings need an {field} for every video, but {videos.source!r} has none: put the videos into one "
                 f"folder per action, use a set with both labels, or set --static_by=video --transient_by=video "
                 "--conditioning=none."
             )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(images.ImagesConfig, adversarial.ImageAndVideoConfig):
+class Config(adversarial.ImageAndVideoConfig, images.ImagesConfig):
     """Settings of one RJGAN run. --num_frames=1 trains the image-only baseline."""
 
     summary_dim: int = option(60, "Dimension of the summary vector and of a residual.", minimum=1)

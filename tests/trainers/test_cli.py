@@ -1,6 +1,7 @@
 """Command lines: flags, presets, help and what a mistake is answered with."""
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -303,3 +304,15 @@ def test_devices_and_decays_that_there_are_not(flags, message, tmp_path, monkeyp
 def test_programs_on_a_run_need_one(program, capsys):
     assert program.main([]) == 2
     assert "--run_dir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["mocogan", "rmocogan", "rjgan", "vgan", "tgan"])
+def test_settings_shared_by_several_trainers_keep_their_defaults(system):
+    """A trainer's config has several bases, and dataclasses take all fields of each, also those that it inherited itself."""
+    from trainers.adversarial import AdversarialConfig
+
+    config = importlib.import_module(f"trainers.{system}").Config
+    changed = AdversarialConfig.__annotations__.keys() - config.__annotations__.keys()
+    assert "clip_start" in changed or "clip_start" in config.__annotations__
+    for name in changed:
+        assert config.__dataclass_fields__[name].default == AdversarialConfig.__dataclass_fields__[name].default, name

@@ -139,7 +139,7 @@ def test_independent_frames_are_all_frames_of_the_trained_videos():
     flags = ["--preset=smoke", "--independent_frames", "--frames_per_clip=3", "--num_identities=3"]
     config = parsed(mocogan, *flags, "--num_held_out_cells=1", "--mirror=same_action")
     run_data = runs.load_data(config)
-    frames = run_data.all.subset(run_data.is_trained).frames
+    frames = np.concatenate([run_data.all.video(index) for index in np.flatnonzero(run_data.is_trained)])
     np.testing.assert_array_equal(run_data.images, np.concatenate([frames, frames[:, :, ::-1]]))
     assert runs.load_data(parsed(mocogan, "--preset=smoke")).images is None
     batch = next(iter(train._dataset_fn(config, run_data)(0)))

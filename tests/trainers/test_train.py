@@ -129,7 +129,7 @@ def test_long_videos_are_cut_into_clips_which_count_as_videos(folder, tmp_path):
     settings = config(folder, tmp_path / "run", num_frames=2, batch_size=10, evaluate=False)
     whole, cut = runs.load_data(settings), runs.load_data(dataclasses.replace(settings, clips_per_video="all"))
     assert len(whole.trained) == 6 and len(cut.trained) > 10
-    with pytest.raises(ValueError, match="more than the 6 videos"):
+    with pytest.raises(ValueError, match="exceeds the 6 training videos"):
         train.check_batch(settings, whole, 1)
     train.check_batch(settings, cut, 1)
     assert "--clips_per_video=all" in train.advice(settings, whole)[0] and not train.advice(settings, cut)
