@@ -21,7 +21,7 @@ Deviation: the motion codes are not batch-normalised (official code: `BatchNorm1
 the paper has no such layer and batch statistics would couple the codes of a batch. Pinned by
 test_motion_codes_do_not_depend_on_batch.
 Deviation: the batches of a step mix videos; the official code makes 300 steps in a row on one video, with new optimizers for
-each, before it goes to the next and forgets it in part. The effect has not been measured. Pinned by test_steps_mix_videos.
+each, before it goes to the next. The effect has not been measured. Pinned by test_steps_mix_videos.
 Deviation, off by default: `decoded_frames` decodes only some frames of each clip per step, so that a step of the same cost
 covers more clips. Measured in docs/results.md; pinned by test_a_step_may_decode_some_frames_of_each_clip.
 """
