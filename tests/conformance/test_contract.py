@@ -178,11 +178,16 @@ def test_steps_on_a_fixed_batch_lower_the_loss(trained_system):
     """A system without players learns the batch; of an adversarial one, each player wins against those that are held."""
     batch = next(iter(trained_system.dataset()))
     model = compiled(trained_system, keras.optimizers.Adam)
-    start = [variable.numpy() for variable in model.variables]
+    # moments, too: those that a held optimizer gathered belong to other opponents
+    variables = [
+        *model.variables,
+        *(variable for optimizer in optimizers_of(model) for variable in optimizer.variables),
+    ]
+    start = [variable.numpy() for variable in variables]
     rates = {id(optimizer): float(optimizer.learning_rate) for optimizer in optimizers_of(model)}
     step = tf.function(model.train_step)
     for loss, player in trained_system.objectives:
-        for variable, value in zip(model.variables, start, strict=True):
+        for variable, value in zip(variables, start, strict=True):
             variable.assign(value)
         for optimizer in optimizers_of(model):
             held = player and optimizer is not getattr(model, player)
