@@ -233,7 +233,7 @@ SYSTEMS = [
         "vgan_first_frame",
         ConditionalVGAN,
         _built(ConditionalVGAN, **_VGAN, num_remembered=6, spectral_norm=True),
-        _compile_vgan(adversarial_loss="hinge", gradient_clip_norm=1.0),
+        _compile_vgan(gradient_clip_norm=1.0),
         objectives=_TWO_PLAYERS,
     ),
     System(
