@@ -40,8 +40,9 @@ def pytest_configure(config):
     """Makes two logical CPUs before TensorFlow starts, so that replicas can be tested on any machine."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return  # this process only hands out the tests
-    # Graphs are millions of Python objects: walking through them again and again took a tenth of the tests' time.
-    gc.set_threshold(50_000, 20, 1000)
+    # Graphs are millions of Python objects: walking through them again and again took a tenth of the tests' time, and one walk
+    # through all of them up to half a minute, so only young ones are walked through.
+    gc.set_threshold(50_000, 20, 1_000_000)
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]

@@ -199,6 +199,7 @@ def python(*arguments, folder: pathlib.Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_it_needs_no_training_program(saved):
     code = (
         "import sys; sys.modules.update(trainers=None, export=None); import tfvidgen; "

@@ -336,9 +336,9 @@ def test_fit_uses_the_same_step(trained_system, straight_run):
         np.testing.assert_allclose(variable.numpy(), expected[name], atol=1e-6, rtol=0, err_msg=name)
 
 
-def test_sampling_draws_with_no_key_of_a_step(system, monkeypatch):
+def test_sampling_draws_with_no_key_of_a_step(trained_system, monkeypatch):
     """So no seed gives the codes of a training step again."""
-    model, keys, split = compiled(system), [], tf.random.split
+    model, keys, split = compiled(trained_system), [], tf.random.split
 
     def noted(key, num):
         keys.append(tuple(np.asarray(key)))
@@ -358,7 +358,7 @@ def test_sampling_draws_with_no_key_of_a_step(system, monkeypatch):
     keys.clear()
     seed = model.get_config()["seed"]
     assert seed < 3 and len(of_sampling) >= 3
-    model.train_step(next(iter(system.dataset(start_step=1))))
+    model.train_step(next(iter(trained_system.dataset(start_step=1))))
     assert (seed, 1) in keys  # a step's keys are (seed, step), and what is split off from those
     assert not of_sampling & {*keys, *((seed, step) for step in range(3)), *((other, 0) for other in range(3))}
 

@@ -663,6 +663,7 @@ def test_weizmann_strips(shared):
     np.testing.assert_array_equal(videos.video(0)[7], strip[:, 7 * 64 : 8 * 64])
 
 
+@pytest.mark.long
 def test_shapes_strips(shared, tmp_path):
     folder = shared / "data" / "shapes"
     start = time.perf_counter()

@@ -147,6 +147,7 @@ def test_batch_norm_is_folded(arrays, ours):
     assert_same_sums(ours._model._units[name](x), expected, terms=64)
 
 
+@pytest.mark.long
 def test_resize_modes_layers_and_record(ours, checkpoint):
     clips = videos()
     logits = ours(clips)

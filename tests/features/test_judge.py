@@ -127,6 +127,7 @@ def test_judge_is_found_by_data_labels_and_config(tmp_path):
     assert len({first, *others}) == 5
 
 
+@pytest.mark.long
 def test_prepared_videos_give_the_same_judge(tmp_path):
     """Of videos on disk, which may be shorter than a clip."""
     videos, labels = moving_bars(20)

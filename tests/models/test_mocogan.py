@@ -222,6 +222,7 @@ def test_independent_frames_are_of_other_videos():
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.long
 def test_independent_frames_train_generator_and_image_discriminator(accumulate):
     options = {"independent_frames": True, "frames_per_clip": 2, "accumulate": accumulate}
     images = {"image": tf.constant(np.random.default_rng(6).integers(0, 256, (3, 2, 16, 16, 3), np.uint8))}

@@ -215,6 +215,7 @@ def test_without_a_constraint_nothing_is_clipped():
 
 # ---------------------------------------------------------------- the game
 @pytest.mark.parametrize("kind", ["wgan", "minimax", "non_saturating", "hinge"])
+@pytest.mark.long
 def test_both_networks_learn_from_the_same_pass(kind):
     """Each moves by its own loss's gradient against the other's weights from before the step."""
     options = {"adversarial_loss": kind, "constraint": "none", "r1_weight": 0.5, "l2_weight": 0.01}

@@ -247,6 +247,7 @@ def test_replicas_draw_their_parts_of_one_device_s_noise(two_replicas):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.long
 def test_stability_tools_change_the_step():
     """Each tool alters what a step does to the discriminator; off, it does not."""
 

@@ -70,7 +70,9 @@ def by_name(model) -> dict[str, np.ndarray]:
 
 
 # ---------------------------------------------------------------- weights
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(name, marks=[pytest.mark.long] * (name not in ("navsynth", "vgan"))) for name in SYSTEMS]
+)
 def test_a_run_of_any_system_begins_with_another_of_it(system, tmp_path):
     source = saved(system, tmp_path / "source")
     model, report, run_data = begun(system, tmp_path / "source", run_dir=tmp_path / "new", seed=5)

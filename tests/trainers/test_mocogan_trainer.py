@@ -32,6 +32,7 @@ def parsed(trainer, *flags):
 
 
 # ---------------------------------------------------------------- runs
+@pytest.mark.long
 def test_a_run_trains_samples_and_generates_longer_videos(tmp_path):
     run_dir = tmp_path / "run"
     status, out, error = call(mocogan.main, "--preset=smoke", *QUIET, f"--run_dir={run_dir}")
@@ -55,6 +56,7 @@ def begun(config):
     return model
 
 
+@pytest.mark.long
 def test_images_then_clips_begin_with_the_networks_of_the_images(tmp_path):
     flags = ["--preset=smoke", *QUIET, "--total_steps=2"]
     status, out, error = call(rjgan.main, *flags, "--num_frames=1", f"--run_dir={tmp_path / 'images'}")

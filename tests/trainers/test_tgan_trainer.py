@@ -12,6 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_graphs")
 ACTORS = ["--dataset=actors", "--num_identities=2", "--num_actions=2"]
 
 
+@pytest.mark.long
 def test_a_conditional_run_trains_and_is_loaded(tmp_path):
     flags = ["--preset=smoke", "--conditional", "--notensorboard", "--noevaluate", f"--run_dir={tmp_path}"]
     status, out, error = call(tgan.main, *flags)

@@ -158,6 +158,7 @@ def test_a_batch_may_hold_all_videos(folder, tmp_path):
     train.check_batch(settings, runs.load_data(settings), num_replicas=2)
 
 
+@pytest.mark.long
 def test_a_run_is_gone_on_with_only_as_it_was_asked(folder, tmp_path):
     def begin(**changes):
         return train.train(
@@ -251,6 +252,7 @@ def test_a_finished_run_that_is_trained_longer_is_a_straight_run(folder, tmp_pat
     assert_same_state(all_state(tmp_path / "straight", straight), all_state(tmp_path / "longer", longer))
 
 
+@pytest.mark.long
 def test_time_limit_and_kept_checkpoints_are_the_loop_s(folder, tmp_path, monkeypatch):
     handed, run = {}, loop.run
     monkeypatch.setattr(loop, "run", lambda *arguments, **named: handed.update(named) or run(*arguments, **named))
@@ -262,6 +264,7 @@ def test_time_limit_and_kept_checkpoints_are_the_loop_s(folder, tmp_path, monkey
     assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [4, 8, 10]
 
 
+@pytest.mark.long
 def test_a_run_cannot_be_shorter_than_it_is(folder, tmp_path):
     trained_weights(config(folder, tmp_path / "run"))
     before = (tmp_path / "run" / "config.json").read_bytes()

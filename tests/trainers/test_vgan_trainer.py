@@ -11,6 +11,7 @@ from trainers import cli, generate, runs, vgan
 pytestmark = pytest.mark.usefixtures("quick_graphs")
 
 
+@pytest.mark.long
 def test_a_run_trains_measures_and_generates(tmp_path):
     flags = [
         "--preset=smoke",

@@ -178,6 +178,7 @@ def test_a_broken_gradient_is_found_where_its_loss_is_fine(tmp_path):
     assert_equal(state(found), state(known))
 
 
+@pytest.mark.long
 def test_weights_that_broke_just_before_a_step_that_is_passed_over_are_not_saved(tmp_path):
     train(steep_colour(), tmp_path, 8, steep(7), max_bad_steps=2)
     assert [record["step"] for record in records(tmp_path)] == [7]
@@ -190,6 +191,7 @@ def test_weights_that_broke_just_before_a_step_that_is_passed_over_are_not_saved
     assert all(np.isfinite(value).all() for value in state(model).values() if value.dtype.kind == "f")
 
 
+@pytest.mark.long
 def test_bad_steps_at_the_beginning_and_at_the_end(tmp_path):
     model = mean_colour()
     train(model, tmp_path, 8, spoiled(0, 7), max_bad_steps=2)

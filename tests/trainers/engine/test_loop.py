@@ -303,7 +303,7 @@ def test_an_action_that_a_kill_cut_short_is_done_on_resume_and_once(tmp_path, un
     assert left(tmp_path) == before
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 8, 11, 12, 17])
+@pytest.mark.parametrize("at", [1, 8, 17, *(pytest.param(at, marks=pytest.mark.long) for at in (4, 7, 11, 12))])
 def test_a_run_that_is_stopped_after_any_step_leaves_the_same(tmp_path, undisturbed, at, monkeypatch):
     """Also between lines: what a line has of the steps before the stop goes through the checkpoint, bit for bit."""
     calls = loop.Steps.__call__

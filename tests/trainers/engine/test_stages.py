@@ -79,7 +79,7 @@ def test_what_samples_waits_for_the_stage_that_can(undisturbed):
     assert acted == {"any": [3, 6, 9, 12], "sampling": [6, 9, 12]}
 
 
-@pytest.mark.parametrize("at", [4, 5, 6, 8])
+@pytest.mark.parametrize("at", [*(pytest.param(at, marks=pytest.mark.long) for at in (4, 6)), 5, 8])
 def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path, undisturbed, at, monkeypatch):
     """In a stage, at its end, after its first step, and at the end of an epoch."""
     run_dir, model, _ = undisturbed
