@@ -281,6 +281,7 @@ def test_every_command_and_kind_of_file(url, server, exported, tmp_path, capsys)
         assert_same_frames(np.load(out), exported.model.generate(1, seed=0))
 
 
+@pytest.mark.long
 def test_encoding_and_decoding_a_file(free_server, free_length, tmp_path):
     write_mp4(tmp_path / "in.mp4", moving_square()[0], 8)
     common = [f"--server=http://127.0.0.1:{free_server.rest_port}", "--model=m"]

@@ -420,6 +420,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_new_version_takes_over_without_a_failed_request(free_length, tmp_path):
     copied(free_length.version, tmp_path / "1")
     server = start_server(tmp_path, poll_seconds=0.05)

@@ -178,6 +178,7 @@ def measured(run: Run, metrics: str, out, **settings) -> list:
     return measurer.measure(measure.parse_metrics(settings), run.model, 4)
 
 
+@pytest.mark.long
 def test_codes_are_swapped_and_judged(codes, tmp_path):
     (result,) = measured(codes, "judge_swap5", tmp_path, judge_steps=1)
     (record,) = records(tmp_path)

@@ -200,6 +200,7 @@ def test_bad_steps_at_the_beginning_and_at_the_end(tmp_path):
     assert checkpoints.restore(mean_colour(), tmp_path) == 8
 
 
+@pytest.mark.long
 def test_more_bad_steps_than_allowed(tmp_path):
     with pytest.raises(health.TrainingDiverged) as caught:
         train(mean_colour(), tmp_path, 12, spoiled(3, 5, 9), max_bad_steps=2)

@@ -208,6 +208,7 @@ def test_a_run_without_the_stage_that_samples_reconstructs_only(half_trained, ca
     assert results["trained_videos"]["psnr"] > 5 and "new_videos" not in results
 
 
+@pytest.mark.long
 def test_the_same_command_trains_the_rest(half_trained, capsys):
     run_dir, flags = half_trained
     assert staged.main([*flags, "--evaluate_every_steps=4"]) == 0
