@@ -45,9 +45,8 @@ def shuffled(positions: tf.Tensor, num_videos: int, seed: int) -> tf.Tensor:
     size, half = number(num_videos), number(32)
     factors = [number(factor) for factor in _FACTORS]
 
-    def mixed(
-        value: tf.Tensor,
-    ) -> tf.Tensor:  # to 32 bits, so that the sums below do not overflow: they must be bijective
+    def mixed(value: tf.Tensor) -> tf.Tensor:
+        # to 32 bits, so that the sums below do not overflow: they must be bijective
         value *= factors[0]
         value = (value ^ tf.bitwise.right_shift(value, half)) * factors[1]
         return tf.bitwise.right_shift(value, half)
