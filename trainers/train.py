@@ -6,11 +6,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import gc
+import json
 import math
 import multiprocessing
 import pathlib
 import re
 import socket
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfvidgen.models.base import VideoGenerator
+    from trainers.engine.loop import Action
     from trainers.engine.stages import Stage
     from trainers.runs import RunData
 
@@ -177,8 +180,7 @@ def _train(
 ) -> VideoGenerator:
     import keras
 
-    from trainers import curves, init_from, runs, samples, tensorboard
-    from trainers.collapse import CollapseWatch
+    from trainers import init_from, runs, tensorboard
     from trainers.engine import checkpoints, cluster, loop
     from trainers.engine.ema import WeightAverage
     from trainers.engine.lock import RunLock
@@ -227,23 +229,14 @@ def _train(
             steps_per_loop=config.steps_per_loop,
             checkpoint_every_steps=config.checkpoint_every_steps,
             actions=[
-                loop.Action(
-                    samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples"
-                ),
+                _sheets(model, run_data, config, run_dir),
                 *(tensorboard.actions(events, model, run_data, config) if events else []),
-                loop.Action(
-                    CollapseWatch(model, run_data, config, say),
-                    config.sample_every_steps,
-                    name="collapse_watch",
-                    samples=True,
-                ),
+                _collapse_watch(model, run_data, config, say),
                 *_validation(model, run_data, config, run_dir, say),
                 *_measurements(model, run_data, config, run_dir, say),
                 *_final_evaluation(model, run_data, config, run_dir, say),
                 *([tensorboard.measurements(events, run_dir, config.evaluate_every_steps)] if events else []),
-                loop.Action(
-                    curves.Curves(run_dir), config.sample_every_steps, uses_weights=False, name="curves_picture"
-                ),
+                _curves(config, run_dir),
             ],
             resume=resume,
             report=report,
@@ -280,6 +273,28 @@ def _named(model: VideoGenerator, run_data: RunData) -> VideoGenerator:
     videos = run_data.trained
     model.identity_names, model.action_names = (tuple(n or ()) for n in (videos.identity_names, videos.action_names))
     return model
+
+
+def _sheets(model, run_data, config, run_dir) -> Action:
+    from trainers import samples
+    from trainers.engine import loop
+
+    return loop.Action(samples.SampleSheet(model, run_data, config, run_dir), config.sample_every_steps, name="samples")
+
+
+def _collapse_watch(model, run_data, config, say) -> Action:
+    from trainers.collapse import CollapseWatch
+    from trainers.engine import loop
+
+    watch = CollapseWatch(model, run_data, config, say)
+    return loop.Action(watch, config.sample_every_steps, name="collapse_watch", samples=True)
+
+
+def _curves(config, run_dir) -> Action:
+    from trainers.curves import Curves
+    from trainers.engine import loop
+
+    return loop.Action(Curves(run_dir), config.sample_every_steps, uses_weights=False, name="curves_picture")
 
 
 def _validation(model, run_data, config, run_dir, say) -> list[Any]:
@@ -423,8 +438,8 @@ def count_parameters(model: VideoGenerator) -> str:
 def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stages | None = None) -> str:
     """What a run would do: resolved config, data, parameters, memory. Saves no training results and joins no workers.
 
-    Memory is measured over two steps of each stage in a separate process: what a step keeps for its gradients cannot be told
-    from shapes.
+    Memory is measured over two steps and a sample sheet of each stage in a separate process: what a step keeps for its
+    gradients cannot be told from shapes.
     """
     from trainers import init_from, runs
     from trainers.engine import cluster
@@ -461,13 +476,16 @@ def _measured(config: Any, build_model: BuildModel, stages: Stages | None) -> st
             )
     rest = max(0, peak - sum(parts.values()))
     listed = ", ".join(f"{name} {num_bytes / 2**20:.0f}" for name, num_bytes in {**parts, "steps": rest}.items())
-    return f"{peak / 2**20:.0f} MiB at the peak of two steps ({listed})" + (
+    return f"{peak / 2**20:.0f} MiB at the peak of two steps and a sample sheet ({listed})" + (
         f"; {on_gpu / 2**20:.0f} MiB on the GPU" if on_gpu else ""
     )
 
 
 def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) -> tuple[int, int, dict[str, int]]:
-    """Takes two steps of each stage; returns peak bytes of this process and of a GPU, and the known parts of the former."""
+    """Takes two steps of each stage and draws a run's pictures: of a small model, these may need more memory than a step.
+
+    Returns the peak bytes of this process and of a GPU, and the known parts of the former.
+    """
     from trainers import startup
 
     startup.quiet()
@@ -492,15 +510,26 @@ def _peak_memory(config: Any, build_model: BuildModel, stages: Stages | None) ->
     parts["weights and codes"] = _num_bytes(model.weights) + (_num_bytes(average.state.values()) if average else 0)
     parts["optimizers"] = sum(_num_bytes(optimizer.variables) for optimizer in optimizers_of(model))
     course = Course(_stages(config, run_data, model, stages), config.total_steps)
-    for begin in course.begins.values():
-        stage = course.stage(begin)
-        begin_stage(model, stage)
-        if stage.at_epoch:
-            stage.at_epoch(0)
-        iterator = cluster.distribute(strategy, course.dataset(begin))
-        steps = Steps(model, strategy, average, config.xla)
-        steps.trace(iterator)
-        steps(iterator, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = pathlib.Path(folder)
+        actions = [
+            _sheets(model, run_data, config, run_dir),
+            _collapse_watch(model, run_data, config, lambda line: None),
+            _curves(config, run_dir),
+        ]
+        for begin in course.begins.values():
+            stage = course.stage(begin)
+            begin_stage(model, stage)
+            if stage.at_epoch:
+                stage.at_epoch(0)
+            iterator = cluster.distribute(strategy, course.dataset(begin))
+            steps = Steps(model, strategy, average, config.xla)
+            steps.trace(iterator)
+            logs = {name: float(values.mean()) for name, values in steps(iterator, 2).losses.items()}
+            (run_dir / "metrics.jsonl").write_text(json.dumps({"step": begin + 2, **logs}) + "\n")
+            for action in actions:
+                if model.can_sample or not action.samples:
+                    action.run(begin + 2, logs)
     gpus = tf.config.list_logical_devices("GPU")
     on_gpu = max((tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus), default=0)
     return _most_memory(), on_gpu, parts

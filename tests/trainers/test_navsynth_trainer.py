@@ -124,6 +124,7 @@ def test_a_run_shows_the_losses_of_held_out_clips(finished):
     assert f"step 4: on 1 held-out clips  reconstruction_loss {lines[-1]['reconstruction_loss']:.4g}" in finished.said
 
 
+@pytest.mark.long
 def test_a_run_says_what_it_does(finished):
     said = finished.said
     assert "6 videos of 16x16, 8 to 8 frames, from actors, 3 identities, 2 actions; 5 trained, 1 held out" in said
@@ -219,7 +220,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, monkeypatch
     weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
     assert f"model: {weights:,} network weights, {4 * 4 + 4 * 8 * 4:,} numbers in learned codes" in out
     said = re.search(
-        r"memory: (\d+) MiB at the peak of two steps \(TensorFlow (\d+), videos 0, weights and codes 0, ", out
+        r"memory: (\d+) MiB at the peak of two steps and a sample sheet \(TensorFlow (\d+), videos 0, weights and codes 0, ",
+        out,
     )
     peak, own = map(int, said.groups())
     assert peak > own > 100
@@ -249,6 +251,7 @@ sys.exit(status)
     assert measured == pytest.approx(int(re.search(r"peak (\d+)", run())[1]), rel=0.15)
 
 
+@pytest.mark.long
 def test_a_run_folder_is_named_after_preset_or_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "_measured", lambda config, build_model, stages: "of no interest here")
