@@ -50,14 +50,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """What must stay on one process: a file, or a system's contracts, which share a straight run. Longest first."""
+    """What shares expensive fixtures stays on one process: a file, the exports, a system's contracts. Longest first."""
 
-    def is_contract(item):
-        return item.path.parent.name == "conformance"
+    def folder(item):
+        return item.path.parent.name
 
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         system = params.get("system") or params.get("trained_system")
-        name = f"contracts of {system.name}" if is_contract(item) and system is not None else str(item.path)
+        name = str(item.path)
+        if folder(item) == "conformance" and system is not None:
+            name = f"contracts of {system.name}"
+        elif folder(item) == "export":
+            name = "exports"
         item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: not is_contract(item))
+    items.sort(key=lambda item: {"conformance": 0, "export": 1}.get(folder(item), 2))

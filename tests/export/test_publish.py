@@ -196,6 +196,7 @@ def test_no_published_byte_tells_of_this_machine(secretive, run, tmp_path):
     test_the_weights_go_on_with_tfvidgen(folder, run)
 
 
+@pytest.mark.long
 def test_no_exported_byte_tells_of_this_machine(secretive):
     assert_says_nothing(saved_model.export_run(secretive), secretive)
 

@@ -514,6 +514,7 @@ def test_a_c_program_gets_the_same_frames_bit_for_bit(c_client, exported, tmp_pa
     assert np.ptp(expected.astype(int), axis=0).max() > 50
 
 
+@pytest.mark.long
 def test_a_c_program_gets_invalid_argument_for_an_id_out_of_range(c_client, exported, tmp_path):
     ids = {"identity": np.array([0], np.int32), "action": np.array([2], np.int32)}
     status, message, data = call_c_client(c_client, exported.version, "exchange", tmp_path, **ids)

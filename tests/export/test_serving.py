@@ -23,6 +23,7 @@ def stubs():
     return pytest.importorskip("tensorflow_serving.apis", reason="needs tensorflow-serving-api (extra: serving)")
 
 
+@pytest.mark.long
 def test_the_warm_up_file_is_replayed_through_the_loader(free_length, stubs):
     """By TensorFlow Serving's messages, and by the loader that reads graphs only, as TensorFlow Serving does."""
     from tensorflow_serving.apis import prediction_log_pb2

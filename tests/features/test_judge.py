@@ -175,6 +175,7 @@ def test_saved_classifier_is_the_same(fitted, tmp_path):
             VideoClassifier.load(tmp_path / name)
 
 
+@pytest.mark.long
 def test_loaded_under_a_strategy_it_gives_the_same_features(fitted, two_replicas, tmp_path):
     classifier, videos, labels = fitted
     classifier.save(tmp_path / "judge.npz")

@@ -180,6 +180,7 @@ def move_on_two_replicas(strategy, rule: str, host_memory: bool) -> LatentTable:
     return layer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_in_host_memory_move_as_rows_on_every_replica(rule, two_replicas):
     on_host, mirrored = (move_on_two_replicas(two_replicas, rule, host_memory) for host_memory in (True, False))

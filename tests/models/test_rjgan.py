@@ -178,6 +178,7 @@ def test_loose_images_are_seen_by_the_image_discriminator_alone():
     np.testing.assert_allclose(model.video_discriminator.shown[0], batch()["video"].numpy() / 127.5 - 1.0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_stability_tools_reach_every_network():
     model = built()
     start = values(model.trainable_variables)

@@ -185,6 +185,7 @@ def test_the_critic_is_clipped_every_few_steps():
     assert min(largest[i] for i in (0, 1, 3, 4)) > 1.01
 
 
+@pytest.mark.long
 def test_clipping_is_the_same_on_every_replica(two_replicas):
     with two_replicas.scope():
         model = tgan(rates=(0.1, 3.0), compile_with={"clip_every_steps": 1})
@@ -286,6 +287,7 @@ def test_rmsprop_takes_whole_steps_of_small_gradients():
     np.testing.assert_allclose(weight, -0.5 * gradient / (0.1 * np.abs(gradient) + 1e-8), rtol=0.02)
 
 
+@pytest.mark.long
 def test_augmentation_and_clipping_reach_both_networks():
     """Weight penalty and R1: see the test above."""
     updates = {}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.marks import first
 from tests.systems import NUM_FRAMES, SIZE, collection
 from tests.tolerances import of_video
 from tfvidgen import data
@@ -281,6 +282,7 @@ def test_the_first_frame_loss_is_the_l1_to_the_given_frame():
     assert float(logs["first_frame_loss"]) > 0.1
 
 
+@pytest.mark.long
 def test_the_first_frame_weight_pulls_towards_the_given_frame():
     step = batch()
     losses = []
@@ -398,7 +400,7 @@ def test_networks_that_do_not_exist_are_refused(model_class, changes, message):
         model_class(**{**TINY, **changes})
 
 
-@pytest.mark.parametrize("num_frames", [1, 2 * NUM_FRAMES])
+@pytest.mark.parametrize("num_frames", first(1, [1, 2 * NUM_FRAMES]))
 def test_clips_of_another_length_are_refused(num_frames):
     """Twice as many frames would pass the networks as twice as many clips."""
     video = np.zeros((4, num_frames, SIZE, SIZE, 3), np.uint8)

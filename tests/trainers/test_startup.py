@@ -23,6 +23,7 @@ def test_noise_is_told_from_messages(monkeypatch):
         assert startup.is_noise(CUDA) is not has_gpu  # with a GPU, that is what went wrong
 
 
+@pytest.mark.long
 def test_tensorflow_starts_quietly_and_other_messages_are_printed():
     code = """
 import os, sys

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.marks import first
 from tests.systems import collection
 from tests.trainers.mean_colour import MeanColour, assert_equal, dataset, mean_colour, metrics, state, train, written
 from tfvidgen import storage
@@ -53,7 +54,7 @@ def records(run_dir) -> list[dict]:
 
 
 # ---------------------------------------------------------------- a bad step stops the run
-@pytest.mark.parametrize("steps_per_loop", [1, 5, 50])
+@pytest.mark.parametrize("steps_per_loop", first(2, [1, 5, 50]))
 def test_a_bad_step_is_located_exactly(tmp_path, steps_per_loop):
     with pytest.raises(health.TrainingDiverged) as caught:
         train(mean_colour(), tmp_path, 20, spoiled(7), steps_per_loop=steps_per_loop, video_names=NAMES)
@@ -154,7 +155,7 @@ def test_a_step_that_is_passed_over_leaves_no_trace(without_step_7):
         np.testing.assert_allclose(value, by_hand[name], atol=1e-6, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("steps_per_loop", [1, 3, 50])
+@pytest.mark.parametrize("steps_per_loop", first(2, [1, 3, 50]))
 def test_a_run_goes_back_and_passes_over_a_bad_step(without_step_7, tmp_path, steps_per_loop):
     said, model = [], mean_colour()
     arguments = {"steps_per_loop": steps_per_loop, "max_bad_steps": 1, "report": said.append, "video_names": NAMES}
@@ -217,6 +218,7 @@ def test_a_stopped_run_may_be_allowed_to_pass_over(without_step_7, tmp_path):
     assert_equal(state(model), without_step_7[1])
 
 
+@pytest.mark.long
 def test_a_resumed_run_passes_over_the_same_steps(without_step_7, tmp_path):
     """Also where nothing is allowed any more, and before the step is met again."""
 

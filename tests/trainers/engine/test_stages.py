@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import tfvidgen
 from export import saved_model
+from tests.marks import first
 from tests.trainers import staged
 from tests.trainers.mean_colour import assert_equal, metrics, state, written
 from trainers import cli, evaluate, generate, runs
@@ -79,7 +80,7 @@ def test_what_samples_waits_for_the_stage_that_can(undisturbed):
     assert acted == {"any": [3, 6, 9, 12], "sampling": [6, 9, 12]}
 
 
-@pytest.mark.parametrize("at", [*(pytest.param(at, marks=pytest.mark.long) for at in (4, 6)), 5, 8])
+@pytest.mark.parametrize("at", first(1, [*(pytest.param(at, marks=pytest.mark.long) for at in (4, 6)), 5, 8]))
 def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path, undisturbed, at, monkeypatch):
     """In a stage, at its end, after its first step, and at the end of an epoch."""
     run_dir, model, _ = undisturbed
@@ -149,7 +150,7 @@ def test_batches_without_a_step_are_given_that_of_the_run(begin):
         np.testing.assert_array_equal(found["step"], expected["step"])
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", first(1, [0, 1]))
 def test_what_an_epoch_breaks_is_neither_saved_nor_blamed_on_a_step(tmp_path, undisturbed, monkeypatch, epoch):
     """Once the cause is mended, the run goes on from before it, and is the one that nothing disturbed."""
     match = staged.ColourGLO.match
@@ -187,6 +188,7 @@ def half_trained(tmp_path_factory):
     return run_dir, flags
 
 
+@pytest.mark.long
 def test_a_run_without_the_stage_that_samples_reconstructs_only(half_trained, capsys):
     run_dir, _ = half_trained
     assert json.loads((run_dir / "config.json").read_text())["stages"] == {"codes": 0, "mapper": 6}
