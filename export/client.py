@@ -191,10 +191,21 @@ class _Client:
 
 
 def _common_rows(arrays: Mapping[str, np.ndarray], signature: Signature) -> int | None:
-    """The rows of a request that can be sent in parts, or None: all inputs but scalars, and all outputs, have one per video."""
-    counts = {len(values) for name, values in arrays.items() if signature.inputs[name].shape and values.ndim}
-    tensors = [*(tensor for tensor in signature.inputs.values() if tensor.shape), *signature.outputs.values()]
-    return counts.pop() if len(counts) == 1 and all(tensor.shape[:1] == (None,) for tensor in tensors) else None
+    """The rows of a request that can be sent in parts, or None: every input but scalars, and every output, has any number of them.
+
+    Raises:
+        ValueError: If the inputs differ in it.
+    """
+    per_row = [name for name, tensor in signature.inputs.items() if tensor.shape]
+    tensors = [*(signature.inputs[name] for name in per_row), *signature.outputs.values()]
+    if not per_row or not all(
+        tensor.shape[:1] == (None,) and arrays[name].ndim for name in per_row for tensor in tensors
+    ):
+        return None
+    counts = {name: len(arrays[name]) for name in per_row}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"All inputs need the same number of rows. Received {counts}.")
+    return counts[per_row[0]]
 
 
 def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
