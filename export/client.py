@@ -198,9 +198,8 @@ def _common_rows(arrays: Mapping[str, np.ndarray], signature: Signature) -> int 
     """
     per_row = [name for name, tensor in signature.inputs.items() if tensor.shape]
     tensors = [*(signature.inputs[name] for name in per_row), *signature.outputs.values()]
-    if not per_row or not all(
-        tensor.shape[:1] == (None,) and arrays[name].ndim for name in per_row for tensor in tensors
-    ):
+    free = all(tensor.shape[:1] == (None,) for tensor in tensors) and all(arrays[name].ndim for name in per_row)
+    if not (per_row and free):
         return None
     counts = {name: len(arrays[name]) for name in per_row}
     if len(set(counts.values())) > 1:

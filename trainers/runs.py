@@ -365,9 +365,10 @@ def _another_run(run_dir: str | pathlib.Path, differences: list[str]) -> ValueEr
 
 
 def _labels(model: VideoGenerator, run_data: RunData) -> dict[str, list[str]]:
-    """The names of the data's identities and actions and, for systems that are asked for videos by id, of its videos."""
+    """The names of the data's identities and actions and, where codes are learned for videos, of these."""
     videos = run_data.trained
-    names = (videos.identity_names, videos.action_names, videos.names if model.has_lookup else None)
+    by_video = model.has_lookup or "video" in model.row_owners.values()
+    names = (videos.identity_names, videos.action_names, videos.names if by_video else None)
     return {key: list(found) for key, found in zip(LABELS, names, strict=True) if found}
 
 
