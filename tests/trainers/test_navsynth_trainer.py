@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.systems import vivid
-from tfvidgen import data, latent_files, storage
+from tfvidgen import data, latent_files, storage, visualize
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
 from trainers import cli, evaluate, generate, navsynth, runs, samples, train
@@ -594,11 +594,19 @@ def test_clips_to_measure_are_read_back_exactly(finished, tmp_path):
     assert len(list((tmp_path / "new_npy").iterdir())) == 4 and not list(tmp_path.glob(".part-*"))
 
 
-def test_videos_have_ids_and_names(finished, tmp_path):
+def test_videos_have_ids_and_names(finished, tmp_path, monkeypatch):
     run_data = runs.load_data(runs.read_config(finished.run_dir))
     names = runs.read(finished.run_dir)["labels"]["video_names"]
     assert names == list(run_data.trained.names) and len(names) == 5
     assert list(json.loads((finished.run_dir / "config.json").read_text()))[-1] == "labels"
+
+    drawn = {}
+    sheet = visualize.contact_sheet
+    monkeypatch.setattr(visualize, "contact_sheet", lambda rows, **given: drawn.update(given) or sheet(rows, **given))
+    model, step = runs.load_model(finished.run_dir)
+    samples.SampleSheet(model, run_data, runs.read_config(finished.run_dir), tmp_path)(step, {})
+    assert drawn["row_labels"][:8:2] == [f"{i}: {names[i]}" for i in (0, 1, 3, 4)] and drawn["scale"] == 8
+
     by_name = generated(finished, tmp_path / "name", "lookup", f"--ids={names[4]},0", "--format=")
     by_id = generated(finished, tmp_path / "id", "lookup", "--ids=4,0", "--format=")
     np.testing.assert_array_equal(by_name, by_id)
