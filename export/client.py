@@ -62,7 +62,7 @@ def _refusal(server: str, answer: Any, text: str) -> ServerError:
 
 
 def _listener(host: str, port: int) -> str:
-    """What listens on a port: `nothing`, `no host` for an unknown name, `REST`, `gRPC`, `TLS`, or empty if that is not clear."""
+    """What listens on a port: `nothing`, `REST`, `gRPC`, `TLS`, empty if that is not clear, or `no host` for an unknown name."""
     try:
         with socket.create_connection((host, port), PROBE_SECONDS) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -73,7 +73,7 @@ def _listener(host: str, port: int) -> str:
         return "nothing"
     except OSError:
         return ""
-    if begin.startswith(b"HTTP/1."):
+    if begin.startswith(b"HTTP/1.") and b" 400" not in begin:  # so some answer on a port for TLS
         return "REST"
     if begin[3:4] == b"\x04":  # a server of HTTP/2 begins with a frame of settings, whatever it is sent
         return "gRPC"
@@ -109,7 +109,7 @@ class _Client:
             max_bytes,
         )
         self._signatures: dict[str, Signature] | None = None
-        self._max_rows: int | None = None  # of a request, once the server has refused more
+        self._max_rows: dict[str, int] = {}  # of a request to an endpoint, once the server has refused more
 
     def signatures(self) -> dict[str, Signature]:
         """Endpoints of the model, requested once. Raises ServerError."""
@@ -142,11 +142,11 @@ class _Client:
             )
         arrays = {name: _cast(name, value, signature.inputs[name].dtype) for name, value in inputs.items()}
         rows = _common_rows(arrays, signature)
-        if rows is None:
+        if not rows:
             return self._predict(endpoint, arrays, signature)
         parts, first = [], 0
         while first < rows:
-            size = min(self._max_rows or rows, rows - first)
+            size = min(self._max_rows.get(endpoint, rows), rows - first)
             part = {
                 name: values[first : first + size] if signature.inputs[name].shape else values
                 for name, values in arrays.items()
@@ -157,7 +157,7 @@ class _Client:
                 fewer = error.limit or size // 2
                 if not 1 <= fewer < size:
                     raise
-                self._max_rows = fewer
+                self._max_rows[endpoint] = fewer
             else:
                 first += size
         return {name: np.concatenate([part[name] for part in parts]) for name in signature.outputs}
@@ -170,6 +170,7 @@ class _Client:
         if found == "nothing":
             text = f"nothing listens on port {port}: is the server running, and is this the port that it printed?"
             return ServerError(f"{self.server} cannot be reached: {text}")
+        host = f"[{host}]" if ":" in host else host
         other = {
             "REST": f"HTTP, not gRPC: name http://{host}:{port}, or the server's gRPC port, such as grpc://{host}:{GRPC_PORT}",
             "gRPC": f"gRPC, not REST: name grpc://{host}:{port}, or the server's REST port, such as http://{host}:{REST_PORT}",
@@ -196,7 +197,7 @@ def _common_rows(arrays: Mapping[str, np.ndarray], signature: Signature) -> int 
     Raises:
         ValueError: If the inputs differ in it.
     """
-    per_row = [name for name, tensor in signature.inputs.items() if tensor.shape]
+    per_row = sorted(name for name, tensor in signature.inputs.items() if tensor.shape)
     tensors = [*(signature.inputs[name] for name in per_row), *signature.outputs.values()]
     free = all(tensor.shape[:1] == (None,) for tensor in tensors) and all(arrays[name].ndim for name in per_row)
     if not (per_row and free):
@@ -385,7 +386,8 @@ class GrpcClient(_Client):
                 if late and error.code() is self._grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise self._too_late() from None
                 last = attempt + 1 == self.num_attempts
-                if error.code() is self._grpc.StatusCode.UNAVAILABLE and "failed to connect" in error.details():
+                unreached = re.search("failed to connect|DNS resolution failed", error.details())
+                if error.code() is self._grpc.StatusCode.UNAVAILABLE and unreached:
                     if last or _listener(*self._place) not in ("gRPC", "nothing", ""):  # else it may still be starting
                         raise self._unreachable("gRPC", *self._place, error.details()) from None
                 elif error.code() is not self._grpc.StatusCode.UNAVAILABLE or last:
@@ -561,7 +563,7 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
     if not config.latents:
         raise cli.UsageError("--latents is missing: name an .npz with one array per latent.")
     latents, about = latent_files.load(config.latents)
-    return "decode", latents, about.get("names")
+    return "decode", latents, latent_files.names(latents, about)
 
 
 def _encode(client: _Client, config: Encode) -> str:

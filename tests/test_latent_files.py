@@ -20,6 +20,8 @@ def test_latents_come_back_with_what_they_are_of(tmp_path):
     for name, values in LATENTS.items():
         assert latents[name].dtype == values.dtype
         np.testing.assert_array_equal(latents[name], values)
+    assert latent_files.names(latents, {"names": ["a", "b"]}) == ["a", "b"]
+    assert latent_files.names(latents, {"names": ["a"]}) is latent_files.names(latents, {}) is None
     np.savez(path, **LATENTS)  # any file of arrays is one
     assert latent_files.load(path)[1] == {} and latent_files.described(LATENTS) == "static (2, 3), label (2,)"
 

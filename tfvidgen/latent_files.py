@@ -109,6 +109,12 @@ def origin(about: Mapping[str, Any]) -> str:
     return f" of {about['system']} (run {about.get('run')}, step {about.get('step')})" if "system" in about else ""
 
 
+def names(latents: Mapping[str, Any], about: Mapping[str, Any]) -> list[str] | None:
+    """The videos' names that a file gives, one per row; None if it gives none, or rows were taken out since."""
+    given, rows = about.get("names"), len(next(iter(latents.values())))
+    return [str(name) for name in given] if isinstance(given, list) and len(given) == rows else None
+
+
 def check_path(path: str | os.PathLike) -> None:
     """Raises ValueError unless a path ends in .npz."""
     if pathlib.Path(path).suffix != ".npz":

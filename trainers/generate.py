@@ -342,7 +342,7 @@ def _read_latents(
         print(
             f"note: the latents are of step {about.get('step')} ({about.get('weights')}), the weights of step {model.step}"
         )
-    return latents, list(about.get("names") or [f"#{i}" for i in range(len(next(iter(latents.values()))))])
+    return latents, latent_files.names(latents, about) or [f"#{i}" for i in range(len(next(iter(latents.values()))))]
 
 
 # ---- files of videos ------------------------------------------------------------------------------------------------

@@ -259,9 +259,9 @@ def test_more_rows_than_the_server_takes_are_sent_in_parts(server):
     for address in addresses(server):
         asking = client.connect(address, "m")
         singly = np.concatenate([asking.predict("serving_default", {"seed": [seed]})["video"] for seed in seeds])
-        assert asking._max_rows is None
+        assert not asking._max_rows
         assert_same_pixels(asking.predict("serving_default", {"seed": seeds})["video"], singly)
-        assert asking._max_rows == server.app.config.max_batch_size == 16
+        assert asking._max_rows == {"serving_default": server.app.config.max_batch_size}
         paired = asking.predict("conditional", {"seed": seeds, "label": labels})["video"]
         for row in (0, 16, 36):
             one = asking.predict("conditional", {"seed": [seeds[row]], "label": [labels[row]]})["video"]
@@ -269,7 +269,9 @@ def test_more_rows_than_the_server_takes_are_sent_in_parts(server):
         assert client.videos_of(asking.predict("lookup_jpeg", {"video_id": [i % 6 for i in range(20)]})).shape[0] == 20
         with pytest.raises(client.ServerError, match=r"video_id must lie in 0\.\.5"):
             asking.predict("lookup", {"video_id": [0] * 20 + [6]})
-        with pytest.raises(ValueError, match="same number of rows. Received {'seed': 37, 'label': 1}"):
+        with pytest.raises(client.ServerError, match="seed must have "):
+            asking.predict("serving_default", {"seed": np.zeros(0, np.int64)})
+        with pytest.raises(ValueError, match="same number of rows. Received {'label': 1, 'seed': 37}"):
             asking.predict("conditional", {"seed": seeds, "label": [0]})
         asking.close()
 
