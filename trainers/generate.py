@@ -61,11 +61,11 @@ class Config:
     )
     num_frames: int = option(
         0,
-        "Frames of each video of new, reconstruct and swap, if the system's length is free; 0 for the trained one.",
+        "Frames of each video of new, reconstruct and swap, where the system makes other lengths than the trained one; 0: that.",
         minimum=0,
     )
     seed: int = option(0, "Random seed of new videos.")
-    ids: str = option("", "Training videos of lookup and interpolate, by id or name, e.g. 0,3,5.")
+    ids: str = option("", "Training videos of lookup and interpolate, by id or name, e.g. 0,3,5; a number is an id.")
     labels: str = option(
         "",
         "Labels of a conditional system's new videos, by number or name: one for all or one per video; empty for random labels.",

@@ -553,7 +553,7 @@ def test_bad_ids_are_usage_errors_and_write_nothing(finished, tmp_path, flags, m
     assert not (tmp_path / "out").exists()
 
 
-def test_clips_to_measure_are_read_back_exactly(finished, tmp_path):
+def test_clips_to_measure_are_read_back_exactly(finished, tmp_path, monkeypatch):
     """npy and png are; mp4, gif and webp are enlarged for people. A second call replaces the files of the first."""
     formats = ("npy", "png", "mp4", "gif", "webp")
     generated(finished, tmp_path, "new", "--num_videos=4", "--format=png")
@@ -587,6 +587,13 @@ def test_clips_to_measure_are_read_back_exactly(finished, tmp_path):
         assert (status, error) == (0, "")
     values = [json.loads((tmp_path / name / "evaluation.jsonl").read_text())["value"] for name in generate.EXACT]
     assert values[0] == values[1]
+
+    monkeypatch.setattr(generate, "MAX_SHOWN", 2)
+    flags = [f"--run_dir={finished.run_dir}", "--num_videos=5", "--format=png", f"--out={tmp_path}", "--scale=3"]
+    status, said, _ = call(generate.main, *flags)
+    assert status == 0 and "sheet and grid show the first 2 of them" in said and "3 times in sheet and grid;" in said
+    assert len(np.load(tmp_path / "new.npy")) == len(list((tmp_path / "new_png").iterdir())) == 5
+    assert read_video(tmp_path / "new.mp4")[0].shape[1:3] == (52, 102)  # two frames of 48, white between and around
 
     (tmp_path / "new_npy" / "mine.txt").write_text("kept")
     status, _, error = call(generate.main, f"--run_dir={finished.run_dir}", "--format=npy", f"--out={tmp_path}")
