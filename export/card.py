@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_METRICS = 40  # rows of the table; the rest is in metadata.json
+MAX_NAMES = 100  # of identities, actions and videos each; the rest is in metadata.json
 
 
 def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", version: str = ".") -> str:
@@ -74,9 +75,9 @@ def _training(metadata: Mapping[str, Any]) -> list[str]:
         "second."
     ]
     for key, names in metadata.get("labels", {}).items():
-        lines.append(
-            f"{key.replace('_', ' ').capitalize()}: {', '.join(f'{i} {name}' for i, name in enumerate(names))}."
-        )
+        listed = [f"{i} {name}" for i, name in enumerate(names[:MAX_NAMES])]
+        more = [f"{len(names) - MAX_NAMES} more in `metadata.json`"] if len(names) > MAX_NAMES else []
+        lines.append(f"{key.replace('_', ' ').capitalize()}: {', '.join(listed + more)}.")
     versions = metadata.get("versions", {})
     if versions:
         lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")

@@ -2,7 +2,8 @@
 
 Usage: python -m export.client generate|lookup|exchange|interpolate|decode|encode --server=... [--flag=value ...]
 
-Works with TensorFlow Serving and `python -m export.serve`. REST does not require TensorFlow on the client.
+Works with TensorFlow Serving and `python -m export.serve`. REST does not require TensorFlow on the client. A request of more rows
+than the server takes is sent in parts. Small frames are enlarged for viewing; .npy holds them as they are.
 """
 
 from __future__ import annotations
@@ -14,26 +15,69 @@ import io
 import json
 import pathlib
 import random
+import re
+import socket
+import ssl
 import sys
 import time
 import types
 import urllib.parse
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tfvidgen import latent_files
 from trainers import cli
 from trainers.cli import option
 
 RETRIED_STATUS = (429, 502, 503)
 FIRST_WAIT_SECONDS = 0.2
+PROBE_SECONDS = 2.0  # for a port that did not answer as it should to show what it is
+REST_PORT, GRPC_PORT = 8501, 8500  # usual ones
+# A refusal for too many rows: by this package's server and by TensorFlow Serving, with the limit; other limits on size.
+_ROW_LIMIT = re.compile(r"\b1 to (\d+) rows|maximum input batch size (\d+)")
+_TOO_LARGE = re.compile(r"larger than max|the largest request of this model|send fewer rows")
 _DTYPES = {"DT_FLOAT": "float32", "DT_INT32": "int32", "DT_INT64": "int64", "DT_UINT8": "uint8", "DT_STRING": "object"}
 
 
 class ServerError(ValueError):
     """A request that a server did not fulfil, with the reason."""
+
+
+class TooManyRows(ServerError):
+    """A request, or its response, that is too large; `limit` is the rows that the server takes, None if it does not say."""
+
+    def __init__(self, message: str, limit: int | None = None):
+        super().__init__(message)
+        self.limit = limit
+
+
+def _refusal(server: str, answer: Any, text: str) -> ServerError:
+    """The error for a request that a server refused."""
+    message = f"{server} answered {answer}: {text}"
+    if found := _ROW_LIMIT.search(text):
+        return TooManyRows(message, int(found[1] or found[2]))
+    return TooManyRows(message) if answer == 413 or _TOO_LARGE.search(text) else ServerError(message)
+
+
+def _listener(host: str, port: int) -> str:
+    """What listens on a port: `nothing`, `REST`, `gRPC`, `TLS`, empty if that is not clear, or `no host` for an unknown name."""
+    try:
+        with socket.create_connection((host, port), PROBE_SECONDS) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            begin = connection.recv(16)
+    except socket.gaierror:
+        return "no host"
+    except ConnectionRefusedError:
+        return "nothing"
+    except OSError:
+        return ""
+    if begin.startswith(b"HTTP/1.") and b" 400" not in begin:  # so some answer on a port for TLS
+        return "REST"
+    if begin[3:4] == b"\x04":  # a server of HTTP/2 begins with a frame of settings, whatever it is sent
+        return "gRPC"
+    return "TLS" if begin.startswith(b"\x15\x03") else ""  # an alert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +109,7 @@ class _Client:
             max_bytes,
         )
         self._signatures: dict[str, Signature] | None = None
+        self._max_rows: dict[str, int] = {}  # of a request to an endpoint, once the server has refused more
 
     def signatures(self) -> dict[str, Signature]:
         """Endpoints of the model, requested once. Raises ServerError."""
@@ -84,6 +129,9 @@ class _Client:
     def predict(self, endpoint: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs an endpoint; inputs are cast to the dtypes in the server's metadata.
 
+        More rows than the server takes are sent in parts, in order. Rows do not depend on each other: a seed gives the same clip in
+        any part, up to the rounding of pixels in batches of other sizes (docs/serving.md).
+
         Raises:
             ServerError: If the server rejects the request, does not respond in time, or is unreachable.
         """
@@ -93,7 +141,46 @@ class _Client:
                 f"{endpoint!r} takes {', '.join(signature.inputs)}. Received {', '.join(inputs) or 'nothing'}."
             )
         arrays = {name: _cast(name, value, signature.inputs[name].dtype) for name, value in inputs.items()}
-        return self._predict(endpoint, arrays, signature)
+        rows = _common_rows(arrays, signature)
+        if not rows:
+            return self._predict(endpoint, arrays, signature)
+        parts, first = [], 0
+        while first < rows:
+            size = min(self._max_rows.get(endpoint, rows), rows - first)
+            part = {
+                name: values[first : first + size] if signature.inputs[name].shape else values
+                for name, values in arrays.items()
+            }
+            try:
+                parts.append(self._predict(endpoint, part, signature))
+            except TooManyRows as error:
+                fewer = error.limit or size // 2
+                if not 1 <= fewer < size:
+                    raise
+                self._max_rows[endpoint] = fewer
+            else:
+                first += size
+        return {name: np.concatenate([part[name] for part in parts]) for name in signature.outputs}
+
+    def _unreachable(self, kind: str, host: str, port: int, reason: str) -> ServerError:
+        """The error for a server that cannot be reached, by what listens on its port instead; `kind` is REST or gRPC."""
+        found = _listener(host, port)
+        if found == "no host":
+            return ServerError(f"{self.server} cannot be reached: no machine is called {host!r}.")
+        if found == "nothing":
+            text = f"nothing listens on port {port}: is the server running, and is this the port that it printed?"
+            return ServerError(f"{self.server} cannot be reached: {text}")
+        host = f"[{host}]" if ":" in host else host
+        other = {
+            "REST": f"HTTP, not gRPC: name http://{host}:{port}, or the server's gRPC port, such as grpc://{host}:{GRPC_PORT}",
+            "gRPC": f"gRPC, not REST: name grpc://{host}:{port}, or the server's REST port, such as http://{host}:{REST_PORT}",
+            "TLS": f"TLS: name https://{host}:{port}",
+        }
+        if kind == "https" and found == "REST":
+            return ServerError(f"{self.server} speaks HTTP without TLS: name http://{host}:{port}.")
+        if found in other and found != kind and (kind, found) != ("https", "TLS"):
+            return ServerError(f"{self.server} speaks {other[found]}.")
+        return ServerError(f"{self.server} cannot be reached ({reason}): is the server running?")
 
     def _too_late(self) -> ServerError:
         return ServerError(
@@ -102,6 +189,23 @@ class _Client:
 
     def _wait(self, attempt: int) -> None:
         time.sleep(FIRST_WAIT_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+
+
+def _common_rows(arrays: Mapping[str, np.ndarray], signature: Signature) -> int | None:
+    """The rows of a request that can be sent in parts, or None: every input but scalars, and every output, has any number of them.
+
+    Raises:
+        ValueError: If the inputs differ in it.
+    """
+    per_row = sorted(name for name, tensor in signature.inputs.items() if tensor.shape)
+    tensors = [*(signature.inputs[name] for name in per_row), *signature.outputs.values()]
+    free = all(tensor.shape[:1] == (None,) for tensor in tensors) and all(arrays[name].ndim for name in per_row)
+    if not (per_row and free):
+        return None
+    counts = {name: len(arrays[name]) for name in per_row}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"All inputs need the same number of rows. Received {counts}.")
+    return counts[per_row[0]]
 
 
 def _cast(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
@@ -143,6 +247,8 @@ class RestClient(_Client):
             raise ValueError(f"`server` must be http://host:port or https://host:port. Received {server!r}.")
         self.server = server
         connection = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        self._kind = "https" if url.scheme == "https" else "REST"
+        self._place = url.hostname, url.port or (443 if url.scheme == "https" else 80)
         self._path = f"{url.path.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}"
         self._connect = lambda: connection(url.hostname, url.port, timeout=timeout_seconds)
         self._connection: http.client.HTTPConnection | None = None
@@ -160,7 +266,7 @@ class RestClient(_Client):
         content = response.read(self.max_bytes + 1)
         if len(content) > self.max_bytes:
             self.close()
-            raise ServerError(f"The response of {self.server} exceeds {self.max_bytes} bytes: request fewer videos.")
+            raise TooManyRows(f"The response of {self.server} exceeds {self.max_bytes} bytes: request fewer videos.")
         return response.status, content
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -173,15 +279,15 @@ class RestClient(_Client):
                 raise self._too_late() from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if last:
-                    raise ServerError(
-                        f"{self.server} cannot be reached ({type(error).__name__}: {error}): is the server running?"
-                    ) from None
+                # what is no HTTP will be none at the next attempt; but a connection may be closed by chance
+                other = isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError)
+                if last or other or isinstance(error, ssl.SSLError):
+                    raise self._unreachable(self._kind, *self._place, f"{type(error).__name__}: {error}") from None
             else:
                 if status == 200:
                     return content
                 if status not in RETRIED_STATUS or last:
-                    raise ServerError(f"{self.server} answered {status}: {_error_text(content)}")
+                    raise _refusal(self.server, status, _error_text(content))
             self._wait(attempt)
         raise ValueError(f"`num_attempts` must be at least 1. Received {self.num_attempts}.")
 
@@ -261,7 +367,7 @@ class GrpcClient(_Client):
         url = urllib.parse.urlsplit(server)
         if url.scheme != "grpc" or not url.hostname or not url.port:
             raise ValueError(f"`server` must be grpc://host:port. Received {server!r}.")
-        self.server, self._grpc = server, grpc
+        self.server, self._grpc, self._place = server, grpc, (url.hostname, url.port)
         # gRPC's own limit of 4 MiB is 21 clips of 16x64x64.
         limits = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", max_bytes)]
         self._channel = grpc.insecure_channel(url.netloc, limits)
@@ -279,8 +385,13 @@ class GrpcClient(_Client):
                 late = time.monotonic() - begin > 0.9 * self.timeout_seconds  # else it is the server's own timeout
                 if late and error.code() is self._grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise self._too_late() from None
-                if error.code() is not self._grpc.StatusCode.UNAVAILABLE or attempt + 1 == self.num_attempts:
-                    raise ServerError(f"{self.server} answered {error.code().name}: {error.details()}") from None
+                last = attempt + 1 == self.num_attempts
+                unreached = re.search("failed to connect|DNS resolution failed", error.details())
+                if error.code() is self._grpc.StatusCode.UNAVAILABLE and unreached:
+                    if last or _listener(*self._place) not in ("gRPC", "nothing", ""):  # else it may still be starting
+                        raise self._unreachable("gRPC", *self._place, error.details()) from None
+                elif error.code() is not self._grpc.StatusCode.UNAVAILABLE or last:
+                    raise _refusal(self.server, error.code().name, error.details()) from None
             self._wait(attempt)
         raise ValueError(f"`num_attempts` must be at least 1. Received {self.num_attempts}.")
 
@@ -343,7 +454,12 @@ class _Videos(_Common):
     out: str = option("", "Output file: .mp4, .gif, .webp, .png (a sheet of frames) or .npy (uint8 B, T, H, W, 3).")
     jpeg: bool = option(False, "Request JPEG frames: a tenth of the bytes, slightly lossy.")
     fps: float = option(8.0, "Frames per second of the file.", minimum=0.1)
-    scale: int = option(1, "Integer upscaling factor.", minimum=1)
+    scale: int = option(
+        0,
+        "Whole factor by which frames are enlarged, in all but .npy; 0: as needed for 128 pixels in a sheet or grid, and 256 for a "
+        "video alone.",
+        minimum=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,7 +499,9 @@ class Interpolate(_Videos):
 class Decode(_Videos):
     """Videos of given latents."""
 
-    latents: str = option("", ".npz file with one array per latent, batch axis first, as written by encode.")
+    latents: str = option(
+        "", ".npz file with one array per latent, batch axis first, as encode and trainers.generate --latents write."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,12 +562,8 @@ def _request(config: _Videos) -> tuple[str, dict[str, Any], list[str] | None]:
         return "interpolate", {"a": config.start, "b": config.end, "num_steps": config.num_steps}, labels
     if not config.latents:
         raise cli.UsageError("--latents is missing: name an .npz with one array per latent.")
-    if pathlib.Path(config.latents).is_file() and not zipfile.is_zipfile(config.latents):
-        raise ValueError(
-            f"{config.latents} is not an .npz file: write one array per latent with numpy.savez, as encode does."
-        )
-    with np.load(config.latents) as arrays:
-        return "decode", dict(arrays), None
+    latents, about = latent_files.load(config.latents)
+    return "decode", latents, latent_files.names(latents, about)
 
 
 def _encode(client: _Client, config: Encode) -> str:
@@ -463,35 +577,36 @@ def _encode(client: _Client, config: Encode) -> str:
     if wanted and len(video) < wanted:
         raise ValueError(f"{config.video} has {len(video)} frames, but {wanted} are needed.")
     latents = client.predict("encode", {"video": video[None]})
-    pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(config.out, **latents)
+    latent_files.save(config.out, latents)
     return ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in latents.items())
 
 
 def write_videos(
-    path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 1, labels: list[str] | None = None
-) -> None:
+    path: str | pathlib.Path, videos: np.ndarray, fps: float, scale: int = 0, labels: list[str] | None = None
+) -> int:
     """Writes uint8 (B, T, H, W, 3) in the format of the file extension; several videos play side by side.
 
-    `labels` are the videos' names on a sheet.
+    Frames are enlarged by `scale` (0: as needed to look at them) except in `.npy`; returns the factor. `labels` are the videos'
+    names on a sheet.
     """
-    from tfvidgen import visualize
+    from tfvidgen import storage, visualize
     from tfvidgen.data import video_io
 
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    alone = len(videos) == 1 and suffix != ".png"
+    least = visualize.CLIP_PIXELS if alone else visualize.TILE_PIXELS
+    scale = 1 if suffix == ".npy" else scale or visualize.enlargement(videos.shape[2:4], least)
     if suffix == ".npy":
-        np.save(path, videos)
+        with storage.replaced(path) as part, part.open("wb") as file:  # `np.save` would add a suffix to .NPY
+            np.save(file, videos)
     elif suffix == ".png":
         visualize.save_png(path, visualize.contact_sheet(list(videos), row_labels=labels, scale=scale))
     else:
-        if len(videos) > 1:
-            played = visualize.grid_video(videos, scale=scale)
-        else:
-            played = videos[0].repeat(scale, axis=1).repeat(scale, axis=2)
+        played = visualize.enlarged(videos[0], scale) if alone else visualize.grid_video(videos, scale=scale)
         write = {".mp4": video_io.write_mp4, ".gif": video_io.write_gif, ".webp": video_io.write_webp}[suffix]
         write(path, played, fps)
+    return scale
 
 
 def _run(config: _Common, other: types.SimpleNamespace) -> int:
@@ -506,9 +621,13 @@ def _run(config: _Common, other: types.SimpleNamespace) -> int:
         if isinstance(config, Encode):
             text = _encode(client, config)
         else:
+            if isinstance(config, Decode):
+                shapes = {name: tensor.shape[1:] for name, tensor in client.signature("decode").inputs.items()}
+                latent_files.require(config.latents, inputs, shapes, f"the model {config.model!r} of {config.server}")
             videos = videos_of(client.predict(endpoint, inputs))
-            write_videos(config.out, videos, config.fps, config.scale, labels)
+            scale = write_videos(config.out, videos, config.fps, config.scale, labels)
             text = f"{len(videos)} video(s) of {videos.shape[1]} frames, {videos.shape[2]}x{videos.shape[3]}"
+            text += f", enlarged {scale} times by nearest neighbour" if scale > 1 else ""
     finally:
         client.close()
     print(f"{config.out}: {text}")

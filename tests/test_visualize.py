@@ -73,6 +73,25 @@ def test_to_uint8_refuses_nan():
 # save_png ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("size", "least", "factor"),
+    [((64, 64), 128, 2), ((65, 64), 128, 2), ((48, 90), 128, 3), ((128, 9999), 128, 1), ((1, 1), 256, 256)],
+)
+def test_small_frames_are_enlarged_as_far_as_needed(size, least, factor):
+    assert visualize.enlargement(size, least) == factor
+
+
+def test_enlarging_repeats_pixels():
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
+    enlarged = visualize.enlarged(video, 3)
+    assert enlarged.shape == (2, 9, 12, 3) and enlarged.dtype == np.uint8
+    for y, x in np.ndindex(3, 3):
+        np.testing.assert_array_equal(enlarged[:, y::3, x::3], video)
+    for scale in (0, 1.5):
+        with pytest.raises(ValueError, match="`scale` must be a whole number of at least 1"):
+            visualize.enlarged(video, scale)
+
+
 def test_save_png_keeps_every_pixel_and_leaves_no_other_file(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     path = tmp_path / "new folder" / "äö sheet.png"

@@ -35,6 +35,8 @@ LEGEND = {
 }
 
 MARGIN = 16  # white margin around a sheet, in pixels
+TILE_PIXELS = 128  # a frame among others, on a sheet or in a grid, is enlarged to at least this height and width
+CLIP_PIXELS = 256  # a clip alone is enlarged to at least this
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
@@ -64,6 +66,28 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
             f"`video` {video.shape} contains NaN, which is not a colour: the model that generated it has diverged."
         )
     return np.round((np.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def enlargement(size: tuple[int, int], least: int = TILE_PIXELS) -> int:
+    """The smallest whole factor that makes a frame of `size` (height, width) at least `least` pixels high and wide."""
+    return max(1, math.ceil(least / min(size)))
+
+
+def enlarged(frames: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarges frames by nearest neighbour: every pixel becomes a square of scale x scale, and no colour changes.
+
+    Args:
+        frames: (..., H, W, 3).
+        scale: Whole factor, at least 1.
+
+    Returns:
+        (..., scale * H, scale * W, 3).
+
+    Raises:
+        ValueError: If `scale` is no whole number of at least 1.
+    """
+    _check_positive(scale=scale)
+    return frames.repeat(int(scale), axis=-3).repeat(int(scale), axis=-2)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -194,7 +218,7 @@ def grid_video(
     corners = [(sheet.tops[i // num_columns], sheet.lefts[i % num_columns] + indent) for i in range(len(videos))]
     for (top, left), caption in zip(corners, captions, strict=True):
         sheet.write((left + width / 2, top + height + caption_height / 2), caption, size, anchor="mm")
-    return sheet.play([(corner, _upscaled(video, scale)) for corner, video in zip(corners, videos, strict=True)])
+    return sheet.play([(corner, enlarged(video, scale)) for corner, video in zip(corners, videos, strict=True)])
 
 
 def board(
@@ -232,7 +256,7 @@ def board(
         ValueError: If dtypes, shapes, counts or marks are invalid.
     """
     _check_positive(scale=scale)
-    clips = {at: _upscaled(clip, scale) for at, clip in _checked_cells(cells, row_labels, column_labels).items()}
+    clips = {at: enlarged(clip, scale) for at, clip in _checked_cells(cells, row_labels, column_labels).items()}
     return _board(clips, row_labels, column_labels, marks, legend, title, row_axis, column_axis)
 
 
@@ -263,7 +287,7 @@ def board_sheet(
     _check_positive(scale=scale, num_frames=num_frames)
     strips = {}
     for at, clip in _checked_cells(cells, row_labels, column_labels).items():
-        frames = _upscaled(clip[_spaced(len(clip), num_frames)], scale)
+        frames = enlarged(clip[_spaced(len(clip), num_frames)], scale)
         frames = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)  # a white line between frames
         strips[at] = np.concatenate(frames, axis=1)[None, :, :-1]
     return _board(strips, row_labels, column_labels, marks, legend, title, row_axis, column_axis)[0]
@@ -292,7 +316,7 @@ def _strips(
     )
     tiles = []
     for top, (_, video) in zip(sheet.tops, rows, strict=True):
-        frames = _upscaled(video[shown[len(video)]], scale)
+        frames = enlarged(video[shown[len(video)]], scale)
         tiles += [((top, left), frame[None]) for left, frame in zip(sheet.lefts, frames, strict=False)]
     return sheet.play(tiles, even=False)[0]
 
@@ -410,10 +434,6 @@ def _spaced(length: int, count: int) -> np.ndarray:
     if count == 1:
         return np.array([length // 2])
     return np.round(np.linspace(0, length - 1, min(count, length))).astype(int)
-
-
-def _upscaled(frames: np.ndarray, scale: int) -> np.ndarray:
-    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
 def _hatched(height: int, width: int) -> np.ndarray:

@@ -60,11 +60,13 @@ class RunConfig:
 
     dataset: str = option(
         "actors",
-        "Training data: a folder or file of videos, or one of actors, sprites, weizmann.",
+        "Training data: a folder or file of videos, or one of actors, shapes, sprites, weizmann.",
         may_change=True,
         per_worker=True,
     )
-    data_dir: str = option("", "Folder of the named datasets sprites and weizmann.", may_change=True, per_worker=True)
+    data_dir: str = option(
+        "", "Folder of the named datasets shapes, sprites and weizmann.", may_change=True, per_worker=True
+    )
     size: int = option(64, "Height and width of a frame, in pixels.", minimum=1)
     resize: str = option("centre_crop", "How non-square frames are made square.", ("centre_crop", "squash", "pad"))
     num_frames: int = option(16, "Frames per clip.", minimum=1)
@@ -366,7 +368,8 @@ def parse(
     arguments: str = "",
     system: str = "",
 ) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, everything else: `config`, `preset`, `dry_run`, `help`, and `arguments`).
+    """Command line -> (config, everything else: `config`, `preset`, `dry_run`, `help`, `arguments`, and the names
+    of the flags `given`).
 
     Args:
         config_class: Its fields are the flags.
@@ -407,6 +410,7 @@ def parse(
             f"--preset must be one of {', '.join(presets)}. Received {other.preset!r}.{suggest(other.preset, list(presets))}"
         )
     given = {name: values[name].value for name in names if values[name].value is not None}
+    other.given = tuple(given)
     if other.config and other.preset:
         raise UsageError(
             f"--config={other.config} and --preset={other.preset} are mutually exclusive: take the settings from one of them."

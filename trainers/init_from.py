@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainers.runs import RunData
 
 REPORT = "init_from.json"
-VIDEOS = "videos.json"  # names of the videos that a run has codes for, in row order
+VIDEOS = "videos.json"  # where runs begun before `labels.video_names` of config.json have the names of their videos
 _SHOWN = 3  # names per line on the terminal
 _SHARED = ("all",)  # name of the single row of a table shared by all videos
 
@@ -156,26 +156,12 @@ def begin(
     )
 
 
-def note(
-    run_dir: str | os.PathLike,
-    begun: Begun | None,
-    model: VideoGenerator,
-    run_data: RunData,
-    say: Callable[[str], None],
-) -> None:
-    """Reports and records what a run was initialised from and, for runs initialised from it, what its codes belong to.
-
-    Files: `init_from.json` with all of `begun`; `videos.json` if the model learns a code per video.
-    """
-    run_dir = pathlib.Path(run_dir)
+def note(run_dir: str | os.PathLike, begun: Begun | None, say: Callable[[str], None]) -> None:
+    """Reports what a run was initialised from, and records all of it in `init_from.json`; None: from no other run."""
     if begun:
-        storage.write_json(run_dir / REPORT, dataclasses.asdict(begun))
+        storage.write_json(pathlib.Path(run_dir) / REPORT, dataclasses.asdict(begun))
         for line in begun.lines():
             say(f"init_from: {line}")
-    if "video" in _kinds(model).values() and not (run_dir / VIDEOS).exists():
-        digest = runs.read(run_dir)["data"]["digest"]
-        names = {"digest": digest, "names": list(run_data.trained.names)}
-        storage.write_json(run_dir / VIDEOS, names, indent=None)
 
 
 # ---------------------------------------------------------------- variables
@@ -237,7 +223,8 @@ def _names_there(
     source: VideoGenerator, description: Mapping[str, Any], source_dir: pathlib.Path
 ) -> dict[str, Sequence[str]]:
     """What the rows of a run belong to, as far as its folder says."""
-    labels, videos = description.get("labels", {}), ()
+    labels = description.get("labels", {})
+    videos = labels.get("video_names", ())
     for path in (source_dir / VIDEOS, source_dir.parent / VIDEOS):  # best/ is inside its run's folder
         if "video" in _kinds(source).values() and not videos and path.is_file():
             videos = _video_names(path, description["data"]["digest"])

@@ -1,6 +1,6 @@
-"""Describes a folder or file of videos, and draws a contact sheet of it.
+"""Describes a folder or file of videos, lists its ids with their names, and draws a contact sheet of it.
 
-python -m trainers.inspect_data PATH --out=sheet.png
+python -m trainers.inspect_data my_clips/      draws my_clips-sheet.png in the current folder
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import re
 import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainers import cli
@@ -29,7 +30,7 @@ HISTOGRAM_BINS = 24
 class Config:
     """Settings of an inspection."""
 
-    data_dir: str = option("", "Folder of the named datasets sprites and weizmann.")
+    data_dir: str = option("", "Folder of the named datasets shapes, sprites and weizmann.")
     size: int = option(64, "Height and width of a frame on the sheet, in pixels.", minimum=1)
     fps: float = option(
         0.0,
@@ -40,7 +41,18 @@ class Config:
     max_file_gib: float = option(
         1.0, "Refuse a file whose header declares more than this many GiB of pixels.", minimum=0
     )
-    out: str = option("", "PNG file for the contact sheet; empty draws none.")
+    max_ids: int = option(
+        16,
+        "Ids to list with their names, of videos, actions and identities each; 0 lists none, -1 all. They are those of a run on "
+        "all of the videos; config.json lists a run's own.",
+        minimum=-1,
+    )
+    sheet: bool = option(True, "Draw the contact sheet; --nosheet draws none.")
+    out: str = option(
+        "",
+        "PNG file for the contact sheet; empty for <name of PATH>-sheet.png in the current folder or, if that lies in PATH, "
+        "beside PATH: a picture among the videos would be taken for one.",
+    )
     rows: int = option(8, "Videos on the sheet.", minimum=1)
     columns: int = option(8, "Frames of each video on the sheet.", minimum=1)
 
@@ -92,6 +104,47 @@ def describe(report: SourceReport) -> str:
     return "\n".join(lines)
 
 
+def listed_ids(names: Mapping[str, Sequence[str]], most: int) -> str:
+    """Lines such as `video ids         0 run/a.mp4`: at most `most` names of each kind, in the order of their ids; -1 for all."""
+    lines = []
+    for kind, known in names.items():
+        shown = list(known) if most < 0 else list(known[:most])
+        width = len(str(max(0, len(shown) - 1)))
+        lines += [
+            f"{f'{kind} ids' if index == 0 else '':<18}{index:>{width}} {name}" for index, name in enumerate(shown)
+        ]
+        if 0 < len(shown) < len(known):
+            lines.append(f"{'':<18}and {len(known) - len(shown):,} more: --max_ids=-1 lists all")
+    return "\n".join(lines)
+
+
+def default_sheet(path: pathlib.Path) -> pathlib.Path:
+    """Where the sheet of a folder, a file or a named set is drawn unless asked otherwise, see `Config.out`."""
+    here, whole = pathlib.Path.cwd(), path.resolve()
+    inside = whole.is_dir() and (here == whole or whole in here.parents)
+    name = f"{whole.stem if whole.is_file() else whole.name or 'videos'}-sheet.png"
+    return whole.parent / name if inside else pathlib.Path(name)
+
+
+def draw_sheet(report: SourceReport, read: Callable[[int], np.ndarray], config: Config, path: pathlib.Path) -> str:
+    """Draws the contact sheet; returns the line that says where, or why not if nobody asked for it and it cannot be written."""
+    from tfvidgen import visualize
+
+    rows = spread(report.num_videos, config.rows)
+    labels = [f"{index}: {report.names[index]}" for index in rows]
+    sheet = visualize.contact_sheet([read(index) for index in rows], config.columns, labels)
+    out = pathlib.Path(config.out) if config.out else default_sheet(path)
+    try:
+        visualize.save_png(out, sheet)
+    except OSError as error:
+        if config.out:
+            raise
+        return (
+            f"{'contact sheet':<18}none: {out} cannot be written ({error.strerror}); --out=FILE.png names another place"
+        )
+    return f"{'contact sheet':<18}{out}"
+
+
 def report_of(collection: VideoCollection) -> SourceReport:
     """The report for a dataset that was generated or loaded by name."""
     from tfvidgen.data.sources import SourceReport
@@ -121,12 +174,16 @@ def read_one(root: pathlib.Path, name: str, config: Config) -> np.ndarray:
 def _run(config: Config, other: types.SimpleNamespace) -> int:
     if len(other.arguments) != 1:
         raise cli.UsageError(
-            f"Name one folder or file of videos, or actors, sprites, weizmann or shapes. Received {len(other.arguments)} names."
+            f"Name one folder or file of videos, or actors, shapes, sprites or weizmann. Received {len(other.arguments)} names."
         )
     from tfvidgen.data.loading import NAMED, load
     from tfvidgen.data.shards import ShardedVideos, is_prepared
     from tfvidgen.data.sources import scan
 
+    if config.out and not config.sheet:
+        raise cli.UsageError("--nosheet draws no contact sheet: leave out --out or --nosheet.")
+    if config.out and pathlib.Path(config.out).suffix.lower() != ".png":
+        raise cli.UsageError(f"--out must end in .png. Received {config.out!r}.")
     (name,) = other.arguments
     path = pathlib.Path(name)
     if name in NAMED and not path.exists():
@@ -141,19 +198,16 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
             return read_one(path, report.names[index], config)
 
     print(describe(report))
+    ids = {"video": report.names, "action": tuple(report.classes), "identity": tuple(report.identities)}
+    if text := listed_ids(ids, config.max_ids):
+        print(text)
     if report.unreadable and not (config.skip_bad and report.num_videos):
         raise ValueError(
             f"{len(report.unreadable)} files cannot be read, see above. Mend or remove them"
             + (", or pass --skip_bad." if report.num_videos else ".")
         )
-    if config.out:
-        from tfvidgen import visualize
-
-        rows = spread(report.num_videos, config.rows)
-        labels = [report.names[index] for index in rows]
-        sheet = visualize.contact_sheet([read(index) for index in rows], config.columns, labels)
-        visualize.save_png(config.out, sheet)
-        print(f"{'contact sheet':<18}{config.out}")
+    if config.sheet:
+        print(draw_sheet(report, read, config, path))
     return 0
 
 

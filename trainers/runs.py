@@ -30,7 +30,7 @@ from trainers.images import loose_images
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
-LABELS = ("identity_names", "action_names")
+LABELS = ("identity_names", "action_names", "video_names")  # of `labels` in config.json, indexed by id
 MAX_RESUMED = 20  # starts listed in `config.json`, besides the first
 
 
@@ -311,7 +311,7 @@ def start(
             **({"skipped": dict(run_data.skipped)} if run_data.skipped else {}),
             **({} if run_data.images is None else {"images_digest": run_data.images_digest}),
         },
-        "labels": {key: list(names) for key in LABELS if (names := getattr(run_data.trained, key))},
+        "labels": _labels(model, run_data),
         "model": {"class": _recorded_class(system, model), "config": _plain(model.get_config())},
         **({"frozen": dict(model.frozen_digests)} if model.frozen_digests else {}),
         **({"stages": dict(stages)} if stages else {}),
@@ -325,6 +325,7 @@ def start(
         description.update(forms=library.forms(old), versions=old.get("versions", library.versions()))
     if writes:
         description["environment"] = _environment(old, run_dir)
+        description["labels"] = description.pop("labels")  # last: there may be thousands of names
         run_dir.mkdir(parents=True, exist_ok=True)
         for stray in run_dir.iterdir():  # left by a process killed while writing
             if stray.name.startswith(".config.json."):
@@ -361,6 +362,14 @@ def _another_run(run_dir: str | pathlib.Path, differences: list[str]) -> ValueEr
     return ValueError(
         f"{run_dir} holds a different run: {'; '.join(differences)}. Use its settings to resume it, or name another --run_dir."
     )
+
+
+def _labels(model: VideoGenerator, run_data: RunData) -> dict[str, list[str]]:
+    """The names of the data's identities and actions and, where codes are learned for videos, of these."""
+    videos = run_data.trained
+    by_video = model.has_lookup or "video" in model.row_owners.values()
+    names = (videos.identity_names, videos.action_names, videos.names if by_video else None)
+    return {key: list(found) for key, found in zip(LABELS, names, strict=True) if found}
 
 
 def _environment(old: Mapping[str, Any] | None, run_dir: pathlib.Path) -> dict[str, Any]:

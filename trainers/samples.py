@@ -29,7 +29,9 @@ class SampleSheet:
         self._model, self._run_dir, self._fps = model, run_dir, run_data.all.fps
         self._video_ids = np.linspace(0, run_data.num_originals - 1, NUM_SHEET_CLIPS // 2).round().astype(np.int32)
         shown = run_data.trained.subset(self._video_ids) if run_data.num_originals >= NUM_SHEET_CLIPS // 2 else None
-        self._names = None if shown is None else shown.names
+        self._names = None
+        if shown is not None:
+            self._names = [f"{index}: {name}" for index, name in zip(self._video_ids, shown.names, strict=True)]
         self._reconstructs = can_reconstruct(model, config)
         if config.clip_start == "random":  # the first clip shows what the data looks like
             config = dataclasses.replace(config, clip_start="first")
@@ -52,9 +54,11 @@ class SampleSheet:
             rows += list(new)
             labels += [f"new {i}" for i in range(len(new))]
             groups.append(len(new))
-            write_gif(folder / "new.gif", visualize.grid_video(new), self._fps)
+            scale = visualize.enlargement(new.shape[2:4])
+            write_gif(folder / "new.gif", visualize.grid_video(new, scale=scale), self._fps)
         if rows:
-            sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=groups)
+            scale = visualize.enlargement(rows[0].shape[1:3])
+            sheet = visualize.contact_sheet(rows, row_labels=labels, group_sizes=groups, scale=scale)
             visualize.save_png(folder / f"step_{step:07d}.png", sheet)
 
 

@@ -207,7 +207,7 @@ def _train(
     def begun() -> None:
         if is_chief:
             runs.start(config, system, model, run_data, asked=asked, stages=begins)
-            init_from.note(run_dir, source, model, run_data, say)
+            init_from.note(run_dir, source, say)
 
     with RunLock(config.run_dir) if is_chief else contextlib.nullcontext():
         run_dir = runs.start(config, system, model, run_data, writes=False, asked=asked, stages=begins)  # checks only

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import client
-from tests.export.conftest import assert_same_frames
+from export import client, saved_model
+from export.serving import has_stubs
+from tests.export.conftest import assert_same_frames, assert_same_pixels, start_server
 from tests.export.free_length import moving_square
+from tfvidgen import latent_files
 from tfvidgen.data.video_io import probe_video, read_video, write_mp4
 from tfvidgen.visualize import contact_sheet
+from trainers import generate
 
 
 def addresses(server):
@@ -221,8 +224,80 @@ def test_a_server_that_is_not_there(quick):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(client.ServerError, match="cannot be reached .*is the server running"):
-        client.RestClient(url, "m").signatures()
+    addresses = [url, f"grpc{url[4:]}"] if has_stubs() else [url]
+    for address in addresses:
+        with pytest.raises(
+            client.ServerError, match="nothing listens on port .*is the server running, and is this the port"
+        ):
+            client.connect(address, "m").signatures()
+
+
+def test_a_wrong_port_is_told_by_what_it_speaks(server, quick, monkeypatch):
+    """At once: it would speak the same at the next attempt."""
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 100)
+    rest = f"127.0.0.1:{server.rest_port}"
+    with pytest.raises(client.ServerError, match=f"https://{rest} speaks HTTP without TLS: name http://{rest}"):
+        client.connect(f"https://{rest}", "m").signatures()
+    secret = Unreliable(b"\x15\x03\x01\x00\x02\x02\x50", b"\x15\x03\x01\x00\x02\x02\x50")
+    with pytest.raises(client.ServerError, match=f"speaks TLS: name https://{secret.url[7:]}"):
+        client.connect(secret.url, "m").signatures()
+    secret.close()
+    if not server.grpc_port:
+        pytest.skip("needs tensorflow-serving-api (extra: serving)")
+    rpc = f"127.0.0.1:{server.grpc_port}"
+    with pytest.raises(client.ServerError, match=f"http://{rpc} speaks gRPC, not REST: name grpc://{rpc}, or .*:8501"):
+        client.connect(f"http://{rpc}", "m").signatures()
+    with pytest.raises(
+        client.ServerError, match=f"grpc://{rest} speaks HTTP, not gRPC: name http://{rest}, or .*:8500"
+    ):
+        client.connect(f"grpc://{rest}", "m").signatures()
+
+
+# ---------------------------------------------------------------- more rows than the server takes
+def test_more_rows_than_the_server_takes_are_sent_in_parts(server):
+    seeds, labels = list(range(70, 33, -1)), [i % 2 for i in range(37)]
+    for address in addresses(server):
+        asking = client.connect(address, "m")
+        singly = np.concatenate([asking.predict("serving_default", {"seed": [seed]})["video"] for seed in seeds])
+        assert not asking._max_rows
+        assert_same_pixels(asking.predict("serving_default", {"seed": seeds})["video"], singly)
+        assert asking._max_rows == {"serving_default": server.app.config.max_batch_size}
+        paired = asking.predict("conditional", {"seed": seeds, "label": labels})["video"]
+        for row in (0, 16, 36):
+            one = asking.predict("conditional", {"seed": [seeds[row]], "label": [labels[row]]})["video"]
+            assert_same_pixels(paired[row : row + 1], one)
+        assert client.videos_of(asking.predict("lookup_jpeg", {"video_id": [i % 6 for i in range(20)]})).shape[0] == 20
+        with pytest.raises(client.ServerError, match=r"video_id must lie in 0\.\.5"):
+            asking.predict("lookup", {"video_id": [0] * 20 + [6]})
+        with pytest.raises(client.ServerError, match="seed must have "):
+            asking.predict("serving_default", {"seed": np.zeros(0, np.int64)})
+        with pytest.raises(ValueError, match="same number of rows. Received {'label': 1, 'seed': 37}"):
+            asking.predict("conditional", {"seed": seeds, "label": [0]})
+        asking.close()
+
+
+def test_parts_shrink_until_they_fit_and_share_scalars(free_server):
+    video = np.repeat(moving_square(), 18, axis=0)
+    video[:, :, 0, 0] = np.arange(18, dtype=np.uint8)[:, None, None]
+    for address in addresses(free_server):
+        asking = client.connect(address, "m")
+        latents = asking.predict("encode", {"video": video})  # more than 20,000 bytes as JSON
+        alone = asking.predict("encode", {"video": video[17:]})
+        for name, values in latents.items():
+            assert len(values) == 18
+            np.testing.assert_allclose(values[17:], alone[name], atol=1e-5)
+        assert asking.predict("generate", {"seed": list(range(18)), "num_frames": 5})["video"].shape[:2] == (18, 5)
+        asking.close()
+
+
+def test_the_limit_of_tensorflow_serving_is_understood(quick):
+    refused = http(400, b'{"error": "Task size 3 is larger than maximum input batch size 2"}')
+    server = Unreliable(http(200, METADATA), refused, http(200, b'{"outputs": [7, 8]}'), http(200, b'{"outputs": [9]}'))
+    asking = client.RestClient(server.url, "m")
+    assert asking.predict("serving_default", {"seed": [1, 2, 3]})["video"].tolist() == [7, 8, 9]
+    server.close()
+    sent = [json.loads(request[request.index(b"{") :])["inputs"]["seed"] for request in server.requests[1:]]
+    assert sent == [[1, 2, 3], [1, 2], [3]]
 
 
 # ---------------------------------------------------------------- program
@@ -244,8 +319,9 @@ runpy.run_module("export.client", run_name="__main__", alter_sys=True)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}: 1 video(s) of 4 frames, 16x16\n"
-    assert probe_video(out).num_frames == 4
+    assert done.stdout == f"{out}: 1 video(s) of 4 frames, 16x16, enlarged 16 times by nearest neighbour\n"
+    made = probe_video(out)
+    assert (made.num_frames, made.height, made.width) == (4, 256, 256)
 
 
 def test_every_command_and_kind_of_file(url, server, exported, tmp_path, capsys):
@@ -269,7 +345,7 @@ def test_every_command_and_kind_of_file(url, server, exported, tmp_path, capsys)
     line = asking.predict("interpolate", {"a": 1, "b": 9, "num_steps": 3})["video"]
     asking.close()
     with Image.open(tmp_path / "interpolate.png") as image:
-        sheet = contact_sheet(list(line), row_labels=["seed 1", "", "seed 9"])
+        sheet = contact_sheet(list(line), row_labels=["seed 1", "", "seed 9"], scale=8)
         np.testing.assert_array_equal(np.asarray(image), sheet)
     live = exported.model.decode(exported.model.sample_latents(2, seed=4))
     assert_same_frames(np.load(tmp_path / "decode.npy"), live)
@@ -279,6 +355,48 @@ def test_every_command_and_kind_of_file(url, server, exported, tmp_path, capsys)
             client.main(["generate", f"--server=grpc://127.0.0.1:{server.grpc_port}", "--model=m", f"--out={out}"]) == 0
         )
         assert_same_frames(np.load(out), exported.model.generate(1, seed=0))
+
+
+def test_latents_that_generate_wrote_are_decoded_and_others_refused(url, exported, tmp_path, capsys):
+    about = {"system": "navsynth", "run": "mine", "step": 3, "names": ["seed 4 #0", "seed 4 #1"]}
+    codes, latents = (
+        tmp_path / "codes.npz",
+        {n: np.asarray(v) for n, v in exported.model.sample_latents(2, seed=4).items()},
+    )
+    latent_files.save(codes, latents, about)
+    command = ["decode", f"--server={url}", "--model=m", f"--latents={codes}"]
+    for suffix in (".npy", ".png"):
+        assert client.main([*command, f"--out={tmp_path / 'clips'}{suffix}"]) == 0, capsys.readouterr().err
+    live = exported.model.decode(latents)
+    assert_same_frames(np.load(tmp_path / "clips.npy"), live)
+    with Image.open(tmp_path / "clips.png") as image:
+        sheet = contact_sheet(list(np.load(tmp_path / "clips.npy")), row_labels=about["names"], scale=8)
+        np.testing.assert_array_equal(np.asarray(image), sheet)
+    latent_files.save(codes, {"content": np.zeros((2, 3), np.float32)}, {**about, "system": "mocogan"})
+    assert client.main([*command, f"--out={tmp_path / 'no.npy'}"]) == 1
+    error = capsys.readouterr().err
+    assert "latents of mocogan (run mine, step 3): content (2, 3). They do not fit the model 'm' of http" in error
+    assert "transient (B, 4, 5)" in error and not (tmp_path / "no.npy").exists()
+
+
+@pytest.mark.long
+def test_a_run_s_latents_by_its_server(run, tmp_path):
+    """From trainers.generate to the client: the same frames."""
+    saved_model.export_run(run.config.run_dir, tmp_path / "models")
+    flags = [
+        f"--run_dir={run.config.run_dir}",
+        "--num_videos=3",
+        f"--latents={tmp_path / 'codes.npz'}",
+        f"--out={tmp_path}",
+    ]
+    assert generate.main(flags) == 0
+    serving = start_server(tmp_path / "models")
+    try:
+        flags = [f"--server=http://127.0.0.1:{serving.rest_port}", "--model=m", f"--latents={tmp_path / 'codes.npz'}"]
+        assert client.main(["decode", *flags, f"--out={tmp_path / 'served.npy'}"]) == 0
+    finally:
+        serving.stop()
+    assert_same_pixels(np.load(tmp_path / "served.npy"), np.load(tmp_path / "new.npy"))
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import client, endpoints, saved_model, serving
+from export import card, client, endpoints, saved_model, serving
 from export.server import runtime
 from tests.export.conftest import assert_same_frames, assert_same_pixels, start_server
 from tests.systems import NUM_ACTIONS, SYSTEMS, vivid
@@ -577,6 +577,18 @@ def test_the_card_describes_the_model(exported):
         assert f"`{name}`" in card
     assert "in 0..5" in card  # the ids that lookup takes
     assert "No metrics were computed" in card
+
+
+def test_the_card_names_what_ids_are_of(exported, run):
+    labels = saved_model.run_metadata(run.config.run_dir, 7)["labels"]
+    names = list(runs.load_data(run.config).trained.names)
+    assert labels["video_names"] == names and len(names) == 4
+    data = {"num_videos": 4, "source": "actors", "fps": 8.0}
+    text = card.model_card({**exported.metadata, "data": data, "labels": labels})
+    assert f"Video names: 0 {names[0]}, 1 {names[1]}, " in text and "Action names: 0 " in text
+    labels = {"video_names": [f"{i}.mp4" for i in range(card.MAX_NAMES + 7)]}
+    text = card.model_card({**exported.metadata, "data": data, "labels": labels})
+    assert text.count(".mp4") == card.MAX_NAMES and "99 99.mp4, 7 more in `metadata.json`." in text
 
 
 def test_only_the_version_and_the_server_files_are_left(exported):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainers.test_mocogan_trainer import call
+from tfvidgen import storage
 from tfvidgen.data.collection import VideoCollection
 from trainers import init_from, mocogan, navsynth, rmocogan, runs, train
 from trainers.engine import checkpoints, ema
@@ -51,10 +52,16 @@ def saved(system: str, run_dir, run_data=None, seed=1, **settings):
         if variable.dtype == "float32":
             variable.assign(random.uniform(0.1, 0.2, variable.shape))
     runs.start(config, system, model, run_data)
-    init_from.note(run_dir, None, model, run_data, lambda line: None)
     state = {"step": tf.Variable(7, dtype=tf.int64), **checkpoints.model_state(model)}
     checkpoints.Checkpoints(state, run_dir).save(7)
     return model
+
+
+def forget_names(run_dir) -> None:
+    """Takes the names of videos from a run's description, as version 0.1 wrote it."""
+    description = runs.read(run_dir)
+    del description["labels"]["video_names"]
+    storage.write_json(run_dir / "config.json", description)
 
 
 def begun(system: str, source, run_data=None, **settings):
@@ -146,8 +153,12 @@ def test_codes_of_videos_are_matched_by_name(tmp_path):
         assert report.rows[f"{table}.rows"] == {"by": "video", "taken": 2, "rows": 3, "rows_there": 3}
     assert "rows taken: static.rows 2 of 3 by video, transient.rows 2 of 3 by video" in report.lines()
 
+    forget_names(tmp_path / "source")  # earlier runs have them in a file of its own, and `best/` has no copy of that
+    digest = runs.read(tmp_path / "source")["data"]["digest"]
+    storage.write_json(tmp_path / "source" / init_from.VIDEOS, {"digest": digest, "names": ["a", "b", "c"]})
     shutil.copytree(tmp_path / "source", tmp_path / "source" / "best", ignore=shutil.ignore_patterns(init_from.VIDEOS))
-    assert begun("navsynth", tmp_path / "source" / "best", here)[1].rows == report.rows
+    for folder in ("source", "source/best"):
+        assert begun("navsynth", tmp_path / folder, here)[1].rows == report.rows
 
 
 def test_codes_of_labels_are_matched_by_name(tmp_path):
@@ -181,7 +192,7 @@ def test_without_names_codes_are_taken_only_for_the_same_data(tmp_path):
     """Runs of version 0.1 did not write the names of their videos."""
     there = run_data_of(["a", "b", "c"])
     source = saved("navsynth", tmp_path / "source", there)
-    (tmp_path / "source" / init_from.VIDEOS).unlink()
+    forget_names(tmp_path / "source")
     model, report, _ = begun("navsynth", tmp_path / "source", there, seed=5)
     np.testing.assert_array_equal(model.static.rows.numpy(), source.static.rows.numpy())
     model, report, _ = begun("navsynth", tmp_path / "source", run_data_of(["a", "b", "c"], seed=1), seed=5)
@@ -192,6 +203,7 @@ def test_without_names_codes_are_taken_only_for_the_same_data(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"digest"', "[]", "{}", "3"])
 def test_damaged_names_are_an_error(tmp_path, content):
     saved("navsynth", tmp_path / "source")
+    forget_names(tmp_path / "source")
     (tmp_path / "source" / init_from.VIDEOS).write_text(content)
     with pytest.raises(ValueError, match="videos.json is damaged"):
         begun("navsynth", tmp_path / "source")

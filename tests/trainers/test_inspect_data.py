@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfvidgen import visualize
 from tfvidgen.data import video_io
 from tfvidgen.data.sources import load_videos, scan
 from trainers import inspect_data
@@ -31,6 +32,13 @@ def command(*arguments):
         text=True,
         encoding="utf-8",
     )
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Sheets that nobody names are drawn in the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.fixture
@@ -118,8 +126,54 @@ def test_nothing_readable(tmp_path, capsys):
 
 
 def test_out_must_be_a_png(folder, tmp_path, capsys):
-    assert inspect_data.main([str(folder), f"--out={tmp_path / 'sheet.jpg'}"]) == 1
-    assert ".png" in capsys.readouterr().err
+    assert inspect_data.main([str(folder), f"--out={tmp_path / 'sheet.jpg'}"]) == 2
+    assert "--out must end in .png" in capsys.readouterr().err
+    assert inspect_data.main([str(folder), "--out=a.png", "--nosheet"]) == 2
+    assert "leave out --out or --nosheet" in capsys.readouterr().err
+
+
+def test_a_sheet_is_drawn_unasked_and_never_among_the_videos(folder, tmp_path, monkeypatch, capsys):
+    assert inspect_data.main([str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("contact sheet     set-sheet.png\n")
+    with Image.open("set-sheet.png") as sheet:
+        assert sheet.width > 8 * 64 and sheet.height > 4 * 64
+    assert inspect_data.main([str(folder / "run" / "clip0.mp4")]) == 0
+    assert os.path.isfile("clip0-sheet.png")
+
+    for inside in (folder, folder / "run"):
+        monkeypatch.chdir(inside)
+        assert inspect_data.main([str(folder)]) == 0
+        assert capsys.readouterr().out.endswith(f"{tmp_path / 'set-sheet.png'}\n")
+        (tmp_path / "set-sheet.png").unlink()
+    assert not list(folder.rglob("*.png"))
+
+    monkeypatch.chdir(tmp_path)
+    assert inspect_data.main([str(folder), "--nosheet"]) == 0
+    assert "contact sheet" not in capsys.readouterr().out and not (tmp_path / "set-sheet.png").exists()
+
+
+def test_a_sheet_that_nobody_asked_for_may_fail(folder, monkeypatch, capsys):
+    def denied(path, image):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(visualize, "save_png", denied)
+    assert inspect_data.main([str(folder)]) == 0
+    assert "none: set-sheet.png cannot be written (Permission denied); --out=FILE.png" in capsys.readouterr().out
+    assert inspect_data.main([str(folder), "--out=a.png"]) == 1
+
+
+def test_ids_are_listed_with_their_names(folder, capsys):
+    assert inspect_data.main([str(folder), "--nosheet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("video ids         0 run/clip0.mp4")
+    assert lines[first + 3 :] == [f"{'':<18}3 walk/clip0.mp4", "action ids        0 run", f"{'':<18}1 walk"]
+    collection = load_videos(folder, 16)  # the ids of a run
+    assert [line[18:] for line in lines[first : first + 4]] == [f"{i} {n}" for i, n in enumerate(collection.names)]
+    assert collection.action_names == ("run", "walk")
+    names = {"video": [f"{i}.mp4" for i in range(12)]}
+    assert inspect_data.listed_ids(names, 1).splitlines()[1].strip() == "and 11 more: --max_ids=-1 lists all"
+    assert inspect_data.listed_ids(names, -1).splitlines()[9].strip() == "9 9.mp4"
+    assert inspect_data.listed_ids(names, 0) == ""
 
 
 def test_built_in_actors(tmp_path, capsys):

@@ -43,6 +43,10 @@ def test_a_run_trains_samples_and_generates_longer_videos(tmp_path):
     status, _, error = call(generate.main, f"--run_dir={run_dir}", "--num_videos=3", f"--out={tmp_path}")
     assert (status, error) == (0, "")
     assert np.load(tmp_path / "new.npy").shape == (3, 8, 16, 16, 3)
+    status, _, error = call(
+        generate.main, f"--run_dir={run_dir}", "--num_videos=2", "--num_frames=11", f"--out={tmp_path}"
+    )
+    assert (status, error) == (0, "") and np.load(tmp_path / "new.npy").shape == (2, 11, 16, 16, 3)
     model, step = runs.load_model(run_dir)
     assert step == 4 and model.num_categories == 2
     assert model.generate(1, num_frames=11).shape == (1, 11, 16, 16, 3)

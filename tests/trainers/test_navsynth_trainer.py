@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.systems import vivid
-from tfvidgen import data, storage
+from tfvidgen import data, latent_files, storage, visualize
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.data.video_io import read_video
 from trainers import cli, evaluate, generate, navsynth, runs, samples, train
@@ -456,12 +456,16 @@ def generated(finished, out, mode, *flags) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_writes_four_files(finished, tmp_path, mode):
+def test_every_mode_writes_an_overview_and_clips(finished, tmp_path, mode):
     videos = generated(finished, tmp_path, mode, *MODES[mode], "--scale=1", "--fps=6")
     assert videos.dtype == np.uint8
     assert videos.shape[1:] == (8, 16, 16, 3)
     assert len(videos) == {"new": 3, "lookup": 2, "exchange": 3, "interpolate": 4}[mode]
-    assert {path.name for path in tmp_path.iterdir()} == {f"{mode}.{kind}" for kind in ("npy", "gif", "mp4", "png")}
+    overview = {f"{mode}.{kind}" for kind in ("npy", "gif", "mp4", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == {*overview, f"{mode}_mp4"}
+    assert [path.name for path in sorted((tmp_path / f"{mode}_mp4").iterdir())] == [
+        f"clip_{i:04d}.mp4" for i in range(len(videos))
+    ]
     with Image.open(tmp_path / f"{mode}.gif") as gif, Image.open(tmp_path / f"{mode}.png") as sheet:
         assert gif.n_frames == 8 and sheet.width > 8 * 16
     frames, fps = read_video(tmp_path / f"{mode}.mp4")
@@ -514,7 +518,7 @@ def test_results_lie_in_the_run_folder_by_default(finished):
         (["--mode=lookup"], "--ids is missing"),
         (
             ["--mode=lookup", "--ids=1,two"],
-            "--ids takes whole numbers, separated by commas, e.g. 0,3,5. Received '1,two'",
+            "--ids takes whole numbers or names (of identity00_wave, identity00_jumping_jack, identity01_wave, ",
         ),
         (["--mode=lookup", "--ids=5"], "--ids must lie in 0..4. Received 5"),
         (["--mode=lookup", "--ids=-1"], "--ids must lie in 0..4. Received -1"),
@@ -529,6 +533,20 @@ def test_results_lie_in_the_run_folder_by_default(finished):
         (["--mode=exchange", "--identities=0", "--actions=jmp"], "or names (of "),
         (["--mode=invent"], "--mode must be one of new, lookup, exchange, interpolate, reconstruct, swap"),
         (["--num_videos=0"], "--num_videos must be at least 1"),
+        (["--ids=0"], "--mode=new does not use --ids; --mode=lookup and --mode=interpolate do"),
+        (["--mode=lookup", "--ids=0", "--labels=1"], "--mode=lookup does not use --labels; --mode=new does"),
+        (
+            ["--mode=lookup", "--ids=0", "--num_videos=16"],
+            "does not use --num_videos; --mode=new, --mode=interpolate, ",
+        ),
+        (
+            ["--mode=exchange", "--identities=0", "--actions=0", "--num_frames=8"],
+            "does not use --num_frames; --mode=new,",
+        ),
+        (["--num_frames=9"], "--num_frames=9: Learned transient codes have 8 frames"),
+        (["--format=mp4,jpg"], "--format takes mp4, gif, webp, npy, png, separated by commas. Received 'jpg'"),
+        (["--mode=decode"], "--latents is missing"),
+        (["--latents=codes.npy"], "--latents must end in .npz"),
     ],
 )
 def test_bad_ids_are_usage_errors_and_write_nothing(finished, tmp_path, flags, message):
@@ -536,6 +554,118 @@ def test_bad_ids_are_usage_errors_and_write_nothing(finished, tmp_path, flags, m
     assert (status, out) == (2, "")
     assert error.startswith("trainers.generate: usage: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_clips_to_measure_are_read_back_exactly(finished, tmp_path, monkeypatch):
+    """npy and png are; mp4, gif and webp are enlarged for people. A second call replaces the files of the first."""
+    formats = ("npy", "png", "mp4", "gif", "webp")
+    generated(finished, tmp_path, "new", "--num_videos=4", "--format=png")
+    status, said, error = call(
+        generate.main,
+        f"--run_dir={finished.run_dir}",
+        "--num_videos=3",
+        f"--format={','.join(formats)}",
+        f"--out={tmp_path}",
+    )
+    assert (status, error) == (0, "")
+    videos = np.load(tmp_path / "new.npy")
+    for name in formats:
+        assert {path.name for path in (tmp_path / f"new_{name}").iterdir()} == {f"clip_000{i}.{name}" for i in range(3)}
+        if name in generate.EXACT:
+            found = data.load_videos(tmp_path / f"new_{name}")
+            assert np.array_equal(np.stack([found.video(i) for i in range(3)]), videos)
+        elif name == "mp4":
+            frames, _ = read_video(tmp_path / "new_mp4" / "clip_0001.mp4")
+            assert np.abs(frames[:, ::16, ::16].astype(int) - videos[1]).mean() < 12
+            assert frames.shape == (8, 256, 256, 3)
+    assert "8 times in sheet and grid, 16 times in new_mp4/, new_gif/, new_webp/" in said
+    assert "to measure, take new.npy or new_npy/ or new_png/: the model's own 16x16 pixels" in said
+
+    generated(finished, tmp_path, "lookup", "--ids=0,1,2", "--format=npy")
+    for name in generate.EXACT:
+        flags = [f"--generated={tmp_path / f'new_{name}'}", f"--real={tmp_path / 'lookup_npy'}", "--metrics=motion3_8f"]
+        status, _, error = call(
+            evaluate.main, *flags, f"--out={tmp_path / name}", "--cache_dir=none", "--allow_duplicates"
+        )
+        assert (status, error) == (0, "")
+    values = [json.loads((tmp_path / name / "evaluation.jsonl").read_text())["value"] for name in generate.EXACT]
+    assert values[0] == values[1]
+
+    monkeypatch.setattr(generate, "MAX_SHOWN", 2)
+    flags = [f"--run_dir={finished.run_dir}", "--num_videos=5", "--format=png", f"--out={tmp_path}", "--scale=3"]
+    status, said, _ = call(generate.main, *flags)
+    assert status == 0 and "sheet and grid show the first 2 of them" in said and "3 times in sheet and grid;" in said
+    assert len(np.load(tmp_path / "new.npy")) == len(list((tmp_path / "new_png").iterdir())) == 5
+    assert read_video(tmp_path / "new.mp4")[0].shape[1:3] == (52, 102)  # two frames of 48, white between and around
+
+    (tmp_path / "new_npy" / "mine.txt").write_text("kept")
+    status, _, error = call(generate.main, f"--run_dir={finished.run_dir}", "--format=npy", f"--out={tmp_path}")
+    assert status == 1 and "holds 'mine.txt', which is no clip written here" in error
+    assert len(list((tmp_path / "new_npy").iterdir())) == 4 and not list(tmp_path.glob(".part-*"))
+
+
+def test_videos_have_ids_and_names(finished, tmp_path, monkeypatch):
+    run_data = runs.load_data(runs.read_config(finished.run_dir))
+    names = runs.read(finished.run_dir)["labels"]["video_names"]
+    assert names == list(run_data.trained.names) and len(names) == 5
+    assert list(json.loads((finished.run_dir / "config.json").read_text()))[-1] == "labels"
+
+    drawn = {}
+    sheet = visualize.contact_sheet
+    monkeypatch.setattr(visualize, "contact_sheet", lambda rows, **given: drawn.update(given) or sheet(rows, **given))
+    model, step = runs.load_model(finished.run_dir)
+    samples.SampleSheet(model, run_data, runs.read_config(finished.run_dir), tmp_path)(step, {})
+    assert drawn["row_labels"][:8:2] == [f"{i}: {names[i]}" for i in (0, 1, 3, 4)] and drawn["scale"] == 8
+
+    by_name = generated(finished, tmp_path / "name", "lookup", f"--ids={names[4]},0", "--format=")
+    by_id = generated(finished, tmp_path / "id", "lookup", "--ids=4,0", "--format=")
+    np.testing.assert_array_equal(by_name, by_id)
+    assert generate._ids("1,01,b,-0", "ids", 3, ["1", "01", "b"]) == [
+        1,
+        1,
+        2,
+        0,
+    ]  # a number is an id, unless written as none
+
+
+def test_latents_are_saved_and_decoded(finished, tmp_path):
+    codes, out = tmp_path / "codes.npz", tmp_path / "out"
+    videos = generated(finished, out, "lookup", "--ids=4,0", "--format=", f"--latents={codes}")
+    np.testing.assert_array_equal(generated(finished, out, "decode", "--format=", f"--latents={codes}"), videos)
+    latents, about = latent_files.load(codes)
+    model, step = runs.load_model(finished.run_dir)
+    for name, values in model.lookup(np.array([4, 0], np.int32)).items():
+        np.testing.assert_array_equal(latents[name], values)
+    assert (about["system"], about["run"], about["step"], about["video"]) == (
+        "navsynth",
+        "run",
+        step,
+        [2, 8, 16, 16, 3],
+    )
+    assert about["names"] == ["video 4 (identity02_jumping_jack)", "video 0 (identity00_wave)"]
+
+    def answer(path, *flags):
+        return call(
+            generate.main, f"--run_dir={finished.run_dir}", f"--latents={path}", f"--out={tmp_path / 'no'}", *flags
+        )
+
+    status, _, error = answer(codes)
+    assert status == 2 and "codes.npz exists, and --mode=new would replace it" in error
+    other = tmp_path / "other.npz"
+    latent_files.save(other, latents, {**about, "system": "tgan", "run": "dancers"})
+    status, _, error = answer(other, "--mode=decode")
+    assert status == 1 and "holds latents of tgan (run dancers, step 4), and" in error and "name a run of tgan" in error
+    latent_files.save(other, {**latents, "static": latents["static"][:, :2]}, about)
+    status, _, error = answer(other, "--mode=decode")
+    assert status == 1 and all(
+        text in error for text in ("of navsynth (run run, step 4): ", "static (2, 2)", "static (B, 3)")
+    )
+    assert not (tmp_path / "no").exists()
+    latent_files.save(other, latents, {**about, "id": "0" * 16, "run": "dancers"})
+    status, said, _ = answer(other, "--mode=decode", "--format=")
+    assert status == 0 and "note: the latents are of another run, dancers" in said
+    np.savez(other, **latents)  # of anybody
+    assert answer(other, "--mode=decode", "--format=")[0] == 0
 
 
 def test_a_system_s_own_state_is_what_was_saved(finished):
