@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from export import serving
 
 MAX_METRICS = 40  # rows of the table; the rest is in metadata.json
 MAX_NAMES = 100  # of identities, actions and videos each; the rest is in metadata.json
@@ -18,21 +21,25 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
         license: SPDX identifier of the weights' licence; empty if none was chosen.
         files: Markdown describing the files next to the card, or empty.
         version: Path of the SavedModel relative to the card.
+
+    Raises:
+        ValueError: If the model's name is unsafe in URLs or commands.
     """
     name, video = metadata["name"], metadata["video"]
-    front = ["---", "library_name: keras", *([f"license: {license}"] if license else [])]
+    serving.check_name(name)
+    front = ["---", "library_name: keras", *([f"license: {json.dumps(license)}"] if license else [])]
     front += [
         "tags:",
         "- video-generation",
         "- tensorflow",
-        *([f"- {metadata['system']}"] if "system" in metadata else []),
+        *([f"- {json.dumps(metadata['system'])}"] if "system" in metadata else []),
     ]
     length = f"{video['num_frames']} frames" + (" (or any number on request)" if video["free_length"] else "")
     lines = [
         *front,
         "---",
         "",
-        f"# {name}",
+        f"# {_code(name)}",
         "",
         "![new videos](sample.gif)",
         "",
@@ -55,10 +62,22 @@ def model_card(metadata: Mapping[str, Any], license: str = "", files: str = "", 
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _code(text: Any) -> str:
+    """Text of others as a code span: one line in which neither HTML nor Markdown is interpreted, also in a table."""
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(text)).strip() or " "
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def _by(metadata: Mapping[str, Any]) -> str:
     if "system" not in metadata:
         return ""
-    return f" by the system `{metadata['system']}`" + ("" if "." in metadata["system"] else " of tfvidgen")
+    return f" by the system {_code(metadata['system'])}" + ("" if "." in metadata["system"] else " of tfvidgen")
 
 
 def _section(title: str, lines: list[str]) -> list[str]:
@@ -69,18 +88,18 @@ def _training(metadata: Mapping[str, Any]) -> list[str]:
     data = metadata.get("data")
     if not data:
         return []
-    digest = f" (SHA-256 of the pixels and labels `{data['digest']}`)" if "digest" in data else ""
+    digest = f" (SHA-256 of the pixels and labels {_code(data['digest'])})" if "digest" in data else ""
     lines = [
-        f"{metadata['step']} steps on {data['num_videos']} videos of `{data['source']}`{digest}, {data['fps']:g} frames per "
+        f"{metadata['step']} steps on {data['num_videos']} videos of {_code(data['source'])}{digest}, {data['fps']:g} frames per "
         "second."
     ]
     for key, names in metadata.get("labels", {}).items():
-        listed = [f"{i} {name}" for i, name in enumerate(names[:MAX_NAMES])]
+        listed = [f"{i} {_code(name)}" for i, name in enumerate(names[:MAX_NAMES])]
         more = [f"{len(names) - MAX_NAMES} more in `metadata.json`"] if len(names) > MAX_NAMES else []
         lines.append(f"{key.replace('_', ' ').capitalize()}: {', '.join(listed + more)}.")
     versions = metadata.get("versions", {})
     if versions:
-        lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+        lines.append("Made with " + ", ".join(f"{name} {_code(version)}" for name, version in versions.items()) + ".")
     lines += ["", "The settings are in `metadata.json`."]
     return lines
 
@@ -99,11 +118,18 @@ def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
         return ["No metrics were computed before the export."]
     results = {key: value for key, value in metrics.items() if key not in ("step", "protocol", "seconds", "versions")}
     rows = _flat(results)
-    lines = ["| what | value |", "|---|---|", *(f"| {name} | {value:.6g} |" for name, value in rows[:MAX_METRICS])]
+    lines = [
+        "| what | value |",
+        "|---|---|",
+        *(_row(_code(name), f"{value:.6g}") for name, value in rows[:MAX_METRICS]),
+    ]
     if len(rows) > MAX_METRICS:
         lines.append(f"\n{len(rows) - MAX_METRICS} more are in `metadata.json`.")
     if "protocol" in metrics:
-        lines += ["", "Protocol: " + "; ".join(f"{key} {value}" for key, value in metrics["protocol"].items()) + "."]
+        lines += [
+            "",
+            "Protocol: " + "; ".join(f"{key} {_code(value)}" for key, value in metrics["protocol"].items()) + ".",
+        ]
     return lines
 
 
@@ -120,19 +146,19 @@ def _endpoints(metadata: Mapping[str, Any]) -> list[str]:
     lines = ["| endpoint | inputs, all required | outputs |", "|---|---|---|"]
     for name, endpoint in metadata["endpoints"].items():
         inputs = [
-            f"`{key}` {_shape(entry)}"
+            f"{_code(key)} {_shape(entry)}"
             + (f" in {entry['range'][0]}..{entry['range'][1]}" if "range" in entry else "")
             + (f", of {_OWNERS[entry['of']]}" if "of" in entry else "")
             for key, entry in endpoint["inputs"].items()
         ]
-        outputs = [f"`{key}` {_shape(entry)}" for key, entry in endpoint["outputs"].items()]
-        lines.append(f"| `{name}` | {', '.join(inputs)} | {', '.join(outputs)} |")
+        outputs = [f"{_code(key)} {_shape(entry)}" for key, entry in endpoint["outputs"].items()]
+        lines.append(_row(_code(name), ", ".join(inputs), ", ".join(outputs)))
     return lines
 
 
 def _latents(metadata: Mapping[str, Any]) -> list[str]:
     return [
-        f"* `{name}` {_shape(entry, batched=False)} per video: {entry['prior']}"
+        f"* {_code(name)} {_shape(entry, batched=False)} per video: {_code(entry['prior'])}"
         for name, entry in metadata["latents"].items()
     ]
 

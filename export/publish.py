@@ -12,12 +12,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import types
 import warnings
+from typing import BinaryIO
 
 from tfvidgen import storage
 from trainers import cli
@@ -25,6 +28,11 @@ from trainers.cli import option
 
 TARGETS = ("dir", "hf", "kaggle")
 SUMS = "SHA256SUMS"
+_SPDX = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
+_REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_KAGGLE_LICENSES = {
+    "apache-2.0": "Apache 2.0"
+}  # Kaggle's own name, as its documentation gives it; others go as they are
 _SAMPLES = (
     "new.png",
     "new.gif",
@@ -76,7 +84,8 @@ def build(
     It holds only the run settings that `export.public` allows: no path, host, user or command line.
 
     Raises:
-        ValueError: If `out` is not empty, or the licence's text is not known.
+        ValueError: If `out` is not empty, the licence's text is not known, `license` or `repo` are not of their form, or a
+            sample is a link: what it points to may be anything of this machine.
     """
     from export import card, public, saved_model
     from trainers import runs
@@ -85,6 +94,13 @@ def build(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder: remove it, or name another --out.")
     text = _license_text(license, license_file)
+    if repo and not _REPO.fullmatch(repo):
+        raise ValueError(
+            f"--repo must be names of letters, digits, '.', '_' and '-', joined by '/'. Received {repo!r}."
+        )
+    samples = [path for name in _SAMPLES if os.path.lexists(path := run_dir / name)]
+    for path in samples:
+        _open_file(path).close()
     model, step = runs.load_model(run_dir)
     metadata, description = saved_model.run_metadata(run_dir, step), runs.read(run_dir)
     described = {"config.json": {**public.description(description), "model": public.model(description)}}
@@ -99,11 +115,11 @@ def build(
         (temporary / "LICENSE").write_text(text, encoding="utf-8")
         for name, content in described.items():
             storage.write_json(temporary / name, content)
-        samples = [path for name in _SAMPLES if (path := run_dir / name).is_file()]
         if samples:
             (temporary / "samples").mkdir()
             for path in samples:
-                shutil.copy(path, temporary / "samples" / path.name)
+                with _open_file(path) as source, (temporary / "samples" / path.name).open("xb") as copy:
+                    shutil.copyfileobj(source, copy)
         shutil.copy(version / "sample.gif", temporary / "sample.gif")
         content = json.loads((version / "metadata.json").read_text())
         listed = _FILES.format(repo=repo or "user/name")
@@ -115,14 +131,32 @@ def build(
     return out
 
 
+def _open_file(path: pathlib.Path) -> BinaryIO:
+    """Opens a regular file to read it; a link is refused when it is opened, so it cannot be put there in between."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise ValueError(
+            f"{path} is a link, and what it points to is not published: replace it by a copy, or remove it."
+        ) from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise ValueError(f"{path} is not a regular file: remove it, or write the samples again.")
+    return os.fdopen(number, "rb")
+
+
 def _license_text(license: str, license_file: str) -> str:
     if not license:
         raise ValueError(
             "--license is missing: choose the licence of your weights, e.g. --license=apache-2.0. It depends on what they "
             "were trained on."
         )
+    if not _SPDX.fullmatch(license):
+        raise ValueError(f"--license must be an SPDX identifier, e.g. apache-2.0 or cc-by-4.0. Received {license!r}.")
     if license_file:
-        return pathlib.Path(license_file).read_text()
+        return pathlib.Path(license_file).read_text(encoding="utf-8")
     if license.lower() != "apache-2.0":
         raise ValueError(f"The text of {license!r} is not included: name a file with it, --license_file=LICENSE.")
     source = pathlib.Path(__file__).parents[1] / "LICENSE"
@@ -136,8 +170,10 @@ def _license_text(license: str, license_file: str) -> str:
     return text
 
 
-def upload_command(to: str, folder: str | os.PathLike, repo: str) -> list[str]:
+def upload_command(to: str, folder: str | os.PathLike, repo: str, license: str = "") -> list[str]:
     """The command that uploads the folder with the hub's own tool, which finds the credentials itself.
+
+    Hugging Face reads the licence from the card; Kaggle is given its name.
 
     Raises:
         ValueError: If `repo` does not have the hub's form.
@@ -149,8 +185,8 @@ def upload_command(to: str, folder: str | os.PathLike, repo: str) -> list[str]:
         return ["hf", "upload", repo, str(folder), "."]
     if len(parts) != 4:
         raise ValueError(f"--repo must be user/model/tensorFlow2/variation for Kaggle Models. Received {repo!r}.")
-    code = "import sys, kagglehub; kagglehub.model_upload(sys.argv[1], sys.argv[2])"
-    return [sys.executable, "-c", code, repo, str(folder)]
+    code = "import sys, kagglehub; kagglehub.model_upload(sys.argv[1], sys.argv[2], license_name=sys.argv[3] or None)"
+    return [sys.executable, "-c", code, repo, str(folder), _KAGGLE_LICENSES.get(license.lower(), license)]
 
 
 def _run(config: Config, other: types.SimpleNamespace) -> int:
@@ -158,7 +194,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
         raise cli.UsageError("--run_dir and --out are needed, e.g. --run_dir=runs/mine --out=published/mine.")
     if config.upload and config.to == "dir":
         raise cli.UsageError("--upload needs --to=hf or --to=kaggle.")
-    command = upload_command(config.to, config.out, config.repo) if config.to != "dir" else []
+    command = upload_command(config.to, config.out, config.repo, config.license) if config.to != "dir" else []
     if config.upload and config.to == "hf" and shutil.which("hf") is None:
         raise ValueError("`hf` is not installed: pip install huggingface_hub, then hf auth login.")
     if config.upload and config.to == "kaggle" and importlib.util.find_spec("kagglehub") is None:

@@ -77,6 +77,7 @@ def export_model(
     num_frames, height, width, _ = made.video_shape
     labels = made.ranges.get("decode", {})
     content = {
+        **metadata,  # first: it replaces nothing that is known here
         "name": name,
         "endpoints": made.describe(),
         "latents": {
@@ -96,7 +97,6 @@ def export_model(
             "free_length": made.free_length,
         },
         "limits": {"num_frames": made.max_num_frames, "num_steps": made.max_num_steps},
-        **metadata,
     }
     json.dumps(content)  # fails before anything is written
 
@@ -119,8 +119,10 @@ def export_model(
 
 def _moved(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """Renames a finished folder to the next free version."""
+    from export import serving
+
     while True:
-        versions = [int(path.name) for path in out.iterdir() if path.name.isdigit()]
+        versions = [number for path in out.iterdir() if (number := serving.version_number(path.name)) is not None]
         final = out / str(max(versions, default=0) + 1)
         try:
             os.rename(folder, final)

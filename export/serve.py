@@ -24,7 +24,7 @@ class Config:
     """Server settings."""
 
     model_base_path: str = option("", "Folder with the version folders, as written by export.saved_model.")
-    model_name: str = option("default", "Model name in requests.")
+    model_name: str = option("", "Model name in requests; empty for the one in metadata.json.")
     host: str = option("127.0.0.1", "Address to listen on; a non-loopback address admits other machines.")
     rest_port: int = option(8501, "Port of the REST interface; 0 for any free one.", minimum=0)
     grpc_port: int = option(8500, "Port of the gRPC interface; 0 for any free one, -1 disables it.", minimum=-1)
@@ -50,8 +50,11 @@ class Server:
     """
 
     def __init__(self, config: Config):
+        from export import serving
         from export.server import application, rest
 
+        if not config.model_name:
+            config = dataclasses.replace(config, model_name=serving.model_name(config.model_base_path))
         self.app = application.Application(config)
         self.grpc_port, self._grpc = None, None
         self._rest = rest.RestServer(self.app, config.host, config.rest_port)
@@ -114,7 +117,7 @@ def _run(config: Config, other: types.SimpleNamespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     server = Server(config)
     name = f"{config.host}:{server.rest_port}"
-    print(f"development server: http://{name}/v1/models/{config.model_name}", end="")
+    print(f"development server: http://{name}/v1/models/{server.app.config.model_name}", end="")
     print(f", gRPC {config.host}:{server.grpc_port}" if server.grpc_port else "", flush=True)
     if config.host not in ("127.0.0.1", "::1", "localhost"):
         print("other machines can reach it: there is no authentication", flush=True)

@@ -17,6 +17,36 @@ TF_SERVING_TAG = "2.20.0"  # newest tensorflow/serving image in November 2026; `
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 STUBS_MISSING = "tensorflow-serving-api is not installed; pip install 'tfvidgen[serving]'"
 MAX_BATCH_SIZE = 16
+_MAX_DNS_NAME = 36
+_TRITON_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "int64": "TYPE_INT64"}
+
+
+def version_number(folder: str) -> int | None:
+    """The version that a folder of this name holds; None for a name that is no version.
+
+    ASCII digits of an int64, as TF Serving takes them: `str.isdigit` also accepts superscripts, which are no numbers.
+    """
+    return int(folder) if re.fullmatch(r"[0-9]{1,18}", folder) else None
+
+
+def model_name(base: str | os.PathLike) -> str:
+    """The name of the exported model in `base`, from the newest `metadata.json`; without one, the folder's name.
+
+    Raises:
+        ValueError: If the name is unsafe in URLs.
+    """
+    base = pathlib.Path(base)
+    numbers = {path: version_number(path.name) for path in base.iterdir()}
+    for path in sorted((path for path in numbers if numbers[path] is not None), key=numbers.get, reverse=True):
+        try:
+            name = json.loads((path / "metadata.json").read_text(encoding="utf-8"))["name"]
+            check_name(name)
+            return name
+        except (OSError, ValueError, KeyError, TypeError):  # this version fails to load, or is another tool's
+            continue
+    name = base.resolve().name
+    check_name(name)
+    return name
 
 
 def has_stubs() -> bool:
@@ -102,18 +132,15 @@ def first_requests(folder: str | os.PathLike) -> list[tuple[str, dict[str, np.nd
 def write_configs(out: str | os.PathLike, metadata: dict[str, Any]) -> list[pathlib.Path]:
     """Writes `<out>/serving/` for the model in `<out>/<version>/`; returns the files written.
 
-    Existing files are kept: they may have been edited.
+    Existing files are kept: they may have been edited. A file appears whole, so none is kept that was half-written.
     """
     written = []
     for relative, text in configs(metadata).items():
         path = pathlib.Path(out) / "serving" / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("x") as file:
-                file.write(text)
-        except FileExistsError:
-            continue
-        written.append(path)
+        if not os.path.lexists(path):
+            with storage.replaced(path) as part:
+                part.write_text(text, encoding="utf-8")
+            written.append(path)
     return written
 
 
@@ -121,32 +148,52 @@ def configs(metadata: dict[str, Any]) -> dict[str, str]:
     """Path below `serving/` -> text, for the model described by `metadata`."""
     name = metadata["name"]
     check_name(name)
-    video = metadata["endpoints"]["serving_default"]["outputs"]["video"]["shape"][1:]
     return {
         "models.config": _MODELS.format(name=name),
         "batching.config": _BATCHING.format(max_batch_size=MAX_BATCH_SIZE),
         "monitoring.config": _MONITORING,
         "docker-compose.yml": _COMPOSE.format(name=name, tag=TF_SERVING_TAG),
-        "kserve.yaml": _KSERVE.format(name=_dns_name(name), path=name, tag=TF_SERVING_TAG),
-        f"triton/{name}/config.pbtxt": _TRITON.format(
-            name=name,
-            max_batch_size=MAX_BATCH_SIZE,
-            dims=", ".join(str(-1 if size is None else size) for size in video),
-        ),
+        "kserve.yaml": _KSERVE.format(name=dns_name(name), path=name, tag=TF_SERVING_TAG),
+        f"triton/{name}/config.pbtxt": _triton(metadata),
     }
 
 
+def _triton(metadata: dict[str, Any]) -> str:
+    """The configuration of Triton's ONNX backend for `decode` as `export.formats` writes it."""
+    frames = metadata["endpoints"]["decode"]["outputs"]["video"]["shape"]
+    inputs = [_tensor(key, entry["dtype"], entry["shape"]) for key, entry in metadata["latents"].items()]
+    return _TRITON.format(
+        name=metadata["name"],
+        max_batch_size=MAX_BATCH_SIZE,
+        inputs=",\n".join(inputs),
+        output=_tensor("video", "float32", frames[1:]),
+    )
+
+
+def _tensor(name: str, dtype: str, shape: list[int | None] | tuple[int | None, ...]) -> str:
+    """One input or output, without the batch axis. Triton has no empty `dims`: a number per row is reshaped to it."""
+    dims = ", ".join(str(-1 if size is None else size) for size in shape)
+    sizes = f"dims: [ {dims} ]" if dims else "dims: [ 1 ]\n    reshape: { shape: [ ] }"
+    return f"  {{\n    name: {json.dumps(name)}\n    data_type: {_TRITON_TYPES[dtype]}\n    {sizes}\n  }}"
+
+
 def check_name(name: str) -> None:
-    """Raises ValueError for a name that is unsafe in URLs, paths or configuration files."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+    """Raises ValueError for a name that is unsafe in URLs, paths, commands or configuration files."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"A model's name is used in URLs and paths: letters, digits, '.', '_' and '-' only. Received {name!r}: pass --name."
+            "A model's name is used in URLs and paths: at most 100 letters, digits, '.', '_' and '-', the first a letter, a "
+            f"digit or '_'. Received {name!r}: pass --name."
         )
 
 
-def _dns_name(name: str) -> str:
-    """The name in the form Kubernetes accepts: lower case, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
+def dns_name(name: str) -> str:
+    """The name as Kubernetes takes it for a service: a DNS label that begins with a letter.
+
+    A label has at most 63 characters, of which KServe and Knative need 27 (`-predictor-00001-private`, and more to spare).
+    """
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    label = label if label[:1].isalpha() else f"model-{label}"
+    return label[:_MAX_DNS_NAME].strip("-")
 
 
 _MODELS = """\
@@ -207,17 +254,18 @@ services:
 
 _KSERVE = """\
 # kubectl apply -f kserve.yaml, after copying the version folders to the volume claim named below.
+# KServe names the model in requests by metadata.name, which must be a DNS label.
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
-  name: {name}
+  name: "{name}"
 spec:
   predictor:
     model:
       modelFormat:
         name: tensorflow
       runtimeVersion: {tag}
-      storageUri: pvc://models/{path}
+      storageUri: "pvc://models/{path}"
       resources:
         requests:
           cpu: "1"
@@ -227,29 +275,17 @@ spec:
 """
 
 _TRITON = """\
-# Model repository: {name}/config.pbtxt (this file) and {name}/1/model.savedmodel/ (a version folder, renamed).
-# Needs a Triton image with the TensorFlow backend.
+# Model repository: the folder above this one. Beside this file belongs 1/model.onnx, as written by
+# python -m export.formats --run_dir=... --out=.../{name}/1/model.onnx
+# Triton's TensorFlow backend ended with release 25.02; this is for its ONNX Runtime backend.
 name: "{name}"
-platform: "tensorflow_savedmodel"
+platform: "onnxruntime_onnx"
 max_batch_size: {max_batch_size}
 input [
-  {{
-    name: "seed"
-    data_type: TYPE_INT64
-    dims: [ 1 ]
-    reshape: {{ shape: [ ] }}
-  }}
+{inputs}
 ]
 output [
-  {{
-    name: "video"
-    data_type: TYPE_UINT8
-    dims: [ {dims} ]
-  }}
+{output}
 ]
-parameters: {{
-  key: "TF_SIGNATURE_DEF"
-  value: {{ string_value: "serving_default" }}
-}}
 dynamic_batching {{ }}
 """

@@ -61,11 +61,16 @@ class Run:
     model: VideoGenerator
 
 
-@pytest.fixture(scope="session")
-def run(tmp_path_factory) -> Run:
-    run_dir = tmp_path_factory.mktemp("runs") / "run"
+def make_run(run_dir: pathlib.Path, num_actions: int = 2) -> Run:
     config = navsynth.Config(
-        **{"num_identities": 2, "num_actions": 2, "size": 16, "num_frames": 3, "triplet_weight": 0.0, "width": 4},
+        **{
+            "num_identities": 2,
+            "num_actions": num_actions,
+            "size": 16,
+            "num_frames": 3,
+            "triplet_weight": 0.0,
+            "width": 4,
+        },
         **{
             "rnn_units": 5,
             "static_dim": 3,
@@ -91,6 +96,11 @@ def run(tmp_path_factory) -> Run:
         weight.assign(value)
     (run_dir / "evaluation.json").write_text(json.dumps({"step": 7, "trained_videos": {"psnr": 31.25}}))
     return Run(config, model)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Run:
+    return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 def start_server(base: pathlib.Path, **settings):

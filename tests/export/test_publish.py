@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -13,7 +14,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from export import public, publish, saved_model
+from export import card, public, publish, saved_model
 from tests.export.conftest import assert_same_frames
 from tests.systems import SYSTEMS
 from tfvidgen import runs as library
@@ -48,8 +49,8 @@ def test_every_file_has_its_sum(published):
 def test_the_card_has_front_matter_and_numbers(published):
     card = (published / "README.md").read_text()
     front = card.split("---")[1]
-    assert "license: apache-2.0" in front and "- navsynth" in front
-    assert "| trained_videos.psnr | 31.25 |" in card
+    assert 'license: "apache-2.0"' in front and '- "navsynth"' in front
+    assert "| `trained_videos.psnr` | 31.25 |" in card
     assert 'snapshot_download("me/mine")' in card
 
 
@@ -230,9 +231,99 @@ def test_wrong_settings_are_one_message(run, published, tmp_path, capsys):
 
 def test_commands_are_the_hubs_own(tmp_path):
     assert publish.upload_command("hf", tmp_path, "me/mine") == ["hf", "upload", "me/mine", str(tmp_path), "."]
-    command = publish.upload_command("kaggle", tmp_path, "me/mine/tensorFlow2/base")
-    assert command[1] == "-c" and command[3:] == ["me/mine/tensorFlow2/base", str(tmp_path)]
-    compile(command[2], "command", "exec")
+
+
+@pytest.mark.parametrize(("license", "name"), [("apache-2.0", "Apache 2.0"), ("cc-by-4.0", "cc-by-4.0")])
+def test_kaggle_is_given_the_licence(tmp_path, license, name):
+    """A module called `kagglehub` that says what it was given."""
+    (tmp_path / "kagglehub.py").write_text(
+        "def model_upload(*given, license_name): print(*given, license_name, sep='|')"
+    )
+    command = publish.upload_command("kaggle", tmp_path / "out", "me/mine/tensorFlow2/base", license)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == f"me/mine/tensorFlow2/base|{tmp_path / 'out'}|{name}"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "link",
+        "dangling",
+        "folder",
+        pytest.param("pipe", marks=pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")),
+    ],
+)
+def test_what_is_no_file_of_the_run_is_not_published(run, tmp_path, kind):
+    copied = tmp_path / "run"
+    shutil.copytree(run.config.run_dir, copied, ignore=shutil.ignore_patterns("export"))
+    (tmp_path / "other").write_text(SECRET)
+    sample = copied / "new.png"
+    if kind in ("link", "dangling"):
+        sample.symlink_to(tmp_path / ("other" if kind == "link" else "nothing"))
+    elif kind == "folder":
+        sample.mkdir()
+    else:
+        os.mkfifo(sample)
+    with pytest.raises(ValueError, match="is a link" if sample.is_symlink() else "not a regular file"):
+        publish.build(copied, tmp_path / "out", license="apache-2.0")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("license", ["mit\nlibrary_name: evil", "<b>", "a b", "1.0", "no: yes", ""])
+def test_a_licence_is_an_identifier(run, tmp_path, license):
+    (tmp_path / "text").write_text("any")
+    with pytest.raises(ValueError, match="--license"):
+        publish.build(run.config.run_dir, tmp_path / "out", license, str(tmp_path / "text"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("repo", ['me/"); evil("', "me/mine\n", "-x/y", "../mine"])
+def test_a_repository_is_names_alone(run, tmp_path, repo):
+    with pytest.raises(ValueError, match="--repo"):
+        publish.build(run.config.run_dir, tmp_path / "out", "apache-2.0", repo=repo)
+    with pytest.raises(ValueError, match="--repo"):
+        publish.upload_command("hf", tmp_path, repo)
+
+
+NASTY = (
+    "<script>evil</script>",
+    "a\n\n# evil\n---",
+    "`<i>evil</i>`",
+    "evil | <b>",
+    "[evil](javascript:evil)",
+    "\x1b[31mevil",
+    "``",
+)
+
+
+def test_a_card_shows_what_others_wrote_as_text(published):
+    """Names, labels, versions, metrics and protocol are code spans on one line, and the front matter is strings."""
+    metadata = json.loads((published / "saved_model" / "1" / "metadata.json").read_text())
+    del metadata["versions"], metadata["labels"]
+
+    def written(texts) -> str:
+        given = {
+            **metadata,
+            "labels": {"identity_names": list(texts)},
+            "data": {**metadata["data"], "source": texts[0], "digest": texts[1]},
+            "versions": {"numpy": texts[2]},
+            "metrics": {"new": {texts[3]: 1.0}, "protocol": {"psnr": texts[4]}},
+            "system": texts[1],
+        }
+        return card.model_card(given, license=texts[1])
+
+    nasty, plain = written(NASTY), written(["plain"] * len(NASTY))
+    assert nasty.count("\n") == plain.count("\n") and "\x1b" not in nasty
+    _, front, body = nasty.split("---\n", 2)
+    for line in (line for line in front.splitlines() if "evil" in line):
+        assert json.loads(re.sub(r"^(license: |- )", "", line)) == NASTY[1]
+    assert front.count("evil") == 2
+    spans = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
+    rest = "\n".join(spans.sub("", line) for line in body.replace("```", "").splitlines())
+    assert body.count("evil") >= 2 * len(NASTY) and "evil" not in rest and "<" not in rest
+    assert "| `evil \\| <b>` |" in nasty or "`evil \\| <b>`" in nasty
+    with pytest.raises(ValueError, match="pass --name"):
+        card.model_card({**metadata, "name": "x; evil"})
 
 
 def test_uploading_runs_the_tool_that_is_installed(run, tmp_path, monkeypatch, capfd):

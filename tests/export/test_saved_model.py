@@ -673,13 +673,13 @@ def test_limits_are_the_callers(free_length):
 def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys):
     config, model = run.config, run.model
     base = pathlib.Path(config.run_dir) / "export"
-    for name in ("1", "9", "10", "notes"):
+    for name in ("1", "9", "10", "notes", "\u00b2"):  # a superscript is a digit to Python, and no number
         (base / name).mkdir(parents=True)
         (base / name / "kept").touch()
     assert saved_model.main([f"--run_dir={config.run_dir}"]) == 0
     folder = base / "11"
     assert capsys.readouterr().out.strip().endswith(f"exported {folder}")
-    assert {path.name for path in base.iterdir()} == {"1", "9", "10", "11", "notes", "serving"}
+    assert {path.name for path in base.iterdir()} == {"1", "9", "10", "11", "notes", "\u00b2", "serving"}
     assert all([path.name for path in (base / name).iterdir()] == ["kept"] for name in ("1", "9", "10", "notes"))
     metadata, description = json.loads((folder / "metadata.json").read_text()), runs.read(config.run_dir)
     assert metadata["step"] == 7
@@ -693,7 +693,7 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     }
     assert "Identity names: 0 " in (folder / "README.md").read_text()
     assert metadata["metrics"]["trained_videos"]["psnr"] == 31.25
-    assert "| trained_videos.psnr | 31.25 |" in (folder / "README.md").read_text()
+    assert "| `trained_videos.psnr` | 31.25 |" in (folder / "README.md").read_text()
     lookup = tf.saved_model.load(str(folder)).signatures["lookup"]
     ids = np.array([3, 1], np.int32)
     assert_same_frames(lookup(video_id=tf.constant(ids))["video"].numpy(), model.decode(model.lookup(ids)))

@@ -520,7 +520,7 @@ def test_the_program_serves_until_it_is_told_to_stop(free_length, tmp_path):
         line = process.stdout.readline()
         assert line.startswith("development server: http://127.0.0.1:"), (tmp_path / "log").read_text()
         url = line.split()[2]
-        assert url.endswith("/v1/models/default")
+        assert url.endswith(f"/v1/models/{free_length.metadata['name']}")
         assert ask(f"{url}:predict", {"inputs": [1]})[0] == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -1,5 +1,7 @@
 """Warm-up requests and configuration files."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -143,31 +145,52 @@ def test_monitoring_config_has_the_path_of_the_development_server(exported):
     assert parsed.prometheus_config.enable and parsed.prometheus_config.path == rest.METRICS_PATH
 
 
-def test_triton_config_has_the_signatures_tensors(model):
-    tensor = {"name": str, "dims": [int], "reshape": {"shape": [int]}}
+TRITON_TYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT32": "tensor(int32)", "TYPE_INT64": "tensor(int64)"}
+
+
+def triton_config(model: Exported):
+    tensor = {"name": str, "data_type": str, "dims": [int], "reshape": {"shape": [int]}}
     text = config_text(model, f"triton/{model.metadata['name']}/config.pbtxt")
-    for word in ("TYPE_INT64", "TYPE_UINT8"):  # enumerations, which the parser below has no names for
-        assert f"data_type: {word}" in text
-        text = text.replace(f"    data_type: {word}\n", "")
+    # enumerations, which the parser below has no names for
+    text = re.sub(r"data_type: (TYPE_\w+)", r'data_type: "\1"', text)
     fields = {
         **{"name": str, "platform": str, "max_batch_size": int, "input": [tensor], "output": [tensor]},
-        **{"parameters": [{"key": str, "value": {"string_value": str}}], "dynamic_batching": {"unused": int}},
+        **{"dynamic_batching": {"unused": int}},
     }
-    parsed = parse(text, fields)
-    assert parsed.name == model.metadata["name"]
-    assert [(t.name, list(t.dims), list(t.reshape.shape)) for t in parsed.input] == [("seed", [1], [])]
-    served = model.metadata["endpoints"]["serving_default"]
-    assert set(served["inputs"]) == {"seed"} and served["inputs"]["seed"]["dtype"] == "int64"
-    expected = [-1 if size is None else size for size in served["outputs"]["video"]["shape"][1:]]
-    assert [(t.name, list(t.dims)) for t in parsed.output] == [("video", expected)]
-    assert parsed.parameters[0].value.string_value == "serving_default"
+    return parse(text, fields)
+
+
+def test_triton_config_is_of_the_onnx_backend(model):
+    parsed = triton_config(model)
+    assert (parsed.name, parsed.platform) == (model.metadata["name"], "onnxruntime_onnx")
+    assert {tensor.name for tensor in parsed.input} == set(model.metadata["endpoints"]["decode"]["inputs"])
+
+
+def test_triton_config_has_the_tensors_of_the_onnx_graph(model, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (extra: formats)")
+    pytest.importorskip("tf2onnx", reason="needs tf2onnx (extra: formats)")
+    from export import formats
+
+    path, _ = formats.convert(model.model, tmp_path / "1" / "model.onnx")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    parsed = triton_config(model)
+    for described, found in ((parsed.input, session.get_inputs()), (parsed.output, session.get_outputs())):
+        graph = {}
+        for entry in found:
+            batch, *sizes = [size if isinstance(size, int) else -1 for size in entry.shape]
+            assert batch == -1  # as max_batch_size asks for
+            graph[entry.name] = (entry.type, sizes)
+        assert graph == {
+            tensor.name: (TRITON_TYPES[tensor.data_type], [] if tensor.HasField("reshape") else list(tensor.dims))
+            for tensor in described
+        }
 
 
 def test_triton_config_is_tritons_own(exported):
     """Where Triton's message classes are installed, they have the last word."""
     triton = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs tritonclient[grpc]")
     parsed = text_format.Parse(config_text(exported, "triton/navsynth/config.pbtxt"), triton.ModelConfig())
-    assert parsed.input[0].data_type == triton.TYPE_INT64 and parsed.output[0].data_type == triton.TYPE_UINT8
+    assert parsed.input[0].data_type == parsed.output[0].data_type == triton.TYPE_FP32
 
 
 def test_compose_pins_the_image_and_stays_on_this_machine(exported):
@@ -193,6 +216,9 @@ def test_kserve_names_the_model_as_kubernetes_allows(exported):
     assert model["storageUri"] == "pvc://models/navsynth"
     named = yaml.safe_load(serving.configs({**exported.metadata, "name": "My_Model.v2"})["kserve.yaml"])
     assert named["metadata"]["name"] == "my-model-v2"
+    for name in ("7", "1e3", "true", "_", "a" * 100, "x" * 35 + ".y", "2.-"):
+        label = yaml.safe_load(f'name: "{serving.dns_name(name)}"')["name"]
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,34}[a-z0-9])?", label), (name, label)
 
 
 def test_edited_files_are_kept(exported, tmp_path):
@@ -208,8 +234,46 @@ def test_edited_files_are_kept(exported, tmp_path):
     assert edited.read_text() == "mine"
 
 
+def test_a_config_that_a_killed_export_began_is_written_whole(exported, tmp_path, monkeypatch):
+    """A file is there whole or not at all, so that what is kept is what was written, or edited."""
+    write = pathlib.Path.write_text
+
+    def killed(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        serving.write_configs(tmp_path, exported.metadata)
+    monkeypatch.undo()
+    serving.write_configs(tmp_path, exported.metadata)
+    for name, text in serving.configs(exported.metadata).items():
+        assert (tmp_path / "serving" / name).read_text() == text
+
+
+def test_a_folder_named_by_other_digits_is_no_version():
+    names = {"1": 1, "007": 7, "\u00b2": None, "\u0663": None, "1 ": None, "-1": None, "": None, "9" * 5000: None}
+    assert {name: serving.version_number(name) for name in names} == names
+
+
+def test_a_model_is_called_by_its_newest_metadata(tmp_path):
+    base = tmp_path / "folder"
+    base.mkdir()
+    assert serving.model_name(base) == "folder"
+    for version, text in (
+        ("1", '{"name": "one"}'),
+        ("9", '{"name": "nine"}'),
+        ("10", '{"name": '),
+        ("11", '{"name": "../x"}'),
+    ):
+        (base / version).mkdir()
+        (base / version / "metadata.json").write_text(text)
+    (base / "\u00b2").mkdir()
+    assert serving.model_name(base) == "nine"
+
+
 def test_a_name_that_breaks_urls_is_refused_before_anything_is_written(exported, tmp_path):
-    for name in ("a/b", "a b", "a:predict"):
+    for name in ("a/b", "a b", "a:predict", "..", ".", "-rf", "a\n", "\u00b2", "a" * 101, "x'; y"):
         with pytest.raises(ValueError, match="pass --name"):
             saved_model.export_model(exported.model, tmp_path, name=name)
     assert not list(tmp_path.iterdir())
