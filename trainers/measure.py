@@ -215,7 +215,7 @@ def measure_clips(
                 **options,
             )
         except MetricsError as error:
-            for line in metrics.table(error.results, above):
+            for line in metrics.table(error.results, above) if error.results or above else ():
                 report(flags_for(line))
             raise
     for line in metrics.table(results, above):
@@ -239,6 +239,7 @@ _ARGUMENTS = (
     "size",
     "skip_bad",
     "split",
+    "weights",
 )
 _RENAMED = {"refuse_duplicates=False": "--allow_duplicates"}
 _ADVICE = re.compile(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`")
@@ -252,7 +253,7 @@ def flags_for(text: str) -> str:
             return _RENAMED[given]
         if found["name"] not in _ARGUMENTS:
             return found[0]
-        return "--" + given.replace('"', "")
+        return "--" + given.replace('"', "").removesuffix("=True")
 
     return _ADVICE.sub(flag, text)
 

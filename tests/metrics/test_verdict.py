@@ -30,8 +30,8 @@ NEAR = np.clip(REAL.astype(int) + np.random.default_rng(2).integers(-9, 10, REAL
     ("generated", "names", "symptoms", "words"),
     [
         (noise(20), "motion,duplicates", (), "0 of 16 look the same as another one, 0 of 20 equal a real one"),
-        (noise(20), "motion,duplicates,pixels_nearest", (), "of the usual distance to the nearest real clip"),
-        (held(noise(20)), "motion,duplicates", ("frozen",), "^frozen: 0 of the motion energy of real clips, 0 of 16"),
+        (noise(20), "motion,duplicates,pixels_nearest", (), "the nearest real clip is .* times as far away as usual"),
+        (held(noise(20)), "motion,duplicates", ("frozen",), "^frozen: motion energy 0 of that of real clips, 0 of 16"),
         (np.repeat(noise(2), 10, axis=0), "motion,duplicates", ("collapsed",), "16 of 16 look the same"),
         (
             held(np.repeat(noise(1), 20, axis=0)),

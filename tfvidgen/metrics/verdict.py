@@ -84,7 +84,7 @@ def verdict_on(results: Sequence[Result], generated: Clips) -> Verdict | None:
     symptoms, said = [], []
 
     if np.isfinite(motion.value):
-        said.append(f"{motion.value:.2g} of the motion energy of real clips")
+        said.append(f"motion energy {motion.value:.2g} of that of real clips")
         symptoms += ["frozen"] if is_frozen(motion.value) else []
 
     protocol = copies.protocol
@@ -99,7 +99,7 @@ def verdict_on(results: Sequence[Result], generated: Clips) -> Verdict | None:
     if z is None or ratio is None:
         said.append("copies that are not exact were not looked for (pixels_nearest)")
     else:
-        said.append(f"{ratio:.2g} of the usual distance to the nearest real clip (copying test z = {z:.1f})")
+        said.append(f"the nearest real clip is {ratio:.2g} times as far away as usual (copying test z = {z:.1f})")
     is_near = z is not None and ratio is not None and z < COPYING_Z and ratio < COPYING_RATIO
     symptoms += ["copies"] if share >= COPIED or is_near else []
     return Verdict(tuple(symptoms), ", ".join(said))
