@@ -230,6 +230,8 @@ def _unmet(protocol: Protocol, generated: Clips, real: Clips, networks: Networks
                     f"It needs frames of at least {rules.min_pixels} x {rules.min_pixels} pixels. Received {side} ones of "
                     f"{height} x {width}: bring both sides to a larger one (`size`)."
                 )
+            if side == "real" and not _reads_real(protocol):
+                continue
             try:
                 clips.require(count, frames, stride)
             except ValueError as error:
@@ -250,6 +252,11 @@ def _unmet(protocol: Protocol, generated: Clips, real: Clips, networks: Networks
                 f"{network.name} takes {bound} frames a clip. Received {frames}: name another number, as in {example}."
             )
     return ""
+
+
+def _reads_real(protocol: Protocol) -> bool:
+    """Whether a metric takes one clip of each real video, as S3 does outside the pass; `judge_swap` cuts its own."""
+    return bool(protocol.rules.outputs) or protocol.rules.needs_labels
 
 
 def _has_fractions(clips: Clips, num_clips: int, num_frames: int, stride: int) -> bool:
@@ -299,7 +306,7 @@ class _Sides:
             self._note_skipped()
             self._check_real_duplicates()
             try:
-                self._note_fractions(num_clips, num_frames, stride)
+                self._note_fractions(protocols, num_clips, num_frames, stride)
                 rows = self._pass(protocols, jobs, num_clips, num_frames, stride)
             except ValueError as error:
                 rows = error
@@ -416,9 +423,10 @@ class _Sides:
                 rows.update({output: store.read(key) for output, (store, key) in outputs.items()})
         return rows, shape
 
-    def _note_fractions(self, num_clips: int, num_frames: int, stride: int) -> None:
+    def _note_fractions(self, protocols: Sequence[Protocol], num_clips: int, num_frames: int, stride: int) -> None:
         """Notes uint8 clips that hold 0 and 1 only. What a model generates was converted from floats, so its range is known."""
-        for side, clips in (("generated", self.generated), ("real", self.real)):
+        sides = {"generated": self.generated, **({"real": self.real} if any(map(_reads_real, protocols)) else {})}
+        for side, clips in sides.items():
             count = min(num_clips, clips.available or num_clips)
             with _about(f"{side.capitalize()} clips"):
                 if not isinstance(clips, ModelClips) and _has_fractions(clips, count, num_frames, stride):
