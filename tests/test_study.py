@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ from tfvidgen.study import (
     append_vote,
     drop_inattentive,
     make_trials,
+    read_ballots,
+    read_question,
     read_trials,
     read_votes,
+    trial_codes,
     vote_on,
+    write_ballot,
     write_trials,
     write_votes,
 )
@@ -282,3 +287,78 @@ def test_raters_who_do_not_look_are_dropped():
     assert dropped == ["bad"]
     assert [vote.rater for vote in kept] == ["good", "new"]
     assert drop_inattentive(votes, min_share=0.5)[1] == []
+
+
+# Ballots
+
+TRIALS = make_trials(clips("ours", "base"), 4, 2, seed=1)
+
+
+def ballot(path, *rows, head="trial,choice") -> str:
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_code_says_round_and_place_and_nothing_else():
+    codes = trial_codes(TRIALS)
+    assert list(codes) == [f"r{round_}-{number:03}" for round_ in (1, 2) for number in (1, 2, 3, 4)]
+    assert list(codes.values()) == TRIALS
+
+
+def test_a_ballot_is_filled_in_and_read(tmp_path):
+    write_ballot(tmp_path / "empty.csv", [code for code, trial in trial_codes(TRIALS).items() if trial.round == 1])
+    assert read_ballots({"r": tmp_path / "empty.csv"}, TRIALS).votes == []
+    text = (tmp_path / "empty.csv").read_text()
+    assert text.splitlines() == ["trial,choice", "r2-001,", "r2-002,", "r2-003,", "r2-004,"]
+    filled = text.replace("r2-001,", "r2-001,left").replace("r2-003,", "r2-003, Right ")
+    (tmp_path / "filled.csv").write_text(filled)
+    found = read_ballots({"anna": tmp_path / "filled.csv"}, TRIALS)
+    assert found.votes == [vote_on(TRIALS[4], "anna", "left"), vote_on(TRIALS[6], "anna", "right")]
+    assert found.missing == {"anna": ["r2-002", "r2-004"]} and found.unseen_rounds == (1,) and found.problems == ()
+
+
+@pytest.mark.parametrize("text", ["trial;choice\r\nr1-001;left\r\n", "\ufeffChoice\tTrial\tnote\nleft\tr1-001\n\t\t\n"])
+def test_ballots_are_read_as_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "b.csv").write_text(text, encoding="utf-8", newline="")
+    assert read_ballots({"r": tmp_path / "b.csv"}, TRIALS).votes == [vote_on(TRIALS[0], "r", "left")]
+
+
+def test_what_is_wrong_with_ballots_is_listed_at_once_or_left_out(tmp_path):
+    first = TRIALS[0]
+    again = next(code for code, trial in trial_codes(TRIALS).items() if trial.round == 1 and trial.pair == first.pair)
+    same = "left" if trial_codes(TRIALS)[again].left_model == first.left_model else "right"
+    (tmp_path / "binary.csv").write_bytes(b"trial,choice\n\xff\n")
+    files = {
+        "anna": ballot(tmp_path / "anna.csv", "r1-002,both", "r9-001,left", "r1-003,left"),
+        "ben": ballot(tmp_path / "ben.csv", "r1-002,left", "r1-002,right", "r1-004,right"),
+        "cleo": ballot(tmp_path / "cleo.csv", "r1-001,left", f"{again},{same}"),
+        "dora": ballot(tmp_path / "dora.csv", "r1-001,left", head="which,what"),
+        "emil": tmp_path / "binary.csv",
+        "fred": tmp_path / "nowhere.csv",
+        "gina": ballot(tmp_path / "gina.csv", head=""),
+    }
+    words = (
+        r"anna.csv', line 2: `choice` of trial 'r1-002' must be left or right. Received 'both'",
+        r"anna.csv', line 3: there is no trial 'r9-001'",
+        r"ben.csv', line 2: 'ben' votes more than once on the pair of trial 'r1-002' .*line 3.*none of them counts",
+        r"cleo.csv', line 2: 'cleo' votes more than once on the pair of trial 'r1-001' .*each time for the same clip",
+        r"dora.csv' is no ballot: its first line must name the columns trial and choice. Received 'which,what'",
+        r"binary.csv' cannot be read",
+        r"nowhere.csv' cannot be read: .*No such file",
+        r"gina.csv' is no ballot",
+    )
+    with pytest.raises(ValueError, match="8 votes or ballots cannot be used.*") as error:
+        read_ballots(files, TRIALS)
+    found = read_ballots(files, TRIALS, skip_bad=True)
+    for each in words:
+        assert re.search(each, str(error.value)) and any(re.search(each, problem) for problem in found.problems), each
+    assert [(vote.rater, vote.pair) for vote in found.votes] == [
+        ("anna", TRIALS[2].pair),
+        ("ben", TRIALS[3].pair),
+        ("cleo", first.pair),
+    ]
+
+
+def test_the_question_is_read_back(tmp_path):
+    write_trials(tmp_path / "key.jsonl", TRIALS, "Welcher Clip?")
+    assert read_question(tmp_path / "key.jsonl") == "Welcher Clip?"

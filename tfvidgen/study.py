@@ -5,30 +5,37 @@
     ...                                             # each rater sees one round: append_vote("votes.jsonl", vote)
     votes, dropped = drop_inattentive(read_votes("votes.jsonl", trials))
 
-`tfvidgen.metrics.preference` analyses the votes.
+`tfvidgen.metrics.preference` analyses the votes. `python -m trainers.study` writes folders for raters, and reads their ballots.
 
 A vote file is JSON lines in UTF-8. The first line is a header, `{"format": "tfvidgen-votes", "version": 1, "question": ...}`;
 every other line is a vote with the fields of `Vote`. Trial files are the same with "tfvidgen-trials" and `Trial`. Clips are
 given by name: paths relative to the file, or ids.
+
+A ballot is what a rater fills in: a CSV file with the columns `trial` and `choice`. It names trials by codes, which tell nothing
+of the models; only the trial file says what they stand for.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 FORMAT_VERSION = 1
 _SHEET_FRAMES, _SHEET_PIXELS = 4, 64  # frames per clip on a sheet, and their minimum height
+_SHEET_MARGINS = 8  # height of a frame over the margin beside a clip
 CHOICES = ("left", "right")
 DEFAULT_QUESTION = "Which clip looks more realistic?"
+BALLOT_COLUMNS = ("trial", "choice")
+_MAX_LISTED = 20
 _TRIALS_FORMAT, _VOTES_FORMAT = "tfvidgen-trials", "tfvidgen-votes"
 
 
@@ -178,8 +185,23 @@ def write_trials(
     if show is not None:
         from tfvidgen import visualize
 
-        visualize.save_png(pathlib.Path(path).with_suffix(".png"), _sheet(trials, question, show))
+        numbered = {str(number): trial for number, trial in enumerate(trials, 1) if trial.round == trials[0].round}
+        visualize.save_png(pathlib.Path(path).with_suffix(".png"), draw_sheet(numbered, question, show))
     _write(path, {"format": _TRIALS_FORMAT, "version": FORMAT_VERSION, "question": question, "seed": seed}, trials)
+
+
+def trial_codes(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """Return each trial by a code for raters, such as `r2-017`: the seventeenth trial of the second round."""
+    codes, seen = {}, {}
+    for trial in trials:
+        seen[trial.round] = seen.get(trial.round, 0) + 1
+        codes[f"r{trial.round + 1}-{seen[trial.round]:03}"] = trial
+    return codes
+
+
+def read_question(path: str | os.PathLike) -> str:
+    """Return the question of a trial file. Raises ValueError as `read_trials`."""
+    return str(_read(path, _TRIALS_FORMAT)[0].get("question", DEFAULT_QUESTION))
 
 
 def read_trials(path: str | os.PathLike) -> list[Trial]:
@@ -252,6 +274,118 @@ def read_votes(path: str | os.PathLike, trials: Sequence[Trial] | None = None) -
     return votes
 
 
+@dataclasses.dataclass(frozen=True)
+class Ballots:
+    """What raters filled in.
+
+    Attributes:
+        votes: One for every trial that was answered.
+        missing: Rater -> codes of the trials of their round that they left open. Raters who answered none are not listed.
+        unseen_rounds: Rounds on which nobody voted, counted from 1 as in the codes.
+        problems: What was left out, and why: file, line and fault of each.
+    """
+
+    votes: list[Vote]
+    missing: dict[str, list[str]]
+    unseen_rounds: tuple[int, ...]
+    problems: tuple[str, ...]
+
+
+def write_ballot(path: str | os.PathLike, codes: Sequence[str]) -> None:
+    """Writes an empty ballot, a CSV file with a line for each trial code."""
+    text = "".join(f"{code},\r\n" for code in codes)
+    pathlib.Path(path).write_text(f"{','.join(BALLOT_COLUMNS)}\r\n{text}", encoding="utf-8", newline="")
+
+
+def read_ballots(ballots: Mapping[str, str | os.PathLike], trials: Sequence[Trial], skip_bad: bool = False) -> Ballots:
+    """Return the votes of filled-in ballots.
+
+    Columns may be separated by commas, semicolons or tabs, as spreadsheets write them, and stand in any order; others than
+    `trial` and `choice` are ignored. A choice is `left` or `right`, in any case; an empty one is a vote that is missing.
+
+    Args:
+        ballots: Rater -> the file.
+        trials: All trials of the study.
+        skip_bad: Leave out what is wrong instead of raising. Of several votes of a rater on one pair, the first counts if they
+            agree; if they do not, none does.
+
+    Raises:
+        ValueError: If a file is no ballot, names no trial of the study, holds a choice that is neither left nor right, or more than
+            one vote on a pair. One error lists all, with file and line.
+    """
+    codes = trial_codes(trials)
+    problems: list[str] = []
+    found: dict[tuple[str, str], list[tuple[str, str, str]]] = {}  # (rater, pair) -> (code, choice, where)
+    for rater, path in ballots.items():
+        for where, code, choice in _ballot_lines(path, problems):
+            if code not in codes:
+                problems.append(f"{where}: there is no trial {code!r} in this study.")
+            elif choice.lower() in CHOICES:
+                found.setdefault((rater, codes[code].pair), []).append((code, choice.lower(), where))
+            elif choice:
+                problems.append(f"{where}: `choice` of trial {code!r} must be left or right. Received {choice!r}.")
+    votes, answered = [], {}
+    for (rater, _), given in found.items():
+        code, choice, where = given[0]
+        winners = {vote_on(codes[code], rater, choice).winner for code, choice, _ in given}
+        if len(given) > 1:
+            others = ", ".join(f"{code} in {where}" for code, _, where in given[1:])
+            problems.append(
+                f"{where}: {rater!r} votes more than once on the pair of trial {code!r} ({others}), "
+                + (
+                    "each time for the same clip."
+                    if len(winners) == 1
+                    else "and not for the same clip: none of them counts."
+                )
+            )
+        if len(winners) == 1:
+            votes.append(vote_on(codes[code], rater, choice))
+        for code, _, _ in given:
+            answered.setdefault(rater, set()).add(code)
+    if problems and not skip_bad:
+        listed = problems[:_MAX_LISTED] + [f"and {len(problems) - _MAX_LISTED} more"] * (len(problems) > _MAX_LISTED)
+        raise ValueError(
+            f"{len(problems)} votes or ballots cannot be used:\n  "
+            + "\n  ".join(listed)
+            + "\nMend them, or leave them out with "
+            "`skip_bad=True`."
+        )
+    missing, unseen = {}, {trial.round for trial in trials}
+    for rater, given in answered.items():
+        rounds = {codes[code].round for code in given}
+        missing[rater] = [code for code, trial in codes.items() if trial.round in rounds and code not in given]
+        unseen -= rounds
+    return Ballots(votes, missing, tuple(number + 1 for number in sorted(unseen)), tuple(problems))
+
+
+def _ballot_lines(path: str | os.PathLike, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """(file and line, trial, choice) of each line that is not blank; what cannot be read is added to the problems."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{os.fspath(path)!r} cannot be read: {error}.")
+        return
+    head = text.partition("\n")[0]
+    separator = max(",;\t", key=head.count)
+    reader = csv.reader(text.splitlines(), delimiter=separator)
+    names = [name.strip().lower() for name in head.split(separator)]
+    next(reader, None)
+    if not set(BALLOT_COLUMNS) <= set(names):
+        problems.append(
+            f"{os.fspath(path)!r} is no ballot: its first line must name the columns {' and '.join(BALLOT_COLUMNS)}. Received "
+            f"{head.strip()[:60]!r}."
+        )
+        return
+    trial, choice = (names.index(name) for name in BALLOT_COLUMNS)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row] + [""] * len(names)
+            if any(cells):
+                yield f"{os.fspath(path)!r}, line {reader.line_num}", cells[trial], cells[choice]
+    except csv.Error as error:
+        problems.append(f"{os.fspath(path)!r}, line {reader.line_num}: no CSV ({error}).")
+
+
 def drop_inattentive(votes: Sequence[Vote], min_share: float = 1.0) -> tuple[list[Vote], list[str]]:
     """Return the votes without catch trials and raters who failed them, and the names of those raters.
 
@@ -267,13 +401,24 @@ def drop_inattentive(votes: Sequence[Vote], min_share: float = 1.0) -> tuple[lis
     return [v for v in votes if v.expected is None and v.rater not in dropped], dropped
 
 
-def _sheet(trials: Sequence[Trial], question: str, show: Callable[[str, str], np.ndarray]) -> np.ndarray:
-    """uint8 (height, width, 3): a sheet of the first round's trials."""
+def draw_sheet(trials: Mapping[str, Trial], question: str, show: Callable[[str, str], np.ndarray]) -> np.ndarray:
+    """Draws trials as their rater would see them: a row for each, with a few frames of the left and of the right clip.
+
+    Args:
+        trials: By the label of the row.
+        question: The title.
+        show: As in `write_trials`.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ValueError: As in `write_trials`.
+    """
     from tfvidgen import visualize
 
-    numbered = [(number, trial) for number, trial in enumerate(trials, 1) if trial.round == trials[0].round]
     cells, first = {}, None
-    for row, (_, trial) in enumerate(numbered):
+    for row, trial in enumerate(trials.values()):
         shown = ((trial.left_model, trial.left_clip), (trial.right_model, trial.right_clip))
         for column, (model, name) in enumerate(shown):
             clip = np.asarray(show(model, name))
@@ -289,17 +434,25 @@ def _sheet(trials: Sequence[Trial], question: str, show: Callable[[str, str], np
                     "Clips of a study must be uint8 (T, H, W, 3) of one length and size, or these give the models away. Received "
                     f"{clip.dtype} {clip.shape} for {name!r} of {model!r}, and {first} for the first one: cut and resize them."
                 )
-            cells[row, column] = clip[np.linspace(0, len(clip) - 1, min(_SHEET_FRAMES, len(clip))).round().astype(int)]
+            frames = clip[np.linspace(0, len(clip) - 1, min(_SHEET_FRAMES, len(clip))).round().astype(int)]
+            cells[row, column] = _strip(frames)
     return visualize.board_sheet(
         cells,
-        row_labels=[str(number) for number, _ in numbered],
+        row_labels=list(trials),
         column_labels=CHOICES,
         scale=max(1, math.ceil(_SHEET_PIXELS / first[1])),
         title=question,
         row_axis=None,
         column_axis=None,
-        num_frames=_SHEET_FRAMES,
     )
+
+
+def _strip(frames: np.ndarray) -> np.ndarray:
+    """uint8 (1, H, W, 3): frames beside each other, with a white margin that sets the left clip apart from the right one."""
+    margin = math.ceil(frames.shape[1] / _SHEET_MARGINS)
+    frames = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)  # a white line between frames
+    strip = np.concatenate(frames, axis=1)[:, :-1]
+    return np.pad(strip, ((0, 0), (margin, margin), (0, 0)), constant_values=255)[None]
 
 
 def _both_sides(shown: Trial | Vote) -> tuple[tuple[str, str], ...]:

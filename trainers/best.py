@@ -70,9 +70,7 @@ class EvaluateMetrics:
         self._say = report or (lambda line: print(line, flush=True))
         self._settings = dataclasses.replace(settings or Config(), metrics=metrics)
         self.every_steps = every_steps
-        self._protocols = parse_metrics(self._settings)
-        if not self._protocols:
-            raise cli.UsageError("--evaluate_metrics is empty: name at least one metric, such as judge_fvd256_16f.")
+        self._protocols = parse_metrics(self._settings, "evaluate_metrics")
         if every_steps < 1 or every_steps % config.checkpoint_every_steps:
             raise cli.UsageError(
                 f"--evaluate_every_steps={every_steps} must be a multiple of --checkpoint_every_steps="
@@ -94,7 +92,7 @@ class EvaluateMetrics:
     def run(self, step: int, logs: Mapping[str, float]) -> None:
         """Evaluates the current model. Called by the loop."""
         self.rewind(step - 1)  # records of a process that was killed here
-        results = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
+        results, _ = self._measurer.measure(self._protocols, self._model, step, self._say, during_training=True)
         self._keep_best(step, results[self._position])
 
     def rewind(self, step: int) -> None:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfvidgen.metrics.diversity import motion_energy
+from tfvidgen.metrics.verdict import NUM_CLIPS, is_collapsed, is_frozen, num_alike
 from trainers import runs, samples
 
 if TYPE_CHECKING:
     from tfvidgen.models.base import VideoGenerator
 
-NUM_CLIPS = 16
-_FROZEN = 0.01  # share of the motion energy of real clips
-_SAME = 1.0  # mean absolute difference, in levels of 255, below which two clips look the same
 _WON, _WINDOW = 0.01, 10  # a discriminator's loss, and in how many sheets in a row
 
 
@@ -59,16 +57,13 @@ class CollapseWatch:
         found = {}
         if self._real_energy and new.shape[1] > 1:
             ratio = float(motion_energy(new).mean()) / self._real_energy
-            if ratio < _FROZEN:
+            if is_frozen(ratio):
                 found["frozen clips"] = (
                     f"new clips are almost frozen: {ratio:.2g} of the motion energy of the training clips. Early in training that "
                     "is usual; later, see 'The clips do not move' in docs/troubleshooting.md."
                 )
-        flat = new.reshape(len(new), -1).astype(np.float32)
-        alike = sum(  # N is small
-            any(np.abs(flat[i] - flat[j]).mean() < _SAME for j in range(len(flat)) if j != i) for i in range(len(flat))
-        )
-        if alike > len(new) // 2:
+        alike = num_alike(new)
+        if is_collapsed(alike, len(new)):
             found["identical clips"] = (
                 f"{alike} of {len(new)} new clips look the same as another one (mode collapse). Early in training that is usual; "
                 "later, see 'All clips look the same' in docs/troubleshooting.md."

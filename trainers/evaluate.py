@@ -7,22 +7,14 @@ Two folders: the requested metrics; no model is needed.
 from __future__ import annotations
 
 import pathlib
-import time
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trainers import cli
-from trainers.measure import (
-    RECORDS,
-    Config,
-    evaluate_run,
-    folder_clips,
-    make_networks,
-    measure_clips,
-    parse_metrics,
-    parse_weights,
-)
+from trainers.folders import folder_clips
+from trainers.measure import RECORDS, Config, make_networks, measure_clips, parse_metrics, parse_weights
+from trainers.run_evaluation import evaluate_run
 
 if TYPE_CHECKING:
     from tfvidgen.metrics.protocols import Result
@@ -31,6 +23,8 @@ if TYPE_CHECKING:
 def evaluate_folders(settings: Config, report: Callable[[str], None] | None = None) -> list[Result]:
     """Evaluates a folder of generated videos against one of real videos; writes `evaluation.jsonl` and sheets.
 
+    The last lines of output are a table and, unless metrics are named, the verdict on the generated videos.
+
     Raises:
         ValueError: As `metrics.evaluate.evaluate`, or if a folder cannot be read.
     """
@@ -38,15 +32,13 @@ def evaluate_folders(settings: Config, report: Callable[[str], None] | None = No
     protocols = parse_metrics(settings)
     generated_path = pathlib.Path(settings.generated)
     out = pathlib.Path(settings.out or generated_path.with_name(f"{generated_path.stem}-evaluation"))
-    begin = time.monotonic()
     real = folder_clips(settings.real, settings)
     generated = folder_clips(settings.generated, settings, generated=True)
-    shortest = min(int(side.videos.lengths.min()) for side in (real, generated))
-    networks = make_networks(settings, real)
-    results = measure_clips(
-        protocols, generated, real, networks, settings, out, say, {}, default_frames=min(16, shortest)
+    say(
+        f"evaluating {generated.available} generated videos against {real.available} real ones; numbers: {out / RECORDS}"
     )
-    say(f"evaluated in {time.monotonic() - begin:.1f} s: {out / RECORDS}")
+    networks = make_networks(settings, real)
+    results, _ = measure_clips(protocols, generated, real, networks, settings, out, say, {}, default_frames=None)
     return results
 
 

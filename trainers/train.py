@@ -299,7 +299,7 @@ def _curves(config, run_dir) -> Action:
 
 def _validation(model, run_data, config, run_dir, say) -> list[Any]:
     """The action that reports validation losses on held-out clips, if there are any that the system can reconstruct."""
-    from trainers.measure import ValidationLosses
+    from trainers.run_evaluation import ValidationLosses
 
     if not ValidationLosses.applies(model, run_data):
         return []
@@ -324,11 +324,11 @@ def _final_evaluation(model, run_data, config, run_dir, say) -> list[Any]:
     """The action that evaluates the run after its last step."""
     if not config.evaluate:
         return []
-    from trainers import measure
+    from trainers import run_evaluation
     from trainers.engine import loop
 
     def run(step: int, logs: Mapping[str, float]) -> None:
-        measure.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
+        run_evaluation.evaluate_run(run_dir, run_data=run_data, model=model, step=step, report=say, at_end=True)
 
     return [loop.Action(run, every_steps=0, name="evaluation", product=run_dir / "evaluation.json", samples=True)]
 

@@ -289,9 +289,18 @@ def test_special_files_are_skipped_by_name(tmp_path):
 def test_empty_transport_streams_and_lost_links_are_reported(tmp_path):
     make(tmp_path, "videos")
     (tmp_path / "empty.ts").write_bytes(b"")
-    os.symlink(tmp_path / "nowhere.mp4", tmp_path / "link.mp4")
-    report = scan(tmp_path)
-    assert dict(report.unreadable) == {"empty.ts": "the file is empty", "link.mp4": "No such file or directory"}
+    os.symlink("nowhere.mp4", tmp_path / "link.mp4")
+    os.symlink("unmounted", tmp_path / "frames")  # perhaps a folder of frames
+    lost = "it is a link to '{}', which is not there: mend the link, or mount what it leads to"
+    assert dict(scan(tmp_path).unreadable) == {
+        "empty.ts": "the file is empty",
+        "link.mp4": lost.format("nowhere.mp4"),
+        "frames": lost.format("unmounted"),
+    }
+    with pytest.raises(
+        ValueError, match="No file or folder '.*frames': it is a link to 'unmounted', which is not there"
+    ):
+        load_videos(tmp_path / "frames")
 
 
 def test_songs_are_ignored(tmp_path):

@@ -11,7 +11,8 @@ import tensorflow as tf
 from tests.metrics.sides import SIZE, Drift, MeanColour, colours, counted, noise, one, own, plain
 from tfvidgen.data.collection import VideoCollection
 from tfvidgen.features.networks import Networks
-from tfvidgen.metrics.evaluate import evaluate
+from tfvidgen.metrics.evaluate import MetricsError, evaluate
+from tfvidgen.metrics.families import FAMILIES
 from tfvidgen.metrics.sampling import BATCH, Clips, ModelClips, VideoClips, as_clips
 
 
@@ -124,8 +125,22 @@ def test_missing_weights_are_named_with_source_licence_and_flag():
             evaluate(name, noise(4, frames=16), noise(4, 1, frames=16), networks)
         for word in words:
             assert word in str(error.value), (name, word)
-    with pytest.raises(ValueError, match="needs a judge.*--features=judge"):
+    with pytest.raises(ValueError, match="needs a judge.*pass `judge` to Networks"):
         evaluate("judge_fvd4_4f", noise(4), noise(4, 1), networks)
+
+
+def test_advice_in_place_of_weights_fits_the_metric_and_the_clips():
+    """A judge is no help for a metric that has no use for it, or where there are no labels."""
+    labelled, bare = VideoClips(counted(8, 16)), noise(8, 1, frames=16)
+    found = {}
+    for name, real in (("fvd4_16f", labelled), ("fvd4_16f", bare), ("mcs4_16f", labelled), ("prdc6_16f", bare)):
+        with pytest.raises(MetricsError) as error:
+            evaluate(name, noise(8, frames=16), real)
+        found[name, real is labelled] = str(error.value)
+        assert "Pass it as Networks({" in str(error.value), "the Python argument, not the flag"
+    assert found["fvd4_16f", True].endswith("trains a small network on the real labelled clips (judge_fvd).")
+    assert "judge" not in found["fvd4_16f", False] and "judge" not in found["mcs4_16f", True]
+    assert found["prdc6_16f", False].endswith("Without weights: pixels_prdc compares frames of 8 x 8 pixels.")
 
 
 def test_a_model_that_diverged_is_refused():
@@ -133,32 +148,150 @@ def test_a_model_that_diverged_is_refused():
         def decode(self, latents, training=False):
             return super().decode(latents) * float("nan")
 
-    with pytest.raises(ValueError, match="NaN or infinity in the frames of Diverged"):
+    with pytest.raises(ValueError, match="Generated clips: Received NaN or infinity in the frames of Diverged"):
         one("acd4_4f", ModelClips(Diverged()), noise(4))
+    with pytest.raises(ValueError, match="Real clips: Floats must lie in"):
+        one("acd4_4f", noise(4), 7.0 * noise(4))
 
 
 def test_bytes_that_were_fractions_are_doubted():
-    result = one("fvd4_4f", noise(4, 0, 0, 2), noise(8, 1))
-    assert any("multiply by 255" in note for note in result.notes)
+    bright, dark = noise(8, 1), noise(8, 0, 0, 2)
+    for name in ("fvd4_4f", "acd4_4f", "duplicates4_4f"):
+        for made, real, side in ((dark, bright, "generated"), (bright, dark, "real")):
+            (note,) = (note for note in one(name, made, real).notes if "multiply by 255" in note)
+            assert note.startswith(f"The {side} clips have no value above 1"), "once, with a network or without"
+    assert not any("multiply" in note for note in one("acd4_4f", bright, bright[::-1]).notes)
+
+
+def test_fractions_among_real_clips_are_doubted_though_their_features_are_kept(tmp_path):
+    real = VideoClips(as_clips(noise(8, 0, 0, 2)).videos)
+    for _ in range(2):
+        result = one("fvd4_4f", noise(4, 1), real, cache_dir=tmp_path)
+        assert any("The real clips have no value above 1" in note for note in result.notes)
+
+
+def test_floats_without_negative_values_are_doubted_in_every_record():
+    results = evaluate("acd4_4f,fcs4_4f", np.random.default_rng(0).random((4, 4, 16, 16, 3)), noise(4, 1), own())
+    assert all("suggests [0, 1] instead of [-1, 1]" in result.notes[0] for result in results)
 
 
 def test_too_few_clips_and_frames():
-    with pytest.raises(ValueError, match="9 clips are requested, but 'array' has 4 videos"):
+    with pytest.raises(ValueError, match="Generated clips: 9 clips are requested, but 'array' has 4 videos"):
         one("acd9_4f", noise(4), noise(9, 1))
     with pytest.raises(
-        ValueError, match="shorter than the 7 frames that 4 frames at stride 2 need: video_.*loop or hold"
+        ValueError, match='shorter than the 7 frames that 4 frames at stride 2 need: video_.*`short_clip="loop"`'
     ):
         one("acd4_4f_stride2", noise(4), noise(4, 1))
-    with pytest.raises(ValueError, match="At least 2 real clips"):
+    with pytest.raises(ValueError, match="at least 2 clips on each side. Received 1 real"):
         one("acd4_4f", noise(4), noise(1, 1))
-    with pytest.raises(ValueError, match="At least 2 clips.*Received 1 of 'array' and 4 of 'array'"):
+    with pytest.raises(ValueError, match="At least 2 clips.*Received 1 generated ones of 'array' and 4 real"):
         one("acd", noise(1), noise(4, 1), default_frames=4)
-    with pytest.raises(ValueError, match="mean_colour needs at least 2 frames"):
+    with pytest.raises(ValueError, match="mean_colour takes at least 2 frames a clip. Received 1"):
         one("fvd4_1f", noise(4), noise(4, 1))
 
 
+class Unread(Clips):
+    """Clips that must not be read, and have no labels."""
+
+    origin = {"source": "unread"}
+
+    def __init__(self, available):
+        self.available = available
+
+    def batches(self, num_clips, num_frames, stride=1):
+        raise AssertionError("clips were read")
+
+
+def test_what_is_known_without_clips_is_found_before_any_is_read():
+    small = VideoClips(as_clips(noise(9, size=8)).videos)
+    for name, made, real, words in (
+        ("fcs4_1f", Unread(9), Unread(9), "fcs4_1f: It needs at least 2 frames a clip. Received 1"),
+        ("motion4_1f", Unread(9), Unread(9), "at least 2 frames"),
+        ("fcs4_4f", Unread(9), small, "at least 11 x 11 pixels. Received real ones of 8 x 8"),
+        ("pixels_prdc6_4f", Unread(6), Unread(5), "at least 6 clips on each side. Received 5 real"),
+        (
+            "judge_accuracy4_4f",
+            Unread(9),
+            VideoClips(counted(9)),
+            "the class of every clip, but the generated ones have none",
+        ),
+        (
+            "judge_accuracy4_4f",
+            VideoClips(counted(9)),
+            Unread(9),
+            "the class of every clip, but the real ones have none",
+        ),
+        ("s3_tsn6_4f", VideoClips(counted(9)), Unread(9), "but the real ones have none"),
+        ("judge_swap4_4f", Unread(9), Unread(9), "evaluate a run, against the videos it was trained on"),
+        ("acd4_12f", Unread(9), VideoClips(counted(9)), "Real clips: 4 of the 4 videos used"),
+        ("pixels_nearest2_12f", Unread(9), VideoClips(counted(9)), "Real clips: 9 of the 9 videos used"),
+    ):
+        with pytest.raises(MetricsError, match=words) as error:
+            evaluate(["acd4_4f", name], made, real, own())
+        assert list(error.value.reasons) == [name] and error.value.results == []
+
+
+def test_a_network_that_fails_does_not_hide_the_other_metrics():
+    """Whichever side it fails on; the rows of the others are complete, and nothing of it is kept."""
+
+    class Damaged(MeanColour):
+        digest = "of another"
+
+        def __init__(self, fails_at):
+            super().__init__()
+            self.count = fails_at
+
+        def stream_outputs(self, batches, outputs=("features", "logits")):
+            self.count -= 1
+            if self.count < 0:
+                raise ValueError("it is damaged")
+            yield from super().stream_outputs(batches, outputs)
+
+    names = ["fvd20_4f", "acd20_4f", "judge_kvd20_4f", "acd20_2f"]
+    alone = evaluate(["acd20_4f", "judge_kvd20_4f", "acd20_2f"], noise(20), noise(40, 1), own())
+    for fails_at, side in ((1, "Generated"), (3, "Real")):
+        seen = []
+        networks = own(i3d=Damaged(fails_at), judge=MeanColour())
+        with pytest.raises(MetricsError, match=f"^fvd20_4f: {side} clips: it is damaged$") as error:
+            evaluate(names, noise(20), noise(40, 1), networks, on_result=seen.append)
+        assert error.value.results == seen and [r.name for r in seen] == [r.name for r in alone]
+        assert [r.values for r in seen] == [r.values for r in alone]
+
+
+def test_a_measure_that_fails_does_not_hide_the_others(monkeypatch):
+    def measure(measured):
+        raise ValueError("it is undefined here")
+
+    monkeypatch.setitem(FAMILIES, "acd", dataclasses.replace(FAMILIES["acd"], measure=measure))
+    with pytest.raises(MetricsError) as error:
+        evaluate("acd4_4f,motion4_4f,acd4_2f", noise(4), noise(4, 1), own())
+    assert str(error.value) == "acd4_4f, acd4_2f: it is undefined here"
+    assert [result.name for result in error.value.results] == ["motion4_4f"]
+
+
+def test_no_name_is_no_metric():
+    for names in ("", " , ", []):
+        with pytest.raises(ValueError, match="`names` must name at least one metric.*Received"):
+            evaluate(names, noise(4), noise(4, 1))
+
+
+def test_a_short_video_shortens_no_metric_silently():
+    def side(*lengths):
+        return VideoClips(VideoCollection.from_videos([noise(1, i, frames=n)[0] for i, n in enumerate(lengths)]))
+
+    named, default = evaluate("acd3_4f,acd", side(20, 20, 20), side(20, 5, 20), default_frames=None)
+    assert (named.name, default.name) == ("acd3_4f", "acd3_5f") and named.notes == ()
+    (note,) = default.notes
+    assert note.startswith(
+        "Clips of 5 frames instead of 16, because 'video_00001' of the real videos has no more; 5 of 6"
+    )
+    for lengths, frames in (((20, 17, 30), 16), ((8, 8, 8), 8)):
+        result = one("acd", side(*lengths), side(*lengths), default_frames=None)
+        assert result.name == f"acd3_{frames}f" and not any("instead of" in note for note in result.notes)
+
+
 def test_sizes_must_agree():
-    with pytest.raises(ValueError, match=r"Real clips are 16x16 pixels and generated ones 20x20.*--size"):
+    with pytest.raises(ValueError, match=r"Real clips are 16x16 pixels and generated ones 20x20.*`size`"):
         one("acd4_4f", noise(4, size=20), noise(4, 1))
 
     class Mixed(Endless):
@@ -166,7 +299,7 @@ def test_sizes_must_agree():
             yield noise(1, size=16)
             yield noise(1, size=18)
 
-    with pytest.raises(ValueError, match="generated side differ in size: 18x18 after 16x16.*--size"):
+    with pytest.raises(ValueError, match="Generated clips: They differ in size: 18x18 after 16x16.*`size`"):
         one("acd2_4f", Mixed(), noise(4, 1))
 
 
@@ -174,7 +307,9 @@ def test_copied_files_are_refused_and_a_poor_model_is_noted():
     videos = noise(6)
     videos[4] = videos[1]
     collection = VideoCollection.from_videos(list(videos), names=tuple("abcdef"))
-    with pytest.raises(ValueError, match="1 of 6 generated clips.*('b' and 'e'|'e' and 'b').*--allow_duplicates"):
+    with pytest.raises(
+        ValueError, match="1 of 6 generated clips.*('b' and 'e'|'e' and 'b').*`refuse_duplicates=False`"
+    ):
         one("acd6_4f", VideoClips(collection, refuse_duplicates=True), noise(6, 1))
     result = one("acd6_4f", VideoClips(collection), noise(6, 1))
     assert "fewer different clips, 5" in result.notes[0]

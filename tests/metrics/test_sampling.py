@@ -87,7 +87,7 @@ def test_a_model_of_free_length_is_asked_for_longer_clips():
 def test_a_model_of_one_length_says_so_or_repeats():
     model = Drift(free_length=False)
     with pytest.raises(
-        ValueError, match="Drift generates clips of 4 frames, but 9 frames at stride 1 need 9.*loop or hold"
+        ValueError, match="Drift generates clips of 4 frames, but 9 frames at stride 1 need 9.*`short_clip=.loop.`"
     ):
         list(ModelClips(model).batches(2, 9))
     values = first_values(ModelClips(model, short_clip="loop"), 2, 6)

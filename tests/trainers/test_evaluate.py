@@ -16,7 +16,7 @@ import tensorflow as tf
 from tests.systems import vivid
 from tfvidgen import data
 from tfvidgen.data.video_io import write_mp4
-from trainers import cli, evaluate, measure, mocogan, navsynth, runs
+from trainers import cli, evaluate, measure, mocogan, navsynth, run_evaluation, runs
 from trainers.best import EvaluateMetrics
 from trainers.engine import checkpoints, loop
 
@@ -111,9 +111,15 @@ def test_a_run_with_codes_is_measured_in_full(codes):
         assert (made["system"], made["step"], made["weights"], made["seed"]) == ("navsynth", 4, "last step", 0)
         assert real["digest"] == codes.run_data.originals.digest and real["split"] == "trained"
         assert record["protocol"]["real_clips"] == 5 and record["protocol"]["clips"] == 64
-    said = "\n".join(lines)
-    assert "exchange accuracy on 1 held-out cells" in said
-    assert "duplicates64_8f" in said and "95 % interval" in said
+    assert "at most 100 dB a frame, which equal frames have" in results["protocol"]["psnr"]
+    table = [line for line in lines if not line.startswith(("note ", "verdict: "))]
+    table = table[[line.startswith("metric ") for line in table].index(True) :]
+    rows = ["trained videos", "held out cells", "held out identity mean frame", "held out nearest trained clip"]
+    rows += ["exchange accuracy", "fcs64_8f", "acd64_8f", "motion64_8f", "duplicates64_8f"]
+    assert [line.split("  ")[0] for line in table] == ["metric", *rows]
+    assert "identity and action right on 1 held-out cells" in "\n".join(table)
+    assert lines[-1].startswith("verdict: ") and results["verdict"]["text"] in lines[-1]
+    assert json.loads((codes.run_dir / "evaluation.json").read_text())["verdict"] == results["verdict"]
     # three identities by two actions make at most six different clips
     assert found[3]["values"]["different"] <= 6 and any("fewer different clips" in note for note in found[0]["notes"])
 
@@ -124,9 +130,9 @@ def test_exchange_accuracy_knows_right_from_wrong(codes):
     made = np.zeros((3, 2, *truth.shape[1:]), np.uint8)
     made[videos.identity, videos.action] = truth
     cells = np.argwhere(np.ones((3, 2), bool))
-    right = measure._exchange_accuracy(made, cells, truth, videos)
+    right = run_evaluation._exchange_accuracy(made, cells, truth, videos)
     assert (right["identity"], right["action"], right["both"], right["num_videos"]) == (1.0, 1.0, 1.0, 6)
-    other_action = measure._exchange_accuracy(made[:, ::-1], cells, truth, videos)
+    other_action = run_evaluation._exchange_accuracy(made[:, ::-1], cells, truth, videos)
     assert (other_action["identity"], other_action["action"], other_action["both"]) == (1.0, 0.0, 0.0)
 
 
@@ -175,7 +181,7 @@ def measured(run: Run, metrics: str, out, **settings) -> list:
     """Results of `--metrics` without the reconstruction and the board of a run."""
     settings = evaluate.Config(out=str(out), cache_dir="none", metrics=metrics, **settings)
     measurer = measure.RunMeasurer(run.run_dir, run.run_data, run.config, settings)
-    return measurer.measure(measure.parse_metrics(settings), run.model, 4)
+    return measurer.measure(measure.parse_metrics(settings), run.model, 4)[0]
 
 
 @pytest.mark.long
@@ -294,6 +300,82 @@ def test_prepared_videos_are_measured_as_their_files(tmp_path):
     assert len(list((tmp_path / "cache" / "judges").iterdir())) == 1
 
 
+def save_clips(folder, clips) -> str:
+    """Writes a file per clip; returns the folder."""
+    folder.mkdir()
+    for index, clip in enumerate(clips):
+        np.save(folder / f"{index:02}.npy", clip)
+    return str(folder)
+
+
+def test_twelve_clips_of_each_need_no_other_flag(tmp_path):
+    generated, real = save_clips(tmp_path / "made", videos(12, 0, 20)), save_clips(tmp_path / "real", videos(12, 1, 20))
+    status, out, error = call(f"--generated={generated}", f"--real={real}")
+    assert (status, error) == (0, "")
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("metric "))
+    names = ["fcs12_16f", "acd12_16f", "motion12_16f", "duplicates12_16f", "pixels_nearest12_16f"]
+    assert [line.split()[0] for line in lines[at + 1 : at + 6]] == names
+    assert lines[-1].startswith("verdict: fine: ") and "0 of 12 equal a real one" in lines[-1]
+    assert all(line.startswith("note (") for line in lines[at + 6 : -1])
+    assert (tmp_path / "made-evaluation" / "pixels_nearest12_16f.png").is_file()
+    status, out, _ = call(f"--generated={real}", f"--real={real}")
+    assert status == 0 and out.splitlines()[-1].startswith("verdict: copies: ")
+    status, out, _ = call(f"--generated={generated}", f"--real={real}", "--metrics=motion,duplicates")
+    assert status == 0 and "verdict" not in out, "only on the metrics that it is made for"
+
+
+def test_bad_and_short_files_are_said_in_the_notes(tmp_path):
+    generated, real = save_clips(tmp_path / "made", videos(4)), save_clips(tmp_path / "real", videos(4, 1, 20))
+    np.save(tmp_path / "made" / "04.npy", videos(1, 5, 5)[0])
+    (tmp_path / "made" / "05.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "real" / "lost").symlink_to(tmp_path / "nowhere")
+    flags = [f"--generated={generated}", f"--real={real}", "--metrics=fcs,acd4_4f", f"--out={tmp_path / 'out'}"]
+    status, _, error = call(*flags)
+    assert status == 1 and "lost: it is a link to" in error and "nowhere', which is not there" in error
+    with pytest.warns(UserWarning, match="Skipped 1 unreadable files"):
+        status, out, _ = call(*flags, "--skip_bad")
+    assert status == 0
+    default, named = records(tmp_path / "out")
+    assert (default["metric"], named["metric"]) == ("fcs4_5f", "acd4_4f")
+    for record in (default, named):
+        left_out = [note for note in record["notes"] if "left out" in note]
+        assert len(left_out) == 2 and "05.npy: " in " ".join(left_out) and "lost: it is a link" in " ".join(left_out)
+    assert (
+        "Clips of 5 frames instead of 16, because '04.npy' of the generated videos has no more" in default["notes"][0]
+    )
+    assert not any("instead of 16" in note for note in named["notes"])
+    assert "--short_clip=loop" in out, "advice on the command line names flags"
+
+
+def test_a_metric_that_fails_leaves_the_table_of_the_others(folders, tmp_path, monkeypatch):
+    from tfvidgen.metrics.families import FAMILIES
+
+    def fail(measured):
+        raise ValueError("undefined here: name another `size`")
+
+    monkeypatch.setitem(FAMILIES, "acd", dataclasses.replace(FAMILIES["acd"], measure=fail))
+    status, out, error = call(*folders, "--metrics=acd,fcs")
+    assert status == 1 and "\nfcs12_8f " in out and "acd12_8f: undefined here: name another --size" in error
+    assert [record["metric"] for record in records(tmp_path / "generated-evaluation")] == ["fcs12_8f"]
+
+
+def test_a_link_that_leads_nowhere_is_named(folders, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for flags in ([f"--generated={tmp_path / 'link'}", folders[1]], [folders[0], f"--real={tmp_path / 'link'}"]):
+        status, _, error = call(*flags)
+        assert status == 1 and "link': it is a link to" in error and "gone', which is not there" in error
+
+
+def test_advice_names_flags_on_the_command_line_and_clips_by_their_names():
+    text = 'Pass `short_clip="loop"` or `refuse_duplicates=False`, and `size`; `real` needs 6, `x=1` too.'
+    assert (
+        measure.flags_for(text)
+        == "Pass --short_clip=loop or --allow_duplicates, and --size; `real` needs 6, `x=1` too."
+    )
+    assert {*measure._ARGUMENTS} <= {field.name for field in dataclasses.fields(measure.Config)}
+
+
 # ---------------------------------------------------------------- what is refused
 def test_frames_of_several_sizes_say_how_to_mend_it(tmp_path, folders):
     np.save(tmp_path / "generated" / "more.npy", videos(2, 5, size=20))
@@ -307,6 +389,7 @@ def test_frames_of_several_sizes_say_how_to_mend_it(tmp_path, folders):
     ("flags", "status", "words"),
     [
         ([], 2, ["--run_dir is missing", "--generated and --real"]),
+        (["--generated=x", "--real=y", "--metrics= , "], 2, ["--metrics is empty", "Received ' , '"]),
         (["--generated=x"], 2, ["--real is missing"]),
         (["--generated=x", "--real=y", "--run_dir=z"], 2, ["are mutually exclusive"]),
         (["--generated=x", "--real=y"], 1, ["No file or folder"]),
@@ -333,6 +416,8 @@ def test_missing_weights_say_which_file_and_write_nothing(codes, tmp_path):
     assert (status, out) == (1, "")
     for word in ("i3d-kinetics-400", "Source:", "Licence: Apache-2.0", "--weights=i3d=PATH", "--features=judge"):
         assert word in error
+    status, _, error = call(f"--run_dir={codes.run_dir}", "--metrics=mcs5", f"--out={tmp_path / 'out'}")
+    assert status == 1 and "--weights=vgg16=PATH" in error and "judge" not in error, "which is no help for it"
     assert before[1] == sorted(path.name for path in codes.run_dir.iterdir()) and not (tmp_path / "out").exists()
 
 
@@ -475,7 +560,8 @@ def test_training_imports_no_program():
     folder = pathlib.Path(measure.__file__).parent
     programs = {p.stem for p in folder.glob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")}
     assert {"evaluate", "generate", "compare", "navsynth"} <= programs
-    for path in (folder / "train.py", folder / "measure.py", folder / "best.py", *(folder / "engine").glob("*.py")):
+    shared = [folder / f"{name}.py" for name in ("train", "measure", "run_evaluation", "folders", "best")]
+    for path in (*shared, *(folder / "engine").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = set()
             if isinstance(node, ast.ImportFrom) and node.module == "trainers":

@@ -97,6 +97,13 @@ def special_kind(path: str | os.PathLike) -> str:
     return next((name for is_kind, name in _SPECIAL_FILES if is_kind(mode)), "")
 
 
+def dangling_link(path: str | os.PathLike) -> str:
+    """Why a link leads nowhere, in words; empty for all other paths."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"it is a link to {os.readlink(path)!r}, which is not there: mend the link, or mount what it leads to"
+
+
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
     """The door of every reader: whatever decoders raise on a hostile file becomes one error with the file and the reason.
@@ -110,7 +117,7 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
     except UnreadableFileError:
         raise
     except FileNotFoundError as error:
-        raise UnreadableFileError(path, error.strerror or "no such file") from None
+        raise UnreadableFileError(path, dangling_link(path) or error.strerror or "no such file") from None
     except MemoryError:
         raise UnreadableFileError(path, "it is damaged, or needs more memory than there is") from None
     except Exception as error:  # zlib.error, struct.error, IndexError, NotImplementedError, tokenize.TokenError, ...

@@ -39,6 +39,7 @@ from tfvidgen.data.media import (
     MAX_FILE_GIB,
     Media,
     UnreadableFileError,
+    dangling_link,
     explained,
     sniff,
     special_kind,
@@ -529,6 +530,8 @@ def existing(path: str | os.PathLike) -> pathlib.Path:
     root = pathlib.Path(path)
     if kind := special_kind(root):
         raise ValueError(f"{str(path)!r} is {kind}: give a folder or file of videos.")
+    if link := dangling_link(root):
+        raise ValueError(f"No file or folder {str(path)!r}: {link}.")
     if not root.exists():
         raise ValueError(f"No file or folder {str(path)!r}: check the path, or mount what it lies on.")
     return root
@@ -540,7 +543,8 @@ def find(root: pathlib.Path) -> Found:
     media: dict[pathlib.Path, Media] = {}
     ignored = list(others)
     for file, sniffed in _in_order(lambda file: _attempt(sniff, file), files):
-        claims = file.suffix.lower() in _MEDIA_SUFFIXES or file == root
+        # a link that leads nowhere may have led to a video, or to a folder of frames
+        claims = file.suffix.lower() in _MEDIA_SUFFIXES or file == root or bool(dangling_link(file))
         if isinstance(sniffed, Media) and sniffed.kind != "other":
             if _is_text(_name(file, root)):
                 media[file] = sniffed

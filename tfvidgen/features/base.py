@@ -25,6 +25,10 @@ RESIZE_MODES = ("tf1-bilinear", "half-pixel", "align-corners", "pil-bilinear", "
 _CUBIC_A = -0.75  # OpenCV's INTER_CUBIC
 
 
+class ValueRangeWarning(UserWarning):
+    """Values that suggest another range than 0..255."""
+
+
 class FeatureExtractor:
     """Extracts feature vectors from videos, in batches.
 
@@ -233,6 +237,7 @@ def check_videos(videos: Any, min_frames: int, max_frames: int | None, reader: s
         warnings.warn(
             f"The videos for {reader} have no value above 1, as if floats in [0, 1] had been cast to uint8: multiply by 255 "
             "before the cast.",
+            ValueRangeWarning,
             stacklevel=3,
         )
 

@@ -36,7 +36,7 @@ class Networks:
         extractors: Mapping[str, Any] | None = None,
         classifier: Mapping[str, Any] | None = None,
         scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-        hint: str = "",
+        hint: str = 'Pass it as Networks({{"{name}": PATH}}).',
     ):
         self.weights = {name: path for name, path in (weights or {}).items() if path}
         self.classifier = dict(classifier or {})
@@ -75,8 +75,8 @@ class Networks:
     def _trained_judge(self, num_frames: int, stride: int, labels: np.ndarray | None) -> Any:
         if self._judge is None:
             raise ValueError(
-                "This metric needs a judge, a small classifier trained on the real labelled clips: request one "
-                "(--features=judge)."
+                "This metric needs a judge, a small classifier trained on the real labelled clips: pass `judge` to Networks, "
+                "such as a function that calls `features.judge.train_judge`."
             )
         return self._judge(num_frames, stride, labels)
 

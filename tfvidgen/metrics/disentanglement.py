@@ -21,7 +21,7 @@ from scipy.spatial import distance
 from tfvidgen.features.base import softmax
 from tfvidgen.metrics.inception import check_probabilities, class_entropies
 from tfvidgen.metrics.measures import Measured, Outcome
-from tfvidgen.metrics.sampling import ModelClips, VideoClips
+from tfvidgen.metrics.sampling import Clips, ModelClips, VideoClips
 from tfvidgen.metrics.statistics import Interval, check_features, wilson_interval
 
 _DIVERGENCE_EPSILON = 1e-16
@@ -287,17 +287,22 @@ def _attributes(videos: Any) -> dict[str, np.ndarray]:
     return {"action": videos.action, **{name: labels for name, labels in composed.items() if labels.any()}}
 
 
+def require_training_videos(generated: Clips, real: Clips) -> None:
+    """Raises ValueError unless a model is measured against its own training videos, labelled, as `judge_swap` needs."""
+    is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
+    if not isinstance(generated, ModelClips) or not is_trained:
+        raise ValueError(
+            "It keeps one code of a training video and resamples the others: evaluate a run, against the videos it was trained on "
+            '(`split="trained"`).'
+        )
+    if real.videos.action is None or real.videos.identity is None:
+        raise ValueError("It needs the identity and the action of every training video, but they have none.")
+
+
 def measure_swap(measured: Measured) -> Outcome:
     """The metric `judge_swap`: judges' accuracies when one code of training videos is kept and the others are resampled."""
     real, made, frames = measured.real_clips, measured.generated_clips, (measured.num_frames, measured.stride)
-    is_trained = isinstance(real, VideoClips) and real.origin.get("split") == "trained"
-    if not isinstance(made, ModelClips) or not is_trained:
-        raise ValueError(
-            "This metric keeps one code of a training video and resamples the others: evaluate a run, against the videos it was "
-            "trained on (--run_dir, --split=trained)."
-        )
-    if real.videos.action is None or real.videos.identity is None:
-        raise ValueError("This metric needs the identity and the action of every training video, but they have none.")
+    require_training_videos(made, real)
     ids = real.video_ids(min(measured.clips, len(real.videos)))
     attributes = _attributes(real.videos)
     judges = {name: measured.networks.judge_of(name, labels, *frames) for name, labels in attributes.items()}

@@ -6,6 +6,8 @@ import numpy as np
 
 from tfvidgen.metrics.image import psnr
 
+EQUAL_FRAMES_DB = 100.0  # stands for the infinite PSNR of equal frames, so that a mean over frames is finite
+
 
 def mean_frame_baseline(
     trained: np.ndarray, trained_identity: np.ndarray, identity: np.ndarray, shape: tuple
@@ -49,5 +51,5 @@ def nearest_clip_baseline(trained: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_psnr(truth: np.ndarray, generated: np.ndarray) -> float:
-    """Mean per-frame PSNR in dB, uint8 (..., H, W, 3); identical frames count as 100 dB."""
-    return float(np.minimum(psnr(truth, generated), 100.0).mean())
+    """Mean per-frame PSNR in dB, uint8 (..., H, W, 3), of at most `EQUAL_FRAMES_DB` each, which equal frames have."""
+    return float(np.minimum(psnr(truth, generated), EQUAL_FRAMES_DB).mean())

@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable
 
 from tfvidgen.metrics import disentanglement, inception, measures, s3
+from tfvidgen.metrics.image import SSIM_WINDOW
 from tfvidgen.metrics.measures import Measured, Outcome
+from tfvidgen.metrics.sampling import Clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Family:
         num_runs: Independent runs of the generator, each with the named number of clips.
         default_clips: Clips if the name gives no number; None for as many as there are real clips, at most 2048.
         default_frames: Frames if the name gives none; None for the generator's own length.
+        min_clips, min_frames, min_pixels: Fewest clips of a side and frames of a clip, smallest height and width of a frame.
+        needs_labels: Whether it needs the class of every clip, on both sides.
+        check: Raises ValueError if it cannot be computed on (generated clips, real clips), without reading them.
     """
 
     help: str
@@ -40,6 +45,11 @@ class Family:
     num_runs: int = 1
     default_clips: int | None = None
     default_frames: int | None = None
+    min_clips: int = 2
+    min_frames: int = 1
+    min_pixels: int = 1
+    needs_labels: bool = False
+    check: Callable[[Clips, Clips], None] = lambda generated, real: None
 
 
 _FEATURES = ("i3d", "judge")
@@ -98,15 +108,21 @@ FAMILIES: dict[str, Family] = {
         disentanglement.measure_accuracy,
         ("judge",),
         ("logits",),
+        needs_labels=True,
     ),
     "judge_swap": Family(
         "do codes hold what they should: judges' accuracies with motion kept and content resampled, and vice versa",
         disentanglement.measure_swap,
         outputs=(),
         ranks=False,
+        check=disentanglement.require_training_videos,
     ),
     "prdc": Family(
-        "precision, recall, density and coverage", measures.coverage, ("i3d", "judge", "pixels"), variants=_RESIZES
+        "precision, recall, density and coverage",
+        measures.coverage,
+        ("i3d", "judge", "pixels"),
+        variants=_RESIZES,
+        min_clips=measures.NEIGHBOURS + 1,
     ),
     "nearest": Family(
         "nearest real clips, with a sheet, and the data-copying test",
@@ -117,20 +133,34 @@ FAMILIES: dict[str, Family] = {
         searches_all=True,
     ),
     "mcs": Family(
-        "motion consistency (NAVSynth) on VGG16 relu3_3", measures.motion_consistency, outputs=("differences",)
+        "motion consistency (NAVSynth) on VGG16 relu3_3",
+        measures.motion_consistency,
+        outputs=("differences",),
+        min_frames=2,
     ),
     "fcs": Family(
-        "frame consistency (NAVSynth): SSIM with the first frame", measures.frame_consistency, outputs=("fcs",)
+        "frame consistency (NAVSynth): SSIM with the first frame",
+        measures.frame_consistency,
+        outputs=("fcs",),
+        min_frames=2,
+        min_pixels=SSIM_WINDOW,
     ),
-    "acd": Family("average content distance (MoCoGAN) of mean colours", measures.content_distance, outputs=("acd",)),
-    "motion": Family("motion energy relative to that of real clips", measures.motion_energy, outputs=("motion",)),
+    "acd": Family(
+        "average content distance (MoCoGAN) of mean colours", measures.content_distance, outputs=("acd",), min_frames=2
+    ),
+    "motion": Family(
+        "motion energy relative to that of real clips", measures.motion_energy, outputs=("motion",), min_frames=2
+    ),
     "duplicates": Family("share of clips that are exact copies of another", measures.duplicates, outputs=("sha256",)),
     "lpips": Family(
         "diversity: LPIPS of random pairs of clips", measures.lpips_diversity, outputs=("lpips",), ranks=False
     ),
     **{
         f"s3_{name}": Family(
-            f"substitute score (MVT-GAN) with {words}", functools.partial(s3.measure_s3, network), outputs=()
+            f"substitute score (MVT-GAN) with {words}",
+            functools.partial(s3.measure_s3, network),
+            outputs=(),
+            needs_labels=True,
         )
         for name, network, words in (
             ("tsn", "tsn", "a 2-D TSN"),

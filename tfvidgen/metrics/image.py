@@ -9,6 +9,7 @@ import numpy as np
 
 # Wang et al., IEEE Trans. Image Processing 2004: 11x11 Gaussian window, K1 and K2.
 _SSIM_RADIUS = 5
+SSIM_WINDOW = 2 * _SSIM_RADIUS + 1  # pixels: the smallest height and width of a frame
 _SSIM_SIGMA = 1.5
 _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
@@ -40,10 +41,9 @@ def _check_pair(a, b) -> tuple[np.ndarray, np.ndarray]:
 
 def check_ssim_size(shape: tuple[int, ...]) -> None:
     """Raise ValueError if frames (..., H, W, 3) are smaller than the window."""
-    window = 2 * _SSIM_RADIUS + 1
-    if min(shape[-3:-1]) < window:
+    if min(shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(
-            f"SSIM needs frames of at least {window} x {window} pixels, the size of its window. Received "
+            f"SSIM needs frames of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, the size of its window. Received "
             f"{shape[-3]} x {shape[-2]}."
         )
 

@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -209,17 +209,27 @@ def families_text() -> list[str]:
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def table(results: Sequence[Result]) -> list[str]:
-    """Results as lines for a terminal: name, value, interval and reference values; then the notes, each once."""
-    intervals = [
-        "" if result.interval is None else f"[{_number(result.interval[0])}, {_number(result.interval[1])}]"
-        for result in results
-    ]
-    width = max([len(result.name) for result in results] + [6]) + 2
-    room = max([len(interval) for interval in intervals] + [20]) + 2
+class Row(NamedTuple):
+    """A row of the table: name, value, 95 % interval or None, and what to compare the value with."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    beside: str
+
+
+def table(results: Sequence[Result], above: Sequence[Row] = ()) -> list[str]:
+    """Rows and results as lines for a terminal: name, value, interval and reference values; then the notes, each once.
+
+    A value has as many digits as its interval warrants: up to the first digit of half the interval's width. Records hold all.
+    """
+    rows = [*above, *(Row(result.name, result.value, result.interval, result.beside) for result in results)]
+    cells = [(row.name, *_rounded(row.value, row.interval), row.beside) for row in rows]
+    width = max([len(name) for name, *_ in cells] + [6]) + 2
+    room = max([len(interval) for _, _, interval, _ in cells] + [len("95 % interval")]) + 2
     lines = [f"{'metric':{width}}{'value':>10}  {'95 % interval':{room}}beside"]
-    for result, interval in zip(results, intervals, strict=True):
-        lines.append(f"{result.name:{width}}{_number(result.value):>10}  {interval:{room}}{result.beside}".rstrip())
+    for name, value, interval, beside in cells:
+        lines.append(f"{name:{width}}{value:>10}  {interval:{room}}{beside}".rstrip())
     notes: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
@@ -228,8 +238,22 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+_MAX_DECIMALS = 5  # for narrower intervals, powers of ten are easier to read
+
+
+def _rounded(value: float, interval: tuple[float, float] | None) -> tuple[str, str]:
+    """A value and its interval as text: to the first digit of half the interval's width, else to three digits."""
+    half = (interval[1] - interval[0]) / 2 if interval else 0.0
+
+    def text(number: float) -> str:
+        if not (0 < half < math.inf and math.isfinite(number)):
+            return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+        decimals = -math.floor(math.log10(half))
+        if decimals > _MAX_DECIMALS:
+            return f"{number:.2g}"
+        return f"{round(number, decimals) + 0.0:.{max(0, decimals)}f}"  # + 0.0: no minus before zero
+
+    return text(value), f"[{text(interval[0])}, {text(interval[1])}]" if interval else ""
 
 
 def append_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:

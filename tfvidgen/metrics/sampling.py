@@ -106,7 +106,8 @@ class VideoClips(Clips):
             **(origin or {}),
         }
 
-    def batches(self, num_clips: int, num_frames: int, stride: int = 1) -> Iterator[np.ndarray]:
+    def require(self, num_clips: int, num_frames: int, stride: int = 1) -> None:
+        """Raises ValueError, without reading any, unless there are so many videos, each long enough for its clip."""
         order = self._order[:num_clips]
         if len(order) < num_clips:
             raise ValueError(
@@ -114,6 +115,10 @@ class VideoClips(Clips):
                 "gives one: request fewer, or add videos."
             )
         self._check_lengths(order, num_frames, stride)
+
+    def batches(self, num_clips: int, num_frames: int, stride: int = 1) -> Iterator[np.ndarray]:
+        self.require(num_clips, num_frames, stride)
+        order = self._order[:num_clips]
         for first in range(0, num_clips, BATCH):
             yield self._clips(order[first : first + BATCH], num_frames, stride)
 
@@ -137,8 +142,8 @@ class VideoClips(Clips):
             raise ValueError(
                 f"{len(short)} of the {len(order)} videos used from {self.videos.source!r} are shorter than the "
                 f"{span} frames that {num_frames} frames at stride {self._stride * stride} need: {listed}"
-                f"{' and others' if len(short) > 5 else ''}. Request fewer frames, or set short_clip to loop or hold; the "
-                "record then says so."
+                f'{" and others" if len(short) > 5 else ""}. Request fewer frames, or pass `short_clip="loop"` or '
+                '`short_clip="hold"`; the record then says so.'
             )
 
     @functools.cached_property
@@ -289,7 +294,7 @@ class ModelClips(Clips):
         """Longer videos from a system of variable length; many support only one length."""
         message = (
             f"{type(self._model).__name__} generates clips of {own} frames, but {num_frames} frames at stride {stride} need "
-            f"{span}: request fewer frames, or set short_clip to loop or hold; the record then says so."
+            f'{span}: request fewer frames, or pass `short_clip="loop"` or `short_clip="hold"`; the record then says so.'
         )
         try:
             videos = self._videos(batch, span)
