@@ -252,6 +252,11 @@ class RunConfig:
             )
         if self.ema_decay >= 1:
             raise UsageError(f"--ema_decay must be below 1, e.g. 0.999. Received {self.ema_decay}.")
+        if self.evaluate_metrics and self.evaluate_every_steps % self.checkpoint_every_steps:
+            raise UsageError(
+                f"--evaluate_every_steps={self.evaluate_every_steps} must be a multiple of --checkpoint_every_steps="
+                f"{self.checkpoint_every_steps}, because the best checkpoint is kept."
+            )
 
 
 class Required(str):
@@ -371,7 +376,8 @@ def as_flags(text: str, config_class: type) -> str:
     """
     if "config.json" in text:
         return text
-    flag = {field.metadata.get("argument") or field.name: field.name for field in dataclasses.fields(config_class)}
+    fields = dataclasses.fields(config_class)
+    flag = {name: field.name for field in fields for name in (field.name, field.metadata.get("argument")) if name}
     names = "|".join(sorted(map(re.escape, flag), key=len, reverse=True))
     long = "|".join(name for name in names.split("|") if "_" in name) or "(?!)"
     alone = r"(?<![\w.\-/'\"`\\])(?<!\w\()"  # neither part of a name, path or flag, nor the first argument of a call
