@@ -11,7 +11,6 @@ import numpy as np
 
 from tfvidgen.data.splits import cell_videos, hold_out_cells
 from tfvidgen.data.videos import clip_span
-from trainers import runs
 from trainers.cli import FromData, Required
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def most(count: int) -> FromData:
     """A batch of at most `count` clips."""
     return FromData(
         f"{count}, or all trained clips if there are fewer",
-        lambda videos, config: min(count, len(runs.load_data(config, videos).trained)),
+        lambda videos, config: min(count, _num_trained(videos, config)),
     )
 
 
@@ -76,7 +75,15 @@ def _has_actions(videos: Videos, config: Any) -> bool:
     return videos.action is not None and len(np.unique(videos.action)) > 1
 
 
+def _num_trained(videos: Videos, config: Any) -> int:
+    from trainers import runs  # here and below only when asked: it imports decoders, which `--help` need not wait for
+
+    return len(runs.load_data(config, videos).trained)
+
+
 def _clips(videos: Videos, config: Any) -> Videos:
+    from trainers import runs
+
     return runs.cut_videos(videos, config)
 
 
