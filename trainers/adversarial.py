@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from trainers.runs import RunData
 
 
+AUGMENTATIONS = ("colour", "translation", "cutout")  # of `tfvidgen.layers.augmentation`, which imports TensorFlow
+
+
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig(cli.RunConfig):
     """Settings of any run with discriminators. The stability tools at the end are off by default."""
@@ -55,6 +58,21 @@ class AdversarialConfig(cli.RunConfig):
         """Clips that a step takes from the dataset, over all discriminator updates."""
         return self.batch_size * self.discriminator_steps
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in `augmentation`."""
+        return tuple(name.strip() for name in self.augmentation.split(",") if name.strip())
+
+    def check_together(self) -> None:
+        super().check_together()
+        cli.doubled(self.size)
+        for name in self.augmentations:
+            if name not in AUGMENTATIONS:
+                raise cli.UsageError(
+                    f"--augmentation takes names from {', '.join(AUGMENTATIONS)}. Received {name!r}."
+                    f"{cli.suggest(name, AUGMENTATIONS)}"
+                )
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageAndVideoConfig(AdversarialConfig):
@@ -69,6 +87,24 @@ class ImageAndVideoConfig(AdversarialConfig):
     )
     noise_stddev: float = option(0.0, "Standard deviation of noise before the discriminators' convolutions.", minimum=0)
     frames_per_clip: int = option(1, "Frames per clip that the image discriminator sees.", minimum=1)
+
+    def check_together(self) -> None:
+        super().check_together()
+        doublings = cli.doubled(self.size)
+        for head in ("image_head", "video_head"):
+            if getattr(self, head) == "patch" and doublings == 1:
+                raise cli.UsageError(
+                    f"--{head}=patch needs frames of at least 16 pixels. Received --size={self.size}: raise it, or use "
+                    f"--{head}=plain."
+                )
+        convolutions = doublings + (self.video_head == "plain")  # of the video discriminator, none of which pads time
+        needed = convolutions * (self.temporal_taps - 1) + 1
+        if 1 < self.num_frames < needed:
+            fitting = (self.num_frames - 1) // convolutions + 1
+            raise cli.UsageError(
+                f"The video discriminator needs {needed} frames at --size={self.size} and --temporal_taps={self.temporal_taps}. "
+                f"Received --num_frames={self.num_frames}: raise it to {needed}, or use --temporal_taps={fitting}."
+            )
 
 
 def adam(config: AdversarialConfig, learning_rate: float) -> Adam:
@@ -87,7 +123,7 @@ def compile_options(config: AdversarialConfig) -> dict[str, Any]:
         "discriminator_steps": config.discriminator_steps,
         "l2_weight": config.l2_weight,
         "r1_weight": config.r1_weight,
-        "augmentation": tuple(name.strip() for name in config.augmentation.split(",") if name.strip()),
+        "augmentation": config.augmentations,
         "gradient_clip_norm": config.gradient_clip_norm,
     }
 
@@ -119,21 +155,32 @@ def require_clips(config: AdversarialConfig, run_data: RunData) -> None:
         )
 
 
-def num_categories(config: AdversarialConfig, run_data: RunData, given: int = 0) -> int:
+def num_categories(run_data: RunData, flag: str, given: int = 0) -> int:
     """Number of action labels in the data; `given` overrides it with a larger number.
 
+    Args:
+        run_data: Whose trained videos are meant.
+        flag: The setting that asks for labels.
+        given: 0 for the number in the data.
+
     Raises:
-        ValueError: If there are no labels, or one lies beyond `given`.
+        ValueError: If there are no labels or only one, or one lies beyond `given`.
     """
     videos = run_data.trained
     if videos.action is None:
         raise ValueError(
-            f"A categorical system needs an action for every video, but {videos.source!r} has none: put the videos into "
-            "one folder per action, or train without categories."
+            f"--{flag} needs an action for every video, but {videos.source!r} has none: put the videos into one folder per "
+            f"action (walk/a.mp4), or use --no{flag}."
         )
-    found = int(videos.action.max()) + 1
+    found = max(len(videos.action_names or ()), int(videos.action.max()) + 1)
     if given and found > given:
         raise ValueError(
-            f"The data has action labels up to {found - 1}, so num_categories must be at least {found}. Received {given}."
+            f"{videos.source!r} has {found} actions, so --num_categories must be at least {found}, or 0 for as many as there are. "
+            f"Received {given}."
         )
-    return max(given, len(videos.action_names or ()), found)
+    if max(given, found) < 2:
+        raise ValueError(
+            f"--{flag} tells actions apart, but {videos.source!r} has only one, {(videos.action_names or ('0',))[0]!r}: add a "
+            f"folder with another action, or use --no{flag}."
+        )
+    return max(given, found)

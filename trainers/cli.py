@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import re
 import sys
 import textwrap
 import types
@@ -29,6 +30,7 @@ def option(
     may_change: bool = False,
     per_worker: bool = False,
     implied: Any = None,
+    argument: str = "",
 ) -> Any:
     """A config field.
 
@@ -42,6 +44,7 @@ def option(
         per_worker: Whether the workers of a run may have different values. They must agree on all other fields, periods
             included: a worker that stopped to save while the rest continued would wait for them forever.
         implied: Value of this setting in runs begun before it existed, which go on with it; None for the default.
+        argument: What the library calls it, if not the same, so that its messages can be given with the flag.
     """
     metadata = {
         "help": help,
@@ -50,6 +53,7 @@ def option(
         "may_change": may_change,
         "per_worker": per_worker,
         "implied": implied,
+        "argument": argument,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -99,7 +103,9 @@ class RunConfig:
     )
     num_identities: int = option(0, "Identities in actors or sprites; 0 for the dataset's default.", minimum=0)
     num_actions: int = option(0, "Actions in actors; 0 for the dataset's default.", minimum=0)
-    num_held_out_cells: int = option(0, "Hold out this many random identity x action cells.", minimum=0)
+    num_held_out_cells: int = option(
+        0, "Hold out this many random identity x action cells.", minimum=0, argument="num_held_out"
+    )
     trained_per_identity: int = option(0, "Train on this many random actions of each identity; 0 for all.", minimum=0)
     split_seed: int = option(0, "Seed for the choice of held-out cells.")
     mirror: str = option(
@@ -171,6 +177,7 @@ class RunConfig:
         0.0,
         "EMA decay, e.g. 0.999; averaged weights and codes are sampled, evaluated and exported. 0 disables averaging.",
         minimum=0,
+        argument="decay",
     )
     strategy: str = option(
         "auto",
@@ -230,9 +237,46 @@ class RunConfig:
         """The Keras dtype policy of `precision`, once `auto` is resolved."""
         return "float32" if self.precision == "float32" else f"mixed_{self.precision}"
 
+    def check_together(self) -> None:
+        """Raises UsageError for settings that contradict each other. It needs neither data nor TensorFlow, so that a mistake is
+        answered at once. A subclass adds what its system asks for."""
+        if self.evaluate and (self.num_frames < 2 or self.size < 11):
+            raise UsageError(
+                f"The evaluation needs at least 2 frames of 11 pixels (FCS, SSIM). Received --num_frames={self.num_frames}, "
+                f"--size={self.size}: raise them, or pass --noevaluate."
+            )
+        if self.clips_per_video != "all" and not re.fullmatch(r"0*[1-9][0-9]*", self.clips_per_video):
+            raise UsageError(f"--clips_per_video must be a positive number, or all. Received {self.clips_per_video!r}.")
+        if self.num_held_out_cells and self.trained_per_identity:
+            raise UsageError(
+                f"--num_held_out_cells={self.num_held_out_cells} and --trained_per_identity={self.trained_per_identity} both say "
+                "which cells are held out: give one of them."
+            )
+        if self.ema_decay >= 1:
+            raise UsageError(f"--ema_decay must be below 1, e.g. 0.999. Received {self.ema_decay}.")
+        if self.evaluate_metrics and self.evaluate_every_steps % self.checkpoint_every_steps:
+            raise UsageError(
+                f"--evaluate_every_steps={self.evaluate_every_steps} must be a multiple of --checkpoint_every_steps="
+                f"{self.checkpoint_every_steps}, because the best checkpoint is kept."
+            )
+
 
 class Required(str):
     """A value in a preset that only the user can give. The text says what to give and how it has to look."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FromData:
+    """A value in a preset that the videos decide, unless its flag is given.
+
+    Attributes:
+        rule: How, for `--help`.
+        choose: (videos as loaded, config) -> the value. The config has the explicit flags and what was chosen before, in the
+            order of the preset.
+    """
+
+    rule: str
+    choose: Callable[[Any, Any], Any]
 
 
 class UsageError(ValueError):
@@ -302,7 +346,7 @@ def _fields(config_class: type):
 
 
 def check(config: Any) -> None:
-    """Raises UsageError for a field outside its choices or below its minimum."""
+    """Raises UsageError for a field outside its choices or below its minimum, and for settings that contradict each other."""
     for field in dataclasses.fields(config):
         value, choices, minimum = getattr(config, field.name), field.metadata["choices"], field.metadata["minimum"]
         if choices and value not in choices:
@@ -311,6 +355,41 @@ def check(config: Any) -> None:
             )
         if minimum is not None and not value >= minimum:
             raise UsageError(f"--{field.name} must be at least {minimum}. Received {value}.")
+    if isinstance(config, RunConfig):
+        config.check_together()
+
+
+def doubled(size: int) -> int:
+    """How often 4x4 pixels are doubled to make frames of this size, as all systems here do.
+
+    Raises:
+        UsageError: If doubling does not lead there.
+    """
+    doublings = max(size, 1).bit_length() - 3
+    if doublings < 1 or size != 4 << doublings:
+        raise UsageError(f"--size must be 8, 16, 32, 64, 128, ...: the networks double 4x4 pixels. Received {size}.")
+    return doublings
+
+
+def as_flags(text: str, config_class: type) -> str:
+    """A message in which the library's arguments are written as the flags of a program: `stride` or stride=2 as --stride=2.
+
+    A message about a `config.json` is unchanged: it names the keys of that file.
+    """
+    if "config.json" in text:
+        return text
+    fields = dataclasses.fields(config_class)
+    flag = {name: field.name for field in fields for name in (field.name, field.metadata.get("argument")) if name}
+    names = "|".join(sorted(map(re.escape, flag), key=len, reverse=True))
+    long = "|".join(name for name in names.split("|") if "_" in name) or "(?!)"
+    alone = r"(?<![\w.\-/'\"`\\])(?<!\w\()"  # neither part of a name, path or flag, nor the first argument of a call
+    for pattern in (
+        rf"`({names})`",
+        rf"{alone}({names})(?==\S|: was )",
+        rf"{alone}({long})(?![\w/(\-'\"`=]|\.\w)",
+    ):
+        text = re.sub(pattern, lambda match: f"--{flag[match[1]]}", text)
+    return text
 
 
 def wrong_types(config_class: type, settings: Mapping[str, Any]) -> list[str]:
@@ -368,8 +447,10 @@ def parse(
     arguments: str = "",
     system: str = "",
 ) -> tuple[Any, types.SimpleNamespace]:
-    """Command line -> (config, everything else: `config`, `preset`, `dry_run`, `help`, `arguments`, and the names
-    of the flags `given`).
+    """Command line -> (config, everything else: `config`, `preset`, `from_data`, `dry_run`, `help`, `arguments`, and `given`).
+
+    `from_data` has the settings of the preset that the videos are to decide, by name; the config has their defaults. `given`
+    names the flags of the command line.
 
     Args:
         config_class: Its fields are the flags.
@@ -422,7 +503,8 @@ def parse(
         if missing:
             needed = " and ".join(f"--{name}" for name in missing)
             raise UsageError(f"--preset={other.preset} needs {needed}: {'; '.join(missing.values())}.")
-    config = config_class(**settings)
+    other.from_data = {name: value for name, value in settings.items() if isinstance(value, FromData)}
+    config = config_class(**{name: value for name, value in settings.items() if name not in other.from_data})
     if not other.help:
         check(config)
     return config, other
@@ -445,10 +527,7 @@ def help_text(
     if presets:
         lines += ["Presets (--preset=NAME):"]
         for name, preset in presets.items():
-            text = ", ".join(
-                f"{key}=(required) {value}" if isinstance(value, Required) else f"{key}={value}"
-                for key, value in preset.items()
-            )
+            text = ", ".join(f"{key}={_shown(value)}" for key, value in preset.items())
             lines += textwrap.wrap(f"{name}: {text}", 118, initial_indent="  ", subsequent_indent="      ")
         lines += [
             "",
@@ -461,6 +540,12 @@ def help_text(
         text = f"{field.metadata['help']}{choices} ({kind.__name__}, default {field.default!r})"
         lines += textwrap.wrap(text, 118, initial_indent=f"  --{field.name}  ", subsequent_indent="      ")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Required):
+        return f"(required) {value}"
+    return f"({value.rule})" if isinstance(value, FromData) else str(value)
 
 
 def main(
@@ -488,5 +573,5 @@ def main(
         return 130
     except (ValueError, OSError) as error:
         kind = "usage" if isinstance(error, UsageError) else "error"
-        print(f"{program}: {kind}: {error}", file=sys.stderr)
+        print(f"{program}: {kind}: {as_flags(str(error), config_class)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

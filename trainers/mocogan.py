@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from trainers import adversarial, images, paper_data, train
+from trainers import adversarial, cli, clips, images, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ class Config(adversarial.ImageAndVideoConfig, images.IndependentFramesConfig):
     categorical: bool = option(False, "Learn the action as a category; the data must have action labels.")
     num_categories: int = option(0, "Number of categories, at least that of actions; 0 for the same number.", minimum=0)
     category_weight: float = option(1.0, "Weight of the categories' cross-entropy.", minimum=0)
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.num_categories == 1:
+            raise cli.UsageError(
+                "--num_categories must be at least 2, or 0 for as many as the data has actions. Received 1."
+            )
 
 
 # Official code (sergeytulyakov/mocogan@937a99d): d_C 50, d_M 10, widths 64, clips of 16 frames of 64x64, Adam at 2e-4 with
@@ -66,6 +73,8 @@ FAST = {
     "precision": "auto",
     "total_steps": 3000,
 }
+# Every frame rather than every second one, since clips may be short.
+CLIPS = clips.preset(FAST, stride=1, sample_every_steps=500, batch_size=clips.most(8), total_steps=clips.steps(3000))
 SMOKE = {
     "dataset": "actors",
     "num_identities": 2,
@@ -84,6 +93,7 @@ PRESETS = {
     "smoke": {**SMOKE, "categorical": True},
     "weizmann": {**FAST, "dataset": "weizmann", "mirror": "same_action", "categorical": True},
     "shapes": {**FAST, "dataset": "shapes", "stride": 1, "categorical": True},
+    "clips": {**CLIPS, "categorical": clips.HAS_ACTIONS},
     # the four actions of the public dataset, their mirror images, and the noise from the project's wiki
     "paper_weizmann": {
         **PAPER,
@@ -104,7 +114,7 @@ PRESETS = {
 def model_options(config: Config, run_data: RunData) -> dict[str, Any]:
     """Constructor arguments for MoCoGAN and its residual variant."""
     adversarial.require_clips(config, run_data)
-    categories = adversarial.num_categories(config, run_data, config.num_categories) if config.categorical else 0
+    categories = adversarial.num_categories(run_data, "categorical", config.num_categories) if config.categorical else 0
     return {
         **adversarial.network_options(config),
         "content_dim": config.content_dim,

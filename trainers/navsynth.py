@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
-from trainers import cli, paper_data, train
+from trainers import cli, clips, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -87,6 +88,42 @@ class Config(cli.RunConfig):
     def rate_schedule(self) -> str:
         return "" if self.schedule == "constant" else f"--schedule={self.schedule}"
 
+    def check_together(self) -> None:
+        super().check_together()
+        cli.doubled(self.size)
+        if self.clip_start == "random":
+            raise cli.UsageError(
+                "NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or "
+                "centre."
+            )
+        if self.earlier_totals and not self.rate_schedule:
+            raise cli.UsageError(
+                f"--earlier_totals={self.earlier_totals} is of a schedule, and --schedule={self.schedule} has none: leave it out."
+            )
+        if self.conditioning == "norm" and self.norm != "batch":
+            raise cli.UsageError(
+                f"--conditioning=norm needs --norm=batch. Received --norm={self.norm}: use --conditioning=concat."
+            )
+        if self.decoded_frames > self.num_frames:
+            raise cli.UsageError(
+                f"--decoded_frames={self.decoded_frames} exceeds the --num_frames={self.num_frames} of a clip: lower it, or use 0, "
+                "which decodes all."
+            )
+        if self.positive_radius > self.negative_radius:
+            raise cli.UsageError(
+                f"--positive_radius={self.positive_radius} must not exceed --negative_radius={self.negative_radius}."
+            )
+        if self.triplet_weight and self.num_frames <= self.negative_radius + 1:
+            raise cli.UsageError(
+                f"The triplet loss compares frames more than --negative_radius={self.negative_radius} apart, and clips have "
+                f"--num_frames={self.num_frames}: use at least {self.negative_radius + 2} frames, lower the radius, or leave that "
+                "loss out with --triplet_weight=0."
+            )
+        if self.loss == "perceptual" and self.vgg16_weights and not os.path.exists(self.vgg16_weights):
+            raise cli.UsageError(
+                f"--vgg16_weights={self.vgg16_weights} does not exist: name the file of VGG16's weights."
+            )
+
 
 # Paper: Sec. 4.1 and 4.2. Official code (abhishekaich27/Navsynth@a652f7a): widths 56/200/200, loss weights .01/.01,
 # radii 2 and 5, margin 2, Adam at .001 * 16/256, codes by SGD at 200 * 16/256. Steps: 5 epochs x 300 inner steps per
@@ -164,6 +201,19 @@ PRESETS = {
         "total_steps": 3000,
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "num_held_out_cells": 6, "total_steps": 1000},
+    "clips": clips.preset(
+        _FAST,
+        width=32,
+        weight_decay=3.0,
+        sample_every_steps=250,
+        num_frames=clips.NUM_FRAMES,
+        decoded_frames=cli.FromData("4, or all if a clip has fewer", lambda videos, config: min(4, config.num_frames)),
+        static_by=clips.STATIC_BY,
+        transient_by=clips.TRANSIENT_BY,
+        num_held_out_cells=clips.HELD_OUT,
+        batch_size=clips.most(16),
+        total_steps=clips.steps(1000),
+    ),
     # 820 chairs, one static code for the dataset, transient codes per chair (Sec. 4.1)
     "paper_chair": {
         **_PAPER,
@@ -192,31 +242,37 @@ PRESETS = {
 }
 
 
+def require_labels(config: Config, run_data: RunData) -> None:
+    """Raises ValueError for settings that need labels which the videos do not have."""
+    videos = run_data.trained
+    for flag, label, instead in (
+        ("static_by=identity", "identity", "--static_by=video learns one for every video"),
+        ("transient_by=action", "action", "--transient_by=video learns one for every video"),
+        (f"conditioning={config.conditioning}", "action", "--conditioning=none does without"),
+    ):
+        name, _, value = flag.partition("=")
+        if getattr(config, name) != value or value == "none" or getattr(videos, label) is not None:
+            continue
+        if label == "action":
+            layout = "one folder per action (walk/a.mp4)"
+        elif videos.action is not None:
+            layout = "folders of identities with folders of actions in them (ann/walk/a.mp4), as it has one folder per action only"
+        else:
+            layout = "folders of identities with folders of actions in them (ann/walk/a.mp4)"
+        raise ValueError(
+            f"--{flag} needs an {label} for every video, but {videos.source!r} gives none: {instead}; or say which with {layout}, "
+            f"or with a column `{label}` in its labels.csv (docs/data.md)."
+        )
+
+
 def build_model(config: Config, run_data: RunData) -> NAVSynth:
     """The compiled model for a config and its data."""
     from tfvidgen.models.navsynth import NAVSynth
     from tfvidgen.optimizers import Adam, pytorch_adam
     from trainers import schedules
 
-    if config.clip_start == "random":
-        raise ValueError(
-            "NAVSynth learns a code per frame, so a clip must always begin at the same frame: use --clip_start=first or centre."
-        )
-    if config.earlier_totals and not config.rate_schedule:
-        raise ValueError(
-            f"--earlier_totals={config.earlier_totals} is of a schedule, and --schedule={config.schedule} has none: leave it out."
-        )
+    require_labels(config, run_data)
     videos = run_data.trained
-    for field, needed in (
-        ("identity", config.static_by == "identity"),
-        ("action", config.transient_by == "action" or config.conditioning != "none"),
-    ):
-        if needed and getattr(videos, field) is None:
-            raise ValueError(
-                f"These settings need an {field} for every video, but {videos.source!r} has none: put the videos into one "
-                f"folder per action, use a set with both labels, or set --static_by=video --transient_by=video "
-                "--conditioning=none."
-            )
     model = NAVSynth(
         num_videos=len(videos),
         num_frames=config.num_frames,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, images, mocogan, paper_data, train
+from trainers import adversarial, clips, images, mocogan, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ PRESETS = {
     "smoke": mocogan.SMOKE,
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action"},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
+    "clips": {**mocogan.CLIPS, "total_steps": clips.steps(2700)},
     "paper_weizmann": {**_PAPER, "dataset": "weizmann", "mirror": "same_action"},
     "paper_mug": _MUG,
     "paper_nir": {**_PAPER, "dataset": paper_data.NIR},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import mocogan, paper_data, train
+from trainers import clips, mocogan, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ class Config(mocogan.Config):
 
 # The paper gives no numbers of its own: "we follow the notation and architecture of MoCoGAN" (Sec. 4.2), without categories.
 _PAPER = {**mocogan.PAPER, "residual_units": 128}
-# widths and settings of the two fast presets are MoCoGAN's
+# widths and settings of the fast presets are MoCoGAN's
 PRESETS = {
     "smoke": {**mocogan.SMOKE, "residual_units": 8},
     "weizmann": {**mocogan.FAST, "dataset": "weizmann", "mirror": "same_action"},
     "shapes": {**mocogan.FAST, "dataset": "shapes", "stride": 1},
+    "clips": {**mocogan.CLIPS, "categorical": clips.HAS_ACTIONS},
     "paper_weizmann": {**_PAPER, "dataset": "weizmann", "mirror": "same_action"},
     "paper_mug": {**_PAPER, "dataset": paper_data.MUG},
     "paper_nir": {**_PAPER, "dataset": paper_data.NIR},

@@ -70,46 +70,88 @@ class RunData:
         return self.trained if self.num_originals == len(self.trained) else self.all.subset(self.is_trained)
 
 
-def load_data(config: Any) -> RunData:
-    """Loads a config's dataset, applies the short-clip policy and holds out cells."""
-    if is_prepared(config.dataset):
-        collection = ShardedVideos.open(config.dataset)  # streamed from disk: it may not fit in memory
-        collection.require(config.size, config.resize, config.fps or None)
-    else:
-        collection = data.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            size=config.size,
-            resize=config.resize,
-            num_frames=(config.num_frames - 1) * config.stride + 1,
-            num_identities=config.num_identities,
-            num_actions=config.num_actions,
-            skip_bad=config.skip_bad,
-            cache_dir=config.cache_dir,
-            fps=config.fps,
-            max_file_gib=config.max_file_gib,
-        )
-    collection = data.apply_short_clip_policy(collection, config.num_frames, config.stride, config.short_clip)
-    if (most := _clips_per_video(config)) != 1:
-        collection = collection.cut(clip_span(config.num_frames, config.stride), most)
+def load_data(config: Any, videos: VideoCollection | ShardedVideos | None = None) -> RunData:
+    """Loads a config's dataset, applies the short-clip policy and holds out cells.
+
+    Args:
+        config: A trainer's config.
+        videos: From `load_videos`; None to load them.
+    """
+    collection = cut_videos(load_videos(config) if videos is None else videos, config)
     is_trained = hold_out_cells(
         collection, config.num_held_out_cells, config.trained_per_identity, seed=config.split_seed
     )
     is_trained, images, skipped_images = loose_images(config, collection, is_trained)
     trained = collection if is_trained.all() else collection.subset(is_trained)
+    if config.mirror == "own_action" and trained.action is None:
+        raise ValueError(
+            f"--mirror=own_action makes every action two, but {collection.source!r} has none: use --mirror=same_action, which "
+            "needs none, or put the videos into one folder per action."
+        )
     if config.mirror != "none":
         trained = trained.with_mirrored(own_actions=config.mirror == "own_action")
     return RunData(collection, is_trained, trained, images, (*collection.skipped, *skipped_images))
 
 
-def _clips_per_video(config: Any) -> int | None:
-    """The setting as a number, None for all. Raises ValueError."""
-    given = config.clips_per_video
-    if given == "all":
-        return None
-    if not (given.isascii() and given.isdecimal() and int(given)):
-        raise ValueError(f"--clips_per_video must be a positive number, or all. Received {given!r}.")
-    return int(given)
+def load_videos(config: Any) -> VideoCollection | ShardedVideos:
+    """All videos of a config's dataset, whole."""
+    if is_prepared(config.dataset):
+        collection = ShardedVideos.open(config.dataset)  # streamed from disk: it may not fit in memory
+        collection.require(config.size, config.resize, config.fps or None)
+        return collection
+    return data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        size=config.size,
+        resize=config.resize,
+        num_frames=clip_span(config.num_frames, config.stride),
+        num_identities=config.num_identities,
+        num_actions=config.num_actions,
+        skip_bad=config.skip_bad,
+        cache_dir=config.cache_dir,
+        fps=config.fps,
+        max_file_gib=config.max_file_gib,
+    )
+
+
+def cut_videos(videos: VideoCollection | ShardedVideos, config: Any) -> VideoCollection | ShardedVideos:
+    """The videos of a run, each of which has an id: those that are long enough, or the parts of these."""
+    videos = data.apply_short_clip_policy(videos, config.num_frames, config.stride, config.short_clip)
+    most = None if config.clips_per_video == "all" else int(config.clips_per_video)
+    return videos if most == 1 else videos.cut(clip_span(config.num_frames, config.stride), most)
+
+
+def decided(
+    config: Any, from_data: Mapping[str, cli.FromData]
+) -> tuple[Any, VideoCollection | ShardedVideos | None, str]:
+    """The config with those values of a preset that the videos decide.
+
+    They are decided once: a run that was begun in the folder goes on with what it recorded.
+
+    Args:
+        config: With its folder, and the defaults of these settings.
+        from_data: The settings to decide, by name.
+
+    Returns:
+        The config; the videos, None if they did not have to be loaded; and a line that says what was chosen, empty if nothing.
+
+    Raises:
+        ValueError: If the videos cannot be loaded or do not fit, or what is chosen contradicts an explicit flag.
+    """
+    if not from_data:
+        return config, None, ""
+    videos, recorded = None, (begun(config.run_dir) or {}).get("config") if config.run_dir else None
+    if recorded:
+        config = dataclasses.replace(config, **{name: recorded[name] for name in from_data if name in recorded})
+        reason = f"chosen when {config.run_dir} was begun"
+    else:
+        videos = load_videos(config)
+        for name, value in from_data.items():
+            config = dataclasses.replace(config, **{name: value.choose(videos, config)})
+        count = len(cut_videos(videos, config))
+        reason = f"chosen for {count} {'clip' if count == 1 else 'clips'}"
+    cli.check(config)
+    return config, videos, f"{reason}: {' '.join(f'--{name}={getattr(config, name)}' for name in from_data)}"
 
 
 def clips(collection: VideoCollection | ShardedVideos, config: Any) -> np.ndarray:

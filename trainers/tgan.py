@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, paper_data, train
+from trainers import adversarial, cli, clips, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -50,6 +50,19 @@ class Config(adversarial.AdversarialConfig):
     optimizer: str = option("rmsprop", "Optimizer of all networks; beta_1 and beta_2 are Adam's.", ("rmsprop", "adam"))
     generator_learning_rate: float = option(5e-5, "Learning rate of both generators.", minimum=0)
     discriminator_learning_rate: float = option(5e-5, "Learning rate of the discriminator.", minimum=0)
+
+    def check_together(self) -> None:
+        super().check_together()
+        least = 2 ** cli.doubled(self.size)  # the discriminator halves time as often as space
+        if self.num_frames < least or self.num_frames & (self.num_frames - 1):
+            raise cli.UsageError(
+                f"--num_frames must be a power of two, at least {least} at --size={self.size}. Received {self.num_frames}."
+            )
+        if self.adversarial_loss == "wgan" and self.constraint == "none" and not (self.spectral_norm or self.r1_weight):
+            raise cli.UsageError(
+                "--adversarial_loss=wgan without any constraint grows without bound: use --constraint=singular_values or weights, "
+                "--spectral_norm, --r1_weight above 0, or another --adversarial_loss."
+            )
 
 
 # Paper and official code (pfnet-research/tgan@09aa105): 16 frames of 64x64, codes of 100, widths 512, 32 and 64, RMSprop at
@@ -115,6 +128,13 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
+    "clips": clips.preset(
+        _FAST,
+        sample_every_steps=500,
+        conditional=clips.HAS_ACTIONS,
+        batch_size=clips.most(8),
+        total_steps=clips.steps(2500),
+    ),
     # official code: one setting for its three datasets, but for the initial kernels; the digits are grey there
     "paper_ucf101": _UCF101,
     "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "initialisation": "uniform"},
@@ -140,7 +160,7 @@ def build_model(config: Config, run_data: RunData) -> TGAN:
     model = TGAN(
         num_frames=config.num_frames,
         size=config.size,
-        num_categories=adversarial.num_categories(config, run_data) if config.conditional else 0,
+        num_categories=adversarial.num_categories(run_data, "conditional") if config.conditional else 0,
         slow_dim=config.slow_dim,
         fast_dim=config.fast_dim,
         temporal_width=config.temporal_width,

@@ -70,9 +70,9 @@ def main(
                 "local or shared folder, and copy the run afterwards (docs/scaling.md)."
             )
         if other.dry_run:
-            print(dry_run(config, build_model, system, stages))
+            print(dry_run(config, build_model, system, stages, other.from_data))
             return 0
-        train(system, config, build_model, stages=stages)
+        train(system, config, build_model, stages=stages, from_data=other.from_data)
         return 0
 
     return cli.main(cli.program_of(system), description, config_class, presets, run, argv)
@@ -84,19 +84,38 @@ def _repeated_name(path: str) -> str:
     return f"{(path if path.is_dir() else path.parent).name or 'run'}-repeat"
 
 
-def _resolved(config: Any, system: str = "", say: Callable[[str], None] = lambda line: None) -> Any:
-    """The config as it will run; raises ValueError for one that would fail at the end of a long training.
-
-    With `auto` precision, a resumed run keeps the one it was begun in, along with whatever else its folder fixes.
-    """
+def _loaded(
+    config: Any, system: str, from_data: Mapping[str, cli.FromData] | None, say: Callable[[str], None]
+) -> tuple[Any, RunData]:
+    """The config with what its folder and its videos decide, and the data: without TensorFlow, whose import takes seconds, so
+    that a wrong value or a broken file is reported at once."""
     from trainers import runs
 
-    if config.evaluate and (config.num_frames < 2 or config.size < 11):
-        raise ValueError(
-            f"The evaluation needs at least 2 frames of 11 pixels (FCS, SSIM). Received num_frames={config.num_frames}, "
-            f"size={config.size}: raise them, or pass --noevaluate."
-        )
-    config = runs.going_on(config, system)
+    cli.check(config)
+    try:
+        config, videos, chosen = runs.decided(config, from_data or {})
+        config = runs.going_on(config, system)
+        run_data = runs.load_data(config, videos)
+    except MemoryError:
+        from trainers.engine import health
+
+        with health.memory_explained(config):
+            raise
+    check_batch(config, run_data)
+    if config.init_from and config.run_dir and runs.step_reached(config.run_dir) is None:
+        try:
+            runs.read(config.init_from)
+        except ValueError as error:
+            raise ValueError(f"--init_from: {error}") from error
+    if chosen:
+        say(chosen)
+    return config, run_data
+
+
+def _resolved(config: Any, say: Callable[[str], None] = lambda line: None) -> Any:
+    """The config with a precision that this machine has; a resumed run keeps the one that `auto` became when it was begun."""
+    from trainers import runs
+
     precision = resolve_precision(config.precision, config.devices)
     begun = runs.begun(config.run_dir) if config.run_dir else None
     if begun and config.precision == "auto":
@@ -149,28 +168,34 @@ def train(
     build_model: BuildModel,
     report: Callable[[str], None] | None = None,
     stages: Stages | None = None,
+    from_data: Mapping[str, cli.FromData] | None = None,
 ) -> VideoGenerator:
-    """Trains a system according to its config and returns the model; resumes an interrupted run."""
+    """Trains a system according to its config and returns the model; resumes an interrupted run.
+
+    `from_data` has settings that the videos decide, see `cli.FromData`; the other arguments are as for `main`.
+    """
     begin = time.monotonic()
+    notes: list[str] = []
+    asked, run_data = _loaded(config, system, from_data, notes.append)
     import tensorflow as tf
 
     from trainers.engine import checkpoints, cluster, health
 
-    notes: list[str] = []
-    asked, config = config, _resolved(config, system, notes.append)
+    config = _resolved(asked, notes.append)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = cluster.make_strategy(config.strategy, config.devices)  # first: workers must join before any operation
     num_workers = cluster.num_workers(strategy)
     folder = pathlib.Path(config.run_dir) / "checkpoints"
     with health.memory_explained(config), health.explained(lambda: checkpoints.latest(folder), num_workers):
-        return _train(system, asked, config, build_model, stages, strategy, report, notes, begin)
+        return _train(system, asked, config, run_data, build_model, stages, strategy, report, notes, begin)
 
 
 def _train(
     system: str,
     asked: Any,
     config: Any,
+    run_data: RunData,
     build_model: BuildModel,
     stages: Stages | None,
     strategy: tf.distribute.Strategy,
@@ -191,7 +216,6 @@ def _train(
     resume = "must" if config.resume == "extend" else config.resume
     checkpoints.check_resume(config.run_dir, resume)
     keras.utils.set_random_seed(config.seed)
-    run_data = runs.load_data(config)
     check_batch(config, run_data, num_replicas)
     check_service(config.data_service)
     with strategy.scope():
@@ -358,7 +382,7 @@ def _dataset_fn(config: Any, run_data: RunData) -> Callable[[int], tf.data.Datas
     return dataset_fn
 
 
-def check_batch(config: Any, run_data: RunData, num_replicas: int) -> None:
+def check_batch(config: Any, run_data: RunData, num_replicas: int = 1) -> None:
     """Raises ValueError if a batch cannot be divided among the replicas, or there are too few videos for distinct ones."""
     if config.batch_size % num_replicas:
         raise ValueError(
@@ -435,18 +459,25 @@ def count_parameters(model: VideoGenerator) -> str:
     return f"{weights:,} network weights, {codes:,} numbers in learned codes"
 
 
-def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stages | None = None) -> str:
+def dry_run(
+    config: Any,
+    build_model: BuildModel,
+    system: str = "",
+    stages: Stages | None = None,
+    from_data: Mapping[str, cli.FromData] | None = None,
+) -> str:
     """What a run would do: resolved config, data, parameters, memory. Saves no training results and joins no workers.
 
     Memory is measured over two steps and a sample sheet of each stage in a separate process: what a step keeps for its
     gradients cannot be told from shapes.
     """
-    from trainers import init_from, runs
+    notes: list[str] = []
+    config, run_data = _loaded(config, system, from_data, notes.append)
+    from trainers import init_from
     from trainers.engine import cluster
     from trainers.engine.stages import Course
 
-    config = _resolved(config, system)
-    run_data = runs.load_data(config)
+    config = _resolved(config)
     check_batch(config, run_data, cluster.num_replicas(config.strategy, config.devices))
     model = build_model(config, run_data)
     begun = init_from.begin(config, model, run_data)
@@ -455,7 +486,7 @@ def dry_run(config: Any, build_model: BuildModel, system: str = "", stages: Stag
         course.end(config.stage)
     lines = ["config:"]
     lines += [f"  {name} = {value!r}" for name, value in dataclasses.asdict(config).items()]
-    lines += [f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
+    lines += [*notes, f"data: {describe_data(run_data)} (SHA-256 {run_data.trained.digest[:16]})"]
     lines += advice(config, run_data)
     lines += [f"model: {count_parameters(model)}", *(begun.lines() if begun else [])]
     del run_data, model, begun  # otherwise they would be in memory twice

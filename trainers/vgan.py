@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainers import adversarial, paper_data, train
+from trainers import adversarial, cli, clips, paper_data, train
 from trainers.cli import option
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class Config(adversarial.AdversarialConfig):
         10.0, "Weight of the L1 loss on the given first frame, if conditional.", minimum=0
     )
     num_remembered: int = option(64, "First frames kept for sampling, if conditional.", minimum=1)
+
+    def check_together(self) -> None:
+        super().check_together()
+        least = 2 ** cli.doubled(self.size)  # time is doubled as often as space
+        if self.num_frames % least:
+            raise cli.UsageError(
+                f"--num_frames must be a multiple of {least} at --size={self.size}. Received {self.num_frames}."
+            )
 
 
 # Official code (cvondrick/videogan@88c0c4d): 32 frames of 64x64, the first ones of a video, the last one repeated where it
@@ -77,6 +85,7 @@ PRESETS = {
     },
     "weizmann": {**_FAST, "dataset": "weizmann", "mirror": "same_action", "stride": 2},
     "shapes": {**_FAST, "dataset": "shapes", "stride": 1},
+    "clips": clips.preset(_FAST, sample_every_steps=500, batch_size=clips.most(8), total_steps=clips.steps(3500)),
     # 603,776 clips of golf, 100 epochs
     "paper_golf": {**_PAPER, "dataset": paper_data.GOLF, "total_steps": 603_776 * 100 // 64},
     # predicting the future of a frame (main_conditional.lua): no noise, networks of twice the width, L1 to the frame with weight

@@ -25,8 +25,9 @@ DATA_ORDER_FORMS = (1, 2)
 
 _READ_BUFFER = 1 << 18  # bytes
 
-# A step, int64 () -> its batch without `video`, and int64 (B, T), the position of each frame in its video.
-Plan = Callable[["tf.Tensor"], tuple[dict[str, "tf.Tensor"], "tf.Tensor"]]
+# A step, int64 () -> its batch without `video`, and int64 (B, T), the position of each frame in its video. In `make_epochs`, of
+# anything else that says which videos a batch has.
+Plan = Callable[..., tuple[dict[str, "tf.Tensor"], "tf.Tensor"]]
 
 
 def make_dataset(
@@ -75,9 +76,57 @@ def make_dataset(
 
     plan = batch_plan(videos, batch_size, num_frames, stride, clip_start, short_clip, seed, order_form)
     steps = tf.data.Dataset.range(start_step, MAX_STEPS)
+    return _read(videos, steps, plan, batch_size, num_frames, stride)
+
+
+def make_epochs(
+    videos: Videos,
+    batch_size: int,
+    num_frames: int,
+    stride: int = 1,
+    clip_start: str = "first",
+    short_clip: str = "error",
+    shuffle: bool = True,
+    seed: int | None = None,
+) -> tf.data.Dataset:
+    """A finite dataset, for `fit` without `steps_per_epoch`: a clip of every video, in another order at each iteration.
+
+    Its `len` is the number of batches; the last one is smaller if the videos do not fill it. Unlike `make_dataset`'s, its order
+    depends on how often it was iterated, so a training that was interrupted cannot be repeated exactly.
+
+    Args:
+        videos, batch_size, num_frames, stride, clip_start, short_clip: As for `make_dataset`.
+        shuffle: False for the order of the videos, every time.
+        seed: Seed of orders and random starts; None for others in every program.
+
+    Returns:
+        Dicts as from `make_dataset`, but without `step`: a model in `fit` counts its own.
+
+    Raises:
+        ValueError: If an argument is out of range or a video too short.
+    """
+    import tensorflow as tf
+
+    clips = _clip_plan(videos, batch_size, num_frames, stride, clip_start, short_clip)
+    ids = tf.data.Dataset.range(len(videos), output_type=tf.int32)
+    if shuffle:
+        ids = ids.shuffle(len(videos), seed, reshuffle_each_iteration=True)
+    draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)  # a key a batch
+
+    def plan(ids: tf.Tensor, key: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        return clips(ids, lambda: tf.random.stateless_uniform(tf.shape(ids), key))
+
+    batches = tf.data.Dataset.zip((ids.batch(batch_size), draws))
+    dataset = _read(videos, batches, tf.autograph.experimental.do_not_convert(plan), batch_size, num_frames, stride)
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(videos) // batch_size)))
+
+
+def _read(
+    videos: Videos, elements: tf.data.Dataset, plan: Plan, batch_size: int, num_frames: int, stride: int
+) -> tf.data.Dataset:
+    """The batches that a plan makes of elements, with their pixels."""
     read = _read_shards if isinstance(videos, ShardedVideos) else _read_memory
-    shape = (batch_size, num_frames, *videos.size, 3)
-    dataset = read(videos, steps, plan, shape, clip_span(num_frames, stride))
+    dataset = read(videos, elements, plan, batch_size, (num_frames, *videos.size, 3), clip_span(num_frames, stride))
     if videos.mirrored is not None:
         dataset = dataset.map(_flipped(videos), num_parallel_calls=1)
     return _as_it_is(dataset.prefetch(2))
@@ -133,24 +182,45 @@ def batch_plan(
     """
     import tensorflow as tf
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
-    if clip_start not in CLIP_STARTS:
-        raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
     if order_form not in DATA_ORDER_FORMS:
         raise ValueError(f"`order_form` must be one of {DATA_ORDER_FORMS}. Received {order_form}.")
-    check_clips(videos, num_frames, stride, short_clip)
     num_videos = len(videos)
-    with tf.device("CPU:0"):
-        lengths = tf.constant(videos.lengths)
-    labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
-    span = clip_span(num_frames, stride)
+    clips = _clip_plan(videos, batch_size, num_frames, stride, clip_start, short_clip)
 
     def plan(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         if order_form == 1:
             ids = _shuffled_1(step, batch_size, num_videos, seed)
         else:
             ids = order.shuffled(step * batch_size + tf.range(batch_size, dtype=tf.int64), num_videos, seed)
+        key = tf.stack([tf.constant(seed, tf.int64) + 1, step])
+        known, position = clips(ids, lambda: tf.random.stateless_uniform((batch_size,), key))
+        return {**known, "step": tf.fill((batch_size,), step)}, position
+
+    return tf.autograph.experimental.do_not_convert(plan)  # it has no Python control flow, and converting takes long
+
+
+def _clip_plan(
+    videos: Videos, batch_size: int, num_frames: int, stride: int, clip_start: str, short_clip: str
+) -> Callable[[tf.Tensor, Callable[[], tf.Tensor]], tuple[dict[str, tf.Tensor], tf.Tensor]]:
+    """Where the clips of given videos lie: a graph function of ids, int32 (B,), and of draws in [0, 1), float32 (B,), which it
+    asks for if starts are random. It returns ids and labels, and int64 (B, T), the position of each frame in its video.
+
+    Raises:
+        ValueError: If an argument is out of range or a video too short.
+    """
+    import tensorflow as tf
+
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
+    if clip_start not in CLIP_STARTS:
+        raise ValueError(f"`clip_start` must be one of {CLIP_STARTS}. Received {clip_start!r}.")
+    check_clips(videos, num_frames, stride, short_clip)
+    with tf.device("CPU:0"):
+        lengths = tf.constant(videos.lengths)
+    labels = {name: tf.constant(getattr(videos, name)) for name in LABELS if getattr(videos, name) is not None}
+    span = clip_span(num_frames, stride)
+
+    def clips(ids: tf.Tensor, draws: Callable[[], tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         length = tf.gather(lengths, ids)
         room = tf.maximum(length - span, 0)
         if clip_start == "first":
@@ -158,20 +228,14 @@ def batch_plan(
         elif clip_start == "centre":
             start = room // 2
         else:
-            draw = tf.random.stateless_uniform((batch_size,), tf.stack([tf.constant(seed, tf.int64) + 1, step]))
-            start = tf.minimum(tf.cast(draw * tf.cast(room + 1, tf.float32), tf.int64), room)
+            start = tf.minimum(tf.cast(draws() * tf.cast(room + 1, tf.float32), tf.int64), room)
         position = start[:, None] + stride * tf.range(num_frames, dtype=tf.int64)
         if short_clip == "loop":
             position %= length[:, None]
         position = tf.minimum(position, length[:, None] - 1)
-        known = {
-            "video_id": ids,
-            "step": tf.fill((batch_size,), step),
-            **{name: tf.gather(values, ids) for name, values in labels.items()},
-        }
-        return known, position
+        return {"video_id": ids, **{name: tf.gather(values, ids) for name, values in labels.items()}}, position
 
-    return tf.autograph.experimental.do_not_convert(plan)  # it has no Python control flow, and converting takes long
+    return clips
 
 
 def _shuffled_1(step: tf.Tensor, batch_size: int, num_videos: int, seed: int) -> tf.Tensor:
@@ -205,7 +269,7 @@ def _flipped(videos: Videos) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Te
 
 
 def _read_memory(
-    videos: VideoCollection, steps: tf.data.Dataset, plan: Plan, shape: tuple[int, ...], span: int
+    videos: VideoCollection, elements: tf.data.Dataset, plan: Plan, batch_size: int, shape: tuple[int, ...], span: int
 ) -> tf.data.Dataset:
     import tensorflow as tf
 
@@ -213,16 +277,17 @@ def _read_memory(
     with tf.device("CPU:0"):
         first_frame = tf.constant(videos.first_frame)
 
-    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        known, position = plan(step)
+    def batch(*element: tf.Tensor) -> dict[str, tf.Tensor]:
+        known, position = plan(*element)
         rows = tf.gather(first_frame, known["video_id"])[:, None] + position
-        return {"video": tf.ensure_shape(tf.gather(frames, rows), shape), **known}
+        count = known["video_id"].shape[0]  # None where the last batch may be smaller
+        return {"video": tf.ensure_shape(tf.gather(frames, rows), (count, *shape)), **known}
 
-    return steps.map(batch, num_parallel_calls=1)
+    return elements.map(batch, num_parallel_calls=1)
 
 
 def _read_shards(
-    videos: ShardedVideos, steps: tf.data.Dataset, plan: Plan, shape: tuple[int, ...], span: int
+    videos: ShardedVideos, elements: tf.data.Dataset, plan: Plan, batch_size: int, shape: tuple[int, ...], span: int
 ) -> tf.data.Dataset:
     """Reads several clips in parallel with graph ops, so Python is not blocked."""
     import tensorflow as tf
@@ -233,8 +298,8 @@ def _read_shards(
         shard, first_byte = tf.constant(videos.shard), tf.constant(videos.first_byte)
         buffer_bytes = tf.constant(min(_READ_BUFFER, span * record_bytes), tf.int64)
 
-    def located(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
-        known, position = plan(step)
+    def located(*element: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
+        known, position = plan(*element)
         begin = tf.reduce_min(position, axis=1)  # a looped clip may start mid-video
         place = {
             "file": tf.gather(files, tf.gather(shard, known["video_id"])),
@@ -262,14 +327,17 @@ def _read_shards(
 
     def decode(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         pixels = tf.io.decode_raw(batch["video"], tf.uint8)
-        return {**batch, "video": tf.reshape(pixels, shape)}
+        count = batch["video_id"].shape[0]
+        return {**batch, "video": tf.reshape(pixels, (-1 if count is None else count, *shape))}
 
-    dataset = steps.map(located).unbatch()
+    planned = elements.map(located)
+    full = planned.element_spec[0]["video_id"].shape[0] is not None
+    dataset = planned.unbatch()
     # Each interleaved dataset has one element, so clips keep their order.
     dataset = dataset.interleave(
         read, cycle_length=8, block_length=1, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return dataset.map(clip).batch(shape[0], drop_remainder=True).map(decode)
+    return dataset.map(clip).batch(batch_size, drop_remainder=full).map(decode)
 
 
 def distribute(

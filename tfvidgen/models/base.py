@@ -240,8 +240,8 @@ class VideoGenerator(keras.Model):
         """Keras's `fit` with this system's `train_step`, on one device or under `MirroredStrategy`.
 
         Epochs, callbacks, history and `validation_data` work as in Keras. Training logs are those of the last step of each
-        epoch; validation logs are means over the batches (see `test_step`). Datasets of `tfvidgen.data` are infinite, so
-        set `steps_per_epoch` and `validation_steps`.
+        epoch; validation logs are means over the batches (see `test_step`). Datasets of `make_dataset` are infinite: set
+        `steps_per_epoch` and `validation_steps`. Those of `video_dataset_from_directory` end after an epoch.
 
         Args:
             x: A dataset of batch dicts as made by `tfvidgen.data.make_dataset`, of which only `video` uint8 (B, T, H, W, 3)
@@ -257,6 +257,8 @@ class VideoGenerator(keras.Model):
         self._refuse_many_workers("fit")
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._checked_data(kwargs["validation_data"], needs_ids=not self.has_encoder)
+        if isinstance(x, tf.data.Dataset) and not args:
+            kwargs.setdefault("shuffle", False)  # Keras's default of True is not for datasets, and it warns of it
         return super().fit(self._checked_data(x, trains=True), *args, **kwargs)
 
     def step_of(self, batch: dict[str, Any]):
