@@ -116,14 +116,16 @@ def test_status_metadata_and_versions(url, exported):
         assert (seed["dtype"], seed["tensor_shape"]) == ("DT_INT64", shape)
         assert told["serving_default"]["method_name"] == "tensorflow/serving/predict"
     assert ask(f"{url}/v1/models/m/versions/1:predict", {"inputs": [1]})[0] == 200
-    for path in (
-        "/v1/models/other",
-        "/v1/models/m/versions/2",
-        "/v1/models/m/labels/stable",
-        "/v1/models/m/versions/x",
+    for path, expected in (
+        ("/v1/models/other", 404),
+        ("/v1/models/m/versions/2", 404),
+        ("/nothing", 404),
+        ("/v1/models/m/labels/stable", 400),
+        ("/v1/models/m/versions/x", 400),
+        ("/v1/models/m:predict", 400),  # GET
     ):
         status, answer = ask(url + path)
-        assert status == 404 and answer["error"]
+        assert status == expected and answer["error"], path
     assert ask(f"{url}/v1/models/m/versions/2:predict", {"inputs": [1]})[0] == 404
 
 
@@ -143,7 +145,10 @@ def test_status_metadata_and_versions(url, exported):
         ({"inputs": [0] * 17}, "1 to 16 rows"),
         ({"inputs": [[1]]}, "must be int64 (?,)"),
         ({"inputs": [[1], [1, 2]]}, "rectangular"),
-        ({"inputs": {"seed": [1], "more": [1]}}, "unknown more"),
+        (
+            {"signature_name": "interpolate", "inputs": {"a": 1, "b": 2, "num_steps": 999}},
+            "num_steps must lie in 2..64",
+        ),
         ({"inputs": [1], "instances": [1]}, "`inputs` or `instances`"),
         ({"instances": [{"seed": 1}, 2]}, "every instance"),
         ({}, "`inputs` or `instances`"),
@@ -182,7 +187,7 @@ def test_metrics_count_what_was_asked(url):
 
     good = 'tfvidgen_requests_total{api="rest",code="OK",endpoint="lookup"}'
     bad = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="lookup"}'
-    unknown = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="unknown"}'
+    unknown = 'tfvidgen_requests_total{api="rest",code="FAILED_PRECONDITION",endpoint="unknown"}'
     seconds, rows = 'tfvidgen_request_seconds_count{endpoint="lookup"}', "tfvidgen_batch_rows_sum"
     before = counted()
     assert predict(url, signature_name="lookup", inputs=[1, 2])[0] == 200
@@ -191,6 +196,7 @@ def test_metrics_count_what_was_asked(url):
     after = counted()
     grown = {key: after[key] - before.get(key, 0) for key in (good, bad, unknown, seconds, rows)}
     assert grown == {good: 1, bad: 1, unknown: 1, seconds: 2, rows: 3}
+    assert after["worker_process_resident_memory_bytes"] > 1e6
     assert after["tfvidgen_model_version"] == 1 and after["tfvidgen_waiting_requests"] == 0
     assert after["process_resident_memory_bytes"] > 1e6
 
@@ -257,7 +263,7 @@ def test_grpc_errors_have_the_official_codes(stub):
         "video_id must lie in 0..5",
     )
     assert code(request("lookup", video_id=np.array([1], np.int64)))[0] == "INVALID_ARGUMENT"
-    assert code(request("nothing", seed=np.array([1])))[0] == "INVALID_ARGUMENT"
+    assert code(request("nothing", seed=np.array([1])))[0] == "FAILED_PRECONDITION"
     other = request("serving_default", seed=np.array([1]))
     other.model_spec.name = "other"
     assert code(other)[0] == "NOT_FOUND"
