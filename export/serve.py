@@ -116,7 +116,8 @@ class Server:
         await rest.wait_until(lambda: not self._rest.num_busy and not self.app.num_working, grace)
         for worker in self.app.versions.workers:
             worker.reject_waiting()
-        await rest.wait_until(lambda: self.app.num_working == 0, rest.LINGER_SECONDS)  # until rejected clients know
+        # the batch that runs ends, and rejected clients know
+        await rest.wait_until(lambda: self.app.num_working == 0, self.app.config.timeout_seconds)
         if stopped:
             await stopped
         await self._close()

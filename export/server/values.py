@@ -86,7 +86,7 @@ def parse_request(body: bytes) -> dict[str, Any]:
         raise RequestError(INVALID_ARGUMENT, "the body must be a JSON object with `inputs` or `instances`")
     if ("inputs" in request) == ("instances" in request):
         raise RequestError(
-            INVALID_ARGUMENT, f"a request has one of `inputs` and `instances`. Received {', '.join(request)[:200]}"
+            INVALID_ARGUMENT, f"a request has `inputs` or `instances`. Received {', '.join(request)[:200]}"
         )
     if not isinstance(request.get("signature_name", ""), str):
         raise RequestError(INVALID_ARGUMENT, "`signature_name` must be a string")

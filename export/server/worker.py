@@ -8,6 +8,7 @@ and a body (bytes).
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -71,6 +72,7 @@ class Worker:
                 ours.close()
                 raise
         self.pid = self._process.pid
+        atexit.register(self._process.kill)  # else a program that ends without `close` would wait for it
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         self._reading = asyncio.ensure_future(self._read())
         try:
@@ -110,6 +112,7 @@ class Worker:
         if self._process.exitcode is None:
             self._process.kill()
             await loop.run_in_executor(None, self._process.join)
+        atexit.unregister(self._process.kill)
         await self._reading
 
     async def _read(self) -> None:

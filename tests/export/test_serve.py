@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import gc
+import gzip
 import http.client
 import io
 import json
@@ -483,31 +484,94 @@ def test_a_folder_without_a_version_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- the end
-@pytest.mark.parametrize("grace", [pytest.param(20.0, marks=pytest.mark.long), 0.1])
-def test_a_stopping_server_finishes_what_it_has_begun(free_length, grace):
-    server = start_server(free_length.base, grace_seconds=grace, max_batch_size=1)
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> pathlib.Path:
+    """The base folder of a model that computes for as many rounds as its seed says, ten thousand in about half a second."""
+
+    class Slow(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.int64, "seed")])
+        def __call__(self, seed):
+            rounds = tf.while_loop(
+                lambda i, x: i < seed[0], lambda i, x: (i + 1, tf.tanh(x @ x)), (tf.zeros((), tf.int64), tf.eye(128))
+            )
+            return {"video": tf.cast(rounds[1], tf.uint8)[None]}
+
+    base, module = tmp_path_factory.mktemp("slow"), Slow()
+    tf.saved_model.save(module, str(base / "1"), signatures=module.__call__)
+    return base
+
+
+@pytest.mark.parametrize("grace", [pytest.param(60.0, marks=pytest.mark.long), 0.1])
+def test_a_stopping_server_finishes_what_it_has_begun(slow, grace):
+    server = start_server(slow, grace_seconds=grace, max_batch_size=1)
     url = f"http://127.0.0.1:{server.rest_port}"
-    assert ask(f"{url}/healthz") == (200, {"status": "ok"})
-    endpoint = server.app.versions.get().endpoint("serving_default")
-    begun, run = threading.Event(), endpoint.run
-
-    def slow(inputs):
-        begun.set()
-        time.sleep(0.3)
-        return run(inputs)
-
-    endpoint.run = slow
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(predict, url, inputs=[1])]
-        assert begun.wait(30)
-        answers += [pool.submit(predict, url, inputs=[seed]) for seed in (2, 3)]
-        wait_for(lambda: server.app.batcher.num_waiting == 2)
+        answers = [pool.submit(predict, url, inputs=[20_000])]
+        wait_for(lambda: server.app.num_working == 1)
+        time.sleep(0.05)  # it is the first
+        answers += [pool.submit(predict, url, inputs=[rounds]) for rounds in (2, 3)]
+        wait_for(lambda: server.app.num_working == 3)
         server.stop()
         statuses = [answer.result(30)[0] for answer in answers]
     # with time enough all that waited are answered; else the running one is, and the others are told
     assert statuses == ([200, 200, 200] if grace > 1 else [200, 503, 503])
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.rest_port), timeout=2).close()
+
+
+def test_health_answers_while_every_connection_trickles(slow):
+    server = start_server(slow, max_connections=4, timeout_seconds=20.0)
+    url, half = (
+        f"http://127.0.0.1:{server.rest_port}",
+        b"POST /v1/models/m:predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+    )
+    held = []
+    try:
+        for _ in range(20):
+            held.append(socket.create_connection(("127.0.0.1", server.rest_port)))
+            held[-1].sendall(half)
+        for path, status in (("/healthz", "ok"), ("/readyz", "ready")):
+            assert ask(url + path, timeout=5.0) == (200, {"status": status})
+    finally:
+        for connection in held:
+            connection.close()
+        server.stop()
+
+
+def test_a_get_with_a_body_is_one_request(url):
+    inner = b"GET /nothing HTTP/1.1\r\n\r\n"
+    start = b"GET /healthz HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(start + inner)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_gzip_and_chunks_are_the_same_request_and_bounded(server):
+    content = json.dumps({"inputs": [1], "ignored": 7}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=30)
+
+    def post(body, chunked=False, **headers):
+        connection.request("POST", "/V1/Models/m:predict", body, headers, encode_chunked=chunked)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    gzip_header, chunk_header = {"Content-Encoding": "gzip"}, {"Transfer-Encoding": "chunked"}
+    expected = post(content)
+    assert expected[0] == 200
+    assert post(gzip.compress(content), **gzip_header) == expected
+    assert post(iter([content[:5], content[5:]]), chunked=True, **chunk_header) == expected
+    assert post(gzip.compress(bytes(server.app.config.max_json_bytes + 1)), **gzip_header)[0] == 413
+    assert post(b"[]," * 100_000)[0] == 400
+    connection.close()
+
+
+def test_a_busy_port_is_named(server, exported):
+    for flag in ("rest_port", "grpc_port"):
+        if port := getattr(server, flag):
+            with pytest.raises(OSError, match=rf":{port} .*--{flag}"):
+                start_server(exported.base, **{flag: port})
 
 
 def test_the_program_serves_until_it_is_told_to_stop(free_length, tmp_path):
