@@ -276,6 +276,38 @@ def test_grpc_errors_have_the_official_codes(stub):
     assert code(unknown) == ("INVALID_ARGUMENT", "serving_default returns video: unknown audio")
 
 
+def test_a_small_message_that_would_grow_is_refused(stub):
+    """By its declared shape, its number of fields, or the size of one, before it is parsed or an array is made."""
+    import grpc
+
+    one = request("decode")
+    tensor = one.inputs["transient"]
+    tensor.dtype = 1
+    tensor.float_val.append(1.0)
+    for size in (16, 400_000, 10):
+        tensor.tensor_shape.dim.add(size=size)
+    assert one.ByteSize() < 200
+    many, large = request("decode"), request("decode")
+    for _ in range(300):
+        many.output_filter.append("")
+    large.inputs["static"].tensor_shape.dim.add(name="x" * 5000)
+    for made in (one, many, large):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(made, timeout=30)
+        assert caught.value.code().name == "INVALID_ARGUMENT", caught.value.details()
+
+
+def test_a_budget_refuses_what_exceeds_it():
+    from export.server import limits
+
+    budget = limits.Budget(100)
+    with budget.holding(60), pytest.raises(limits.RequestError) as refused:
+        budget.take(41)
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    budget.take(100)
+    assert (budget.held, budget.peak) == (100, 100)
+
+
 # ---------------------------------------------------------------- batches
 def test_requests_that_wait_run_together_and_get_their_own_rows(signatures):
     from export.server import runtime
