@@ -6,10 +6,12 @@ downtime, Prometheus metrics. It has neither authentication nor encryption; use 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 import logging
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -17,6 +19,8 @@ import types
 
 from trainers import cli
 from trainers.cli import option
+
+RECEIVE_SECONDS = 0.1  # in which a stopping server reads what its system has received
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +36,23 @@ class Config:
     poll_seconds: float = option(2.0, "Seconds between checks for new versions.", minimum=0.05)
     max_batch_size: int = option(16, "Maximum rows per request and per batch of requests.", minimum=1)
     max_queue: int = option(128, "Maximum queued requests; further ones are rejected as UNAVAILABLE.", minimum=1)
-    timeout_seconds: float = option(30.0, "Timeout of requests and of idle connections, in seconds.", minimum=0.1)
-    max_request_bytes: int = option(16 << 20, "Maximum size of a request, in bytes.", minimum=1024)
-    max_connections: int = option(64, "Maximum concurrent connections or calls per interface.", minimum=1)
+    timeout_seconds: float = option(
+        30.0,
+        "Time for a request to arrive, from the last response on; for its answer; and to take that, in seconds.",
+        minimum=0.1,
+    )
+    max_request_bytes: int = option(16 << 20, "Maximum size of a gRPC request, in bytes.", minimum=1024)
+    max_json_bytes: int = option(4 << 20, "Maximum size of a JSON request, unpacked, in bytes.", minimum=1024)
+    max_bytes_in_flight: int = option(
+        288 << 20,
+        "Budget for requests and responses in flight, in bytes per process; a request counts 16 times its size, as parsed. "
+        "Further requests are rejected as RESOURCE_EXHAUSTED.",
+        minimum=1 << 20,
+    )
+    max_connections: int = option(
+        64, "Maximum concurrent requests per interface; half as many as there may be connections.", minimum=1
+    )
+    version_labels: str = option("", "Version labels, for example stable:1,canary:2.")
     grace_seconds: float = option(10.0, "Grace period for running requests on shutdown, in seconds.", minimum=0)
 
 
@@ -51,48 +69,79 @@ class Server:
 
     def __init__(self, config: Config):
         from export import serving
-        from export.server import application, rest
+        from export.server import application, limits, rest
 
         if not config.model_name:
             config = dataclasses.replace(config, model_name=serving.model_name(config.model_base_path))
-        self.app = application.Application(config)
+        for name in ("max_json_bytes", "max_request_bytes"):
+            if limits.cost(getattr(config, name)) > config.max_bytes_in_flight:
+                raise ValueError(
+                    f"--max_bytes_in_flight={config.max_bytes_in_flight} holds no request of --{name}={getattr(config, name)}: "
+                    f"it must be at least {limits.cost(getattr(config, name))}."
+                )
+        self.app = application.Application(config, version_labels(config.version_labels))
         self.grpc_port, self._grpc = None, None
         self._rest = rest.RestServer(self.app, config.host, config.rest_port)
-        self.rest_port = self._rest.server_address[1]
+        self.rest_port = self._rest.port
+        self._call = application.main_loop_call
         try:
-            self.app.versions.start(config.poll_seconds)
-            if not self.app.ready:
-                failed = [f"version {n}: {s.message}" for n, s in self.app.versions.status().items()]
-                reason = "; ".join(failed) or "it has no folder named by a version number with a saved_model.pb in it"
-                raise ValueError(f"--model_base_path={config.model_base_path} holds nothing to serve: {reason}")
-            if config.grpc_port >= 0:
-                from export.server import rpc
-
-                self._grpc, self.grpc_port = rpc.start(self.app, config.host, config.grpc_port)
+            self._call(self._start())
         except BaseException:
-            self.app.versions.close()
-            self.app.batcher.close()
-            self._rest.server_close()
+            self._call(self._close())
             raise
-        self._thread = threading.Thread(target=self._rest.serve_forever, args=(0.05,), name="rest", daemon=True)
-        self._thread.start()
+
+    async def _start(self) -> None:
+        config = self.app.config
+        self._rest.start()  # before the model: /healthz answers while it loads
+        if config.grpc_port >= 0:
+            from export.server import rpc
+
+            self._grpc, self.grpc_port = await rpc.start(self.app, config.host, config.grpc_port)
+        await self.app.versions.start(config.poll_seconds)
+        if not self.app.ready:
+            failed = [f"version {n}: {s.message}" for n, s in self.app.versions.status().items()]
+            reason = "; ".join(failed) or "it has no folder named by a version number with a saved_model.pb in it"
+            raise ValueError(f"--model_base_path={config.model_base_path} holds nothing to serve: {reason}")
 
     def stop(self) -> None:
-        """Stops accepting connections, answers running requests within the grace period, and rejects the rest."""
+        """Refuses new connections, answers what was received within the grace period, and rejects the rest."""
+        self._call(self._stop())
+
+    async def _stop(self) -> None:
         from export.server import rest
 
         grace = self.app.config.grace_seconds
         self.app.stopping = True
-        self._rest.shutdown()
-        self._rest.server_close()  # new connections are refused at once instead of waiting
-        stopped = self._grpc.stop(grace) if self._grpc else None
-        rest.wait_until(lambda: self.app.num_working == 0, grace)
+        await self._rest.stop_accepting()
+        await asyncio.sleep(RECEIVE_SECONDS)  # what clients have sent before is read
+        self._rest.end_idle()
+        stopped = asyncio.ensure_future(self._grpc.stop(grace)) if self._grpc else None
+        await rest.wait_until(lambda: not self._rest.num_busy and not self.app.num_working, grace)
+        for worker in self.app.versions.workers:
+            worker.reject_waiting()
+        # the batch that runs ends, and rejected clients know
+        await rest.wait_until(lambda: self.app.num_working == 0, self.app.config.timeout_seconds)
         if stopped:
-            stopped.wait()
-        self.app.batcher.close()
-        rest.wait_until(lambda: self.app.num_working == 0, rest.LINGER_SECONDS)  # until rejected clients know
-        self.app.versions.close()
-        self._thread.join()
+            await stopped
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._grpc:
+            await self._grpc.stop(None)
+        await self._rest.stop_accepting()
+        await self._rest.close()
+        await self.app.versions.close()
+
+
+def version_labels(text: str) -> dict[str, int]:
+    """`stable:1,canary:2` as a dict. Raises ValueError."""
+    labels = {}
+    for entry in filter(None, text.split(",")):
+        label, _, number = entry.partition(":")
+        if not label or not re.fullmatch("[0-9]{1,18}", number):
+            raise ValueError(f"--version_labels must be like stable:1,canary:2. Received {entry!r} in {text!r}.")
+        labels[label] = int(number)
+    return labels
 
 
 def _check_installed(config: Config) -> None:

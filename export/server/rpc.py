@@ -1,170 +1,137 @@
-"""TensorFlow Serving's gRPC services, PredictionService and ModelService, with the official message classes."""
+"""TensorFlow Serving's gRPC services, PredictionService and ModelService, and gRPC's health service, on the event loop.
+
+Requests are taken as bytes, which the workers parse: the message classes need TensorFlow, and parsing takes time.
+"""
 
 from __future__ import annotations
 
-import concurrent.futures
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
-import numpy as np
-import tensorflow as tf
 from google.protobuf import message as protobuf
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.apis import model_pb2
 
-from export.server.runtime import INVALID_ARGUMENT, NOT_FOUND, Endpoint, RequestError, Version, as_request_error
+from export.server import limits
+from export.server.limits import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, RequestError
+from export.server.rest import wait_until
 
 if TYPE_CHECKING:
     from export.server.application import Application
 
-_STATES = get_model_status_pb2.ModelVersionStatus
-
-
-def request_inputs(endpoint: Endpoint, request: predict_pb2.PredictRequest, max_rows: int) -> dict[str, np.ndarray]:
-    """The arrays of a request. Raises RequestError before allocating anything larger than the message."""
-    inputs = {}
-    for name, proto in request.inputs.items():
-        if proto.tensor_shape.unknown_rank:
-            raise RequestError(INVALID_ARGUMENT, f"{name} has no shape")
-        shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-        try:
-            if proto.dtype > 100:  # a reference type, which exists only inside graphs
-                raise TypeError
-            dtype = np.dtype(tf.dtypes.as_dtype(proto.dtype).as_numpy_dtype)
-        except (TypeError, KeyError, AttributeError):
-            raise RequestError(INVALID_ARGUMENT, f"{name} has the unknown dtype {proto.dtype}") from None
-        endpoint.check_spec(name, dtype, shape)
-        # a message may be compressed: a single value for a whole tensor
-        num_elements = int(np.prod(shape, dtype=object)) if shape else 1
-        if min(shape, default=1) < 1 or shape[:1] > (max_rows,) or num_elements * dtype.itemsize > 1 << 28:
-            raise RequestError(INVALID_ARGUMENT, f"{name} must have 1 to {max_rows} rows. Received the shape {shape}")
-        try:
-            inputs[name] = tf.make_ndarray(proto)
-        except (ValueError, TypeError, IndexError) as error:
-            raise RequestError(INVALID_ARGUMENT, f"{name} does not match its shape: {error}"[:300]) from None
-    return inputs
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse, field 1
 
 
 class Services:
-    """Handlers of both services; every error is returned as a status."""
+    """Handlers of the services; every error is returned as a status."""
 
     def __init__(self, app: Application):
-        self.app = app
+        self.app, self._places = app, app.config.max_connections
 
-    def predict(self, request, context):
-        with self.app.counted("grpc") as call:
-            version = self._version(request.model_spec)
-            endpoint = call.endpoint(version, request.model_spec.signature_name)
-            unknown = [name for name in request.output_filter if name not in endpoint.outputs]
-            if unknown:
-                raise RequestError(
-                    INVALID_ARGUMENT,
-                    f"{endpoint.name} returns {', '.join(endpoint.outputs)}: unknown {unknown[0][:100]}",
-                )
-            inputs = request_inputs(endpoint, request, self.app.config.max_batch_size)
-            remaining = context.time_remaining()
-            limit = self.app.config.timeout_seconds
-            outputs = call.run(inputs, limit if remaining is None else min(limit, remaining))
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = request.model_spec.name
-        response.model_spec.version.value = version.number
-        response.model_spec.signature_name = endpoint.name
-        for name in request.output_filter or outputs:
-            response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
-        return response
+    async def predict(self, message: bytes, timeout: float) -> bytes:
+        spec = _model_spec(message, limits.PREDICT_REQUEST)
+        self.app.check_name(spec.name)
+        return await self.app.predict(self._worker(spec), "grpc", message, timeout)
 
-    def metadata(self, request, context):
-        wanted = list(request.metadata_field)
-        if wanted != ["signature_def"]:
-            raise RequestError(INVALID_ARGUMENT, f"metadata_field must be signature_def. Received {wanted}")
-        version = self._version(request.model_spec)
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.name = request.model_spec.name
-        response.model_spec.version.value = version.number
-        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=version.signature_defs)
-        response.metadata["signature_def"].Pack(signatures)
-        return response
+    async def metadata(self, message: bytes, timeout: float) -> bytes:
+        spec = _model_spec(message, limits.SMALL_REQUEST)
+        self.app.check_name(spec.name)
+        return (await self.app.ask(self._worker(spec), "grpc metadata", message, timeout))[1]
 
-    def status(self, request, context):
-        spec = request.model_spec
-        self._check_name(spec)
-        wanted = spec.version.value if spec.HasField("version") else None
-        known = {n: s for n, s in self.app.versions.status().items() if wanted in (None, n)}
-        if wanted is not None and not known:
-            raise RequestError(NOT_FOUND, f"version {wanted} does not exist")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for number, status in known.items():
-            entry = response.model_version_status.add(version=number, state=_STATES.State.Value(status.state))
-            if status.code != "OK":
-                entry.status.error_code = grpc.StatusCode[status.code].value[0]
-                entry.status.error_message = status.message
-        return response
+    async def status(self, message: bytes, timeout: float) -> bytes:
+        spec = _model_spec(message, limits.SMALL_REQUEST)
+        self.app.check_name(spec.name)
+        known = self.app.versions.status(spec.version.value if spec.HasField("version") else None, spec.version_label)
+        states = [(number, status.state, status.code, status.message) for number, status in known.items()]
+        return (await self.app.ask(self.app.versions.get(), "grpc status", b"", timeout, states=states))[1]
 
-    def _check_name(self, spec) -> None:
-        if spec.name != self.app.config.model_name:
-            raise RequestError(NOT_FOUND, f"no model {spec.name[:100]!r}: this is {self.app.config.model_name!r}")
-        if spec.version_label:
-            raise RequestError(NOT_FOUND, "this server has no version labels: name a version, or none for the newest")
+    async def health(self, message: bytes, timeout: float) -> bytes:
+        return _SERVING if self.app.ready else _NOT_SERVING
 
-    def _version(self, spec) -> Version:
-        self._check_name(spec)
-        return self.app.versions.get(spec.version.value if spec.HasField("version") else None)
+    def _worker(self, spec: model_pb2.ModelSpec):
+        return self.app.versions.get(spec.version.value if spec.HasField("version") else None, spec.version_label)
 
-    def handler(self, method, request_class):
-        """A method that also handles unparseable messages, which gRPC would report as an internal error."""
+    def handler(self, method, max_bytes: int, needs_place: bool = True):
+        """A method of one request and one response, whose bytes are reserved before the request is read."""
 
-        def parse(data: bytes):
+        async def answer(context) -> bytes:
+            limit, remaining = self.app.config.timeout_seconds, context.time_remaining()
+            timeout = limit if remaining is None else max(0.0, min(limit, remaining))
+            if needs_place and self._places <= 0:
+                raise RequestError(RESOURCE_EXHAUSTED, "too many requests are being worked on: try again later")
+            self._places -= needs_place
+            budget, held = self.app.budget, 0
             try:
-                return request_class.FromString(data)
-            except protobuf.DecodeError:
-                return data
+                # How large the message will be is not told. Most take no time to read, so there is soon room for the next.
+                if not await wait_until(lambda: budget.held + max_bytes <= budget.limit, timeout):
+                    budget.take(max_bytes)  # refuses
+                budget.take(max_bytes)
+                held = max_bytes
+                try:
+                    message = await asyncio.wait_for(context.read(), timeout)
+                except asyncio.TimeoutError:
+                    raise limits.late(timeout) from None
+                if not isinstance(message, bytes):
+                    raise RequestError(INVALID_ARGUMENT, "the call ended without a request")
+                budget.give(held)
+                held = 0
+                budget.take(limits.cost(len(message)))
+                held = limits.cost(len(message))
+                response = await method(message, timeout)
+                budget.take(len(response))
+                held += len(response)
+                return response
+            finally:
+                budget.give(held)
+                self._places += needs_place
 
-        def answer(request, context):
+        async def handle(_, context) -> bytes:
             with self.app.working():
                 try:
-                    if isinstance(request, bytes):
-                        raise RequestError(INVALID_ARGUMENT, f"the message is not a {request_class.__name__}")
-                    return method(request, context)
-                except Exception as error:
-                    failure = as_request_error(error)
-                    code, text = grpc.StatusCode[failure.code], str(failure)
-            context.abort(code, text)
+                    return await answer(context)
+                except RequestError as error:
+                    failure = error
+            await context.abort(grpc.StatusCode[failure.code], str(failure)[:1000])
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer, request_deserializer=parse, response_serializer=lambda response: response.SerializeToString()
-        )
+        return grpc.stream_unary_rpc_method_handler(handle)  # on the wire it is the same as unary_unary
 
 
-def start(app: Application, host: str, port: int) -> tuple[grpc.Server, int]:
-    """Starts a server; returns it and its port."""
+def _model_spec(message: bytes, large) -> model_pb2.ModelSpec:
+    try:
+        return model_pb2.ModelSpec.FromString(limits.check_message(message, large))
+    except protobuf.DecodeError:
+        raise RequestError(INVALID_ARGUMENT, "`model_spec` is not a ModelSpec") from None
+
+
+async def start(app: Application, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """Starts a server; returns it and its port. Raises OSError if the port is taken."""
     config, services = app.config, Services(app)
-    server = grpc.server(
-        concurrent.futures.ThreadPoolExecutor(config.max_connections, thread_name_prefix="grpc"),
+    milliseconds = int(1000 * config.timeout_seconds)
+    server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server on the port fails instead of sharing requests
-        ],
-        maximum_concurrent_rpcs=2 * config.max_connections,
+            ("grpc.server_handshake_timeout_ms", milliseconds),
+            ("grpc.max_connection_idle_ms", milliseconds),
+        ]
     )
+    large, small = config.max_request_bytes, limits.MAX_SMALL
     handlers = {
         "tensorflow.serving.PredictionService": {
-            "Predict": (services.predict, predict_pb2.PredictRequest),
-            "GetModelMetadata": (services.metadata, get_model_metadata_pb2.GetModelMetadataRequest),
+            "Predict": services.handler(services.predict, large),
+            "GetModelMetadata": services.handler(services.metadata, small),
         },
-        "tensorflow.serving.ModelService": {
-            "GetModelStatus": (services.status, get_model_status_pb2.GetModelStatusRequest),
-        },
+        "tensorflow.serving.ModelService": {"GetModelStatus": services.handler(services.status, small)},
+        "grpc.health.v1.Health": {"Check": services.handler(services.health, small, needs_place=False)},
     }
     for service, methods in handlers.items():
-        found = {name: services.handler(*pair) for name, pair in methods.items()}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, found),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port} for gRPC: {error}") from None
-    server.start()
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise OSError(f"cannot listen on {host}:{port} for gRPC: choose another --grpc_port, 0 for any free one, or -1")
+    await server.start()
     return server, bound

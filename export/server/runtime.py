@@ -1,6 +1,6 @@
-"""Loads exported versions and runs their endpoints: validates requests, batches them, picks up new versions.
+"""Loads an exported version and runs its endpoints: checks arrays against what the model takes, and batches requests.
 
-Independent of HTTP and gRPC; `export.server.application` holds what both need of it.
+Independent of HTTP and gRPC, and of processes; `export.server.worker` runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -8,37 +8,30 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import logging
+import math
 import pathlib
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from export.server.limits import (
+    FAILED_PRECONDITION,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    RequestError,
+    late,
+)
 from tfvidgen import storage
 
 logger = logging.getLogger("export.serve")
-
-# gRPC status names, which REST maps to HTTP status codes.
-INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED, UNIMPLEMENTED = (
-    "INVALID_ARGUMENT",
-    "NOT_FOUND",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "INTERNAL",
-    "RESOURCE_EXHAUSTED",
-    "UNIMPLEMENTED",
-)
-
-
-class RequestError(Exception):
-    """A request answered with an error: `code` is a gRPC status name, the text is for the caller."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +45,45 @@ class TensorSpec:
         return f"{self.dtype if self.dtype != object else 'string'} {str(self.shape).replace('None', '?')}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The largest request that a model takes, from its `metadata.json`; None where that does not say.
+
+    Attributes:
+        rows: Rows of every input but scalars.
+        frames: Frames of a video whose length is free.
+        steps: Videos of an interpolation.
+        length: Frames of a video if nothing else is asked for.
+        frame_bytes: Bytes of a frame's pixels.
+    """
+
+    rows: int = 16
+    frames: int | None = None
+    steps: int | None = None
+    length: int = 1
+    frame_bytes: int = 1 << 16
+
+    @classmethod
+    def of(cls, folder: pathlib.Path, rows: int) -> Sizes:
+        path = folder / "metadata.json"
+        if not path.is_file():
+            return cls(rows)
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        limits, video = metadata["limits"], metadata["video"]
+        return cls(rows, limits["num_frames"], limits["num_steps"], video["num_frames"], math.prod(video["shape"][2:]))
+
+
 class Endpoint:
     """One signature of a loaded version.
 
     Attributes:
         inputs, outputs: Name -> TensorSpec.
         batchable: Whether requests can be batched along the first axis.
+        sizes: The largest request.
     """
 
-    def __init__(self, name: str, function: Callable):
-        self.name = name
+    def __init__(self, name: str, function: Callable, sizes: Sizes | None = None):
+        self.name, self.sizes = name, sizes or Sizes()
         self._function = function
 
         def specs(tensors):
@@ -75,25 +97,20 @@ class Endpoint:
         both = (*self.inputs.values(), *self.outputs.values())
         self.batchable = all(spec.shape[:1] == (None,) for spec in both)
 
-    def check(self, inputs: Mapping[str, np.ndarray], max_rows: int) -> int:
-        """Raises RequestError unless names, dtypes and shapes match; returns the number of rows (1 for scalars)."""
-        missing = [name for name in self.inputs if name not in inputs]
-        unknown = [name for name in inputs if name not in self.inputs]
-        if missing or unknown:
-            wrong = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(
-                unknown
-            )
-            raise RequestError(INVALID_ARGUMENT, f"{self.name} takes {', '.join(self.inputs)}: {'; '.join(wrong)}")
+    def largest(self, name: str) -> tuple[int | None, ...]:
+        """The largest shape of an input; None for sizes without a limit."""
+        shape = self.inputs[name].shape
+        free = (self.sizes.rows, *[self.sizes.frames] * len(shape))
+        return tuple(limit if size is None else size for size, limit in zip(shape, free, strict=False))
+
+    def check(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Raises RequestError unless names, dtypes, shapes and values fit; returns the number of rows (1 for scalars)."""
+        self.check_names(inputs)
         rows = 1
         for name, spec in self.inputs.items():
             value = inputs[name]
             self.check_spec(name, value.dtype, value.shape)
-            if spec.shape:
-                rows = value.shape[0]
-                if not 1 <= rows <= max_rows:
-                    raise RequestError(
-                        INVALID_ARGUMENT, f"{name} must have 1 to {max_rows} rows in one request. Received {rows}"
-                    )
+            rows = value.shape[0] if spec.shape else rows
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise RequestError(INVALID_ARGUMENT, f"{name} must be finite")
         counts = {name: len(inputs[name]) for name, spec in self.inputs.items() if spec.shape}
@@ -101,15 +118,49 @@ class Endpoint:
             raise RequestError(INVALID_ARGUMENT, f"all inputs need the same number of rows. Received {counts}")
         return rows
 
+    def check_names(self, inputs: Mapping[str, Any]) -> None:
+        """Raises RequestError unless there is a value for each input, and for nothing else."""
+        missing = [name for name in self.inputs if name not in inputs]
+        unknown = [name for name in inputs if name not in self.inputs]
+        wrong = [
+            f"{text} {', '.join(names)[:200]}" for text, names in (("missing", missing), ("unknown", unknown)) if names
+        ]
+        if wrong:
+            raise RequestError(INVALID_ARGUMENT, f"{self.name} takes {', '.join(self.inputs)}: {'; '.join(wrong)}")
+
     def check_spec(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Raises RequestError unless a tensor of this dtype and shape is valid for the input `name`."""
-        if name not in self.inputs:
-            raise RequestError(INVALID_ARGUMENT, f"{self.name} takes {', '.join(self.inputs)}: unknown {name}")
-        spec = self.inputs[name]
+        """Raises RequestError unless a tensor of this dtype and shape is valid for the input `name`. Makes no array."""
+        spec, largest = self.inputs[name], self.largest(name)
         fits = len(shape) == len(spec.shape) and all(a in (None, b) for a, b in zip(spec.shape, shape, strict=True))
         if dtype != spec.dtype or not fits:
             given = TensorSpec(np.dtype(dtype), tuple(shape))
-            raise RequestError(INVALID_ARGUMENT, f"{name} must be {spec.text()}. Received {given.text()}")
+            raise RequestError(INVALID_ARGUMENT, f"{name} must be {spec.text()}. Received {given.text()}"[:500])
+        for axis, (size, limit) in enumerate(zip(shape, largest, strict=True)):
+            if size < 1 or (limit is not None and size > limit):
+                what, bound = "frames" if axis else "rows in one request", f"1 to {limit}" if limit else "at least 1"
+                raise RequestError(INVALID_ARGUMENT, f"{name} must have {bound} {what}. Received {size}")
+
+    def num_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        """Bytes of an input of that shape."""
+        return math.prod(shape) * self.inputs[name].dtype.itemsize
+
+    def output_bytes(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Bytes of the outputs for these inputs, before they are computed; files count as the pixels in them."""
+
+        def asked(name: str, otherwise: int, limit: int | None) -> int:
+            value = int(inputs[name]) if name in inputs and not self.inputs[name].shape else otherwise
+            return max(1, value if limit is None else min(value, limit))
+
+        shapes = [value.shape for value in inputs.values() if value.ndim]
+        free = [value.shape[1] for name, value in inputs.items() if self.inputs[name].shape[1:2] == (None,)]
+        rows = shapes[0][0] if shapes else asked("num_steps", 1, self.sizes.steps)
+        frames = free[0] if free else asked("num_frames", self.sizes.length, self.sizes.frames)
+        total = 0
+        for spec in self.outputs.values():
+            sizes = zip(spec.shape, (rows, *[frames] * len(spec.shape)), strict=False)
+            itemsize = self.sizes.frame_bytes if spec.dtype == object else spec.dtype.itemsize
+            total += math.prod(asked if size is None else size for size, asked in sizes) * itemsize
+        return total
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Calls the signature. Raises RequestError with TensorFlow's message."""
@@ -135,9 +186,13 @@ def _reason(error: Exception) -> str:
     return found.group(1) if found else str(error)[:500]
 
 
-# ---------------------------------------------------------------- versions
+# ---------------------------------------------------------------- a version
 class Version:
-    """A loaded version folder. Requests hold a reference while they run, so it can be replaced at any time.
+    """A loaded version folder.
+
+    Args:
+        folder: The version folder, named by its number.
+        max_rows: Maximum rows per request.
 
     Attributes:
         number: The folder's name as an integer.
@@ -145,7 +200,7 @@ class Version:
         signature_defs: Name -> SignatureDef, as stored in the SavedModel.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, max_rows: int = 16):
         import tensorflow as tf
         from tensorflow.core.protobuf import saved_model_pb2
 
@@ -154,7 +209,8 @@ class Version:
         self.number, self.folder = int(folder.name), folder
         with storage.plain_path(folder) as plain:
             self._model = tf.saved_model.load(plain)  # keeps the signatures alive
-        self.endpoints = {name: Endpoint(name, function) for name, function in self._model.signatures.items()}
+        sizes = Sizes.of(folder, max_rows)
+        self.endpoints = {name: Endpoint(name, function, sizes) for name, function in self._model.signatures.items()}
         stored = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         self.signature_defs = {
             name: value for name, value in stored.meta_graphs[0].signature_def.items() if name in self.endpoints
@@ -167,126 +223,9 @@ class Version:
         name = name or "serving_default"
         if name not in self.endpoints:
             raise RequestError(
-                INVALID_ARGUMENT, f"no endpoint {name[:100]!r} in version {self.number}: {', '.join(self.endpoints)}"
+                FAILED_PRECONDITION, f"no endpoint {name[:100]!r} in version {self.number}: {', '.join(self.endpoints)}"
             )
         return self.endpoints[name]
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """State of a version folder, in TF Serving's terms: LOADING, AVAILABLE or END."""
-
-    state: str
-    code: str = "OK"
-    message: str = ""
-
-
-class Versions:
-    """Keeps the newest versions of a base folder loaded and polls for new ones.
-
-    A new version is loaded and warmed up while the old one keeps serving. A version that fails to load is not retried until
-    its files change. If no new version can be loaded, the loaded ones stay.
-
-    Args:
-        base_path: Folder with the version folders.
-        num_versions: Number of newest versions to serve.
-        on_load: Called with a version's number and loading time in seconds after it was loaded, or with the number and
-            None if loading failed.
-    """
-
-    def __init__(
-        self,
-        base_path: str | pathlib.Path,
-        num_versions: int = 1,
-        on_load: Callable[[int, float | None], None] | None = None,
-    ):
-        self._base_path, self._num_versions = pathlib.Path(base_path), num_versions
-        self._on_load = on_load or (lambda number, seconds: None)
-        self._loaded: dict[int, Version] = {}
-        self._failed: dict[int, tuple] = {}
-        self._status: dict[int, Status] = {}
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def get(self, number: int | None = None) -> Version:
-        """A loaded version; None for the newest. Raises RequestError."""
-        loaded = self._loaded  # replaced as a whole, never modified
-        if number is None and loaded:
-            return loaded[max(loaded)]
-        if number not in loaded:
-            wanted = "a version" if number is None else f"version {number}"
-            raise RequestError(
-                NOT_FOUND, f"{wanted} is not loaded; loaded: {', '.join(map(str, sorted(loaded))) or 'none'}"
-            )
-        return loaded[number]
-
-    def status(self) -> dict[int, Status]:
-        return dict(sorted(self._status.items(), reverse=True))
-
-    def poll(self) -> None:
-        """Checks the base folder once; loads new versions and drops those that are gone or superseded."""
-        found = {
-            int(path.name): path
-            for path in (self._base_path.iterdir() if self._base_path.is_dir() else ())
-            if path.name.isdigit() and (path / "saved_model.pb").is_file()
-        }
-        loaded = dict(self._loaded)
-        for number in sorted(found, reverse=True):
-            if sum(n > number for n in loaded if n in found) >= self._num_versions:
-                break
-            if number in loaded or self._failed.get(number) == (content := _content(found[number])):
-                continue
-            self._set_status(number, Status("LOADING"))
-            begin = time.monotonic()
-            try:
-                loaded[number] = Version(found[number])
-            except Exception as error:  # a bad folder must not stop the server
-                logger.warning("version %d cannot be loaded: %s", number, error)
-                self._failed[number] = content
-                self._set_status(number, Status("END", "UNKNOWN", str(error)[:500]))
-                self._on_load(number, None)
-                continue
-            self._failed.pop(number, None)
-            self._set_status(number, Status("AVAILABLE"))
-            self._loaded = dict(loaded)
-            self._on_load(number, time.monotonic() - begin)
-            logger.info("version %d is loaded", number)
-        wanted = sorted((n for n in loaded if n in found), reverse=True)[: self._num_versions]
-        if wanted:
-            for number in set(loaded) - set(wanted):
-                self._set_status(number, Status("END"))
-                logger.info("version %d is unloaded", number)
-            self._loaded = {number: loaded[number] for number in wanted}
-        for number in set(self._status) - set(found) - set(self._loaded):
-            self._status = {key: value for key, value in self._status.items() if key != number}
-
-    def _set_status(self, number: int, status: Status) -> None:
-        self._status = {**self._status, number: status}
-
-    def start(self, poll_seconds: float) -> None:
-        """Polls once, then in a background thread."""
-        self.poll()
-
-        def run():
-            while not self._stop.wait(poll_seconds):
-                try:
-                    self.poll()
-                except Exception:
-                    logger.exception("cannot check for versions in %s", self._base_path)
-
-        self._thread = threading.Thread(target=run, name="versions", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        if self._thread:
-            self._thread.join()
-
-
-def _content(folder: pathlib.Path) -> tuple:
-    """Changes when a file of the folder does, so that a version still being copied is retried."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 # ---------------------------------------------------------------- batching
@@ -295,6 +234,7 @@ class _Pending:
     endpoint: Endpoint
     inputs: dict[str, np.ndarray]
     rows: int
+    timeout: float
     deadline: float
     future: concurrent.futures.Future
 
@@ -315,7 +255,7 @@ class Batcher:
     batch of the same rows (docs/serving.md, for models that compute in float32).
 
     Args:
-        max_rows: Maximum rows per batch, and per request.
+        max_rows: Maximum rows per batch.
         max_queue: Maximum queued requests; further ones are rejected as UNAVAILABLE.
         on_batch: Called with the number of rows of each batch.
     """
@@ -333,10 +273,18 @@ class Batcher:
     def num_waiting(self) -> int:
         return len(self._queue)
 
-    def run(self, endpoint: Endpoint, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
-        """Queues a request, waits and returns the outputs. Raises RequestError."""
-        rows = endpoint.check(inputs, self.max_rows)
-        pending = _Pending(endpoint, dict(inputs), rows, time.monotonic() + timeout, concurrent.futures.Future())
+    def submit(self, endpoint: Endpoint, inputs: Mapping[str, np.ndarray], timeout: float) -> concurrent.futures.Future:
+        """Queues a request; the future of its outputs ends with a RequestError if it fails. Raises RequestError if refused.
+
+        Args:
+            endpoint: Of a version that stays loaded.
+            inputs: Checked here once more, by their values, too.
+            timeout: Seconds after which it is not begun any more.
+        """
+        rows = endpoint.check(inputs)
+        pending = _Pending(
+            endpoint, dict(inputs), rows, timeout, time.monotonic() + timeout, concurrent.futures.Future()
+        )
         with self._changed:
             if self._closed:
                 raise RequestError(UNAVAILABLE, "the server is stopping")
@@ -344,11 +292,16 @@ class Batcher:
                 raise RequestError(UNAVAILABLE, f"{self._max_queue} requests are already waiting: try again later")
             self._queue.append(pending)
             self._changed.notify()
+        return pending.future
+
+    def run(self, endpoint: Endpoint, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
+        """Queues a request, waits and returns the outputs. Raises RequestError."""
+        future = self.submit(endpoint, inputs, timeout)
         try:
-            return pending.future.result(timeout)
+            return future.result(timeout)
         except concurrent.futures.TimeoutError:
-            pending.future.cancel()
-            raise RequestError(DEADLINE_EXCEEDED, f"no answer within {timeout:g} s") from None
+            future.cancel()
+            raise late(timeout) from None
 
     def close(self) -> None:
         """Finishes the running batch, rejects queued requests, and stops."""
@@ -381,7 +334,11 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             now = time.monotonic()
-            batch = [p for p in batch if p.deadline > now and p.future.set_running_or_notify_cancel()]
+            batch = [pending for pending in batch if pending.future.set_running_or_notify_cancel()]
+            for pending in batch:
+                if pending.deadline <= now:
+                    pending.future.set_exception(late(pending.timeout))
+            batch = [pending for pending in batch if pending.deadline > now]
             if not batch:
                 continue
             self._on_batch(sum(pending.rows for pending in batch))

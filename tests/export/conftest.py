@@ -127,7 +127,7 @@ def server(exported):
 @pytest.fixture(scope="session")
 def free_server(free_length):
     """A running server of `free_length`, called `m`, that takes small requests only."""
-    running = start_server(free_length.base, max_request_bytes=20_000)
+    running = start_server(free_length.base, max_json_bytes=20_000)
     yield running
     running.stop()
 

@@ -1,5 +1,6 @@
 """The client: the same frames by REST and gRPC, files of every kind, retries, and errors that say what to do."""
 
+import asyncio
 import json
 import os
 import re
@@ -199,9 +200,13 @@ def test_a_server_that_hangs_is_left_after_the_timeout(quick):
 def test_a_late_answer_is_told_alike_by_grpc(server, monkeypatch):
     if not server.grpc_port:
         pytest.skip("needs tensorflow-serving-api (extra: serving)")
-    endpoint = server.app.versions.get().endpoint("serving_default")
-    run = endpoint.run
-    monkeypatch.setattr(endpoint, "run", lambda inputs: (time.sleep(0.5), run(inputs))[1])
+    asked = server.app.ask
+
+    async def slow(worker, kind, *rest, **header):
+        await asyncio.sleep(0.5 if kind == "grpc" else 0.0)
+        return await asked(worker, kind, *rest, **header)
+
+    monkeypatch.setattr(server.app, "ask", slow)
     asking = client.connect(f"grpc://127.0.0.1:{server.grpc_port}", "m", timeout_seconds=0.2)
     asking.signatures()
     with pytest.raises(client.ServerError, match=r"within 0\.2 s: raise --timeout_seconds"):

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import gc
+import gzip
 import http.client
 import io
 import json
@@ -116,14 +117,16 @@ def test_status_metadata_and_versions(url, exported):
         assert (seed["dtype"], seed["tensor_shape"]) == ("DT_INT64", shape)
         assert told["serving_default"]["method_name"] == "tensorflow/serving/predict"
     assert ask(f"{url}/v1/models/m/versions/1:predict", {"inputs": [1]})[0] == 200
-    for path in (
-        "/v1/models/other",
-        "/v1/models/m/versions/2",
-        "/v1/models/m/labels/stable",
-        "/v1/models/m/versions/x",
+    for path, expected in (
+        ("/v1/models/other", 404),
+        ("/v1/models/m/versions/2", 404),
+        ("/nothing", 404),
+        ("/v1/models/m/labels/stable", 400),
+        ("/v1/models/m/versions/x", 400),
+        ("/v1/models/m:predict", 400),  # GET
     ):
         status, answer = ask(url + path)
-        assert status == 404 and answer["error"]
+        assert status == expected and answer["error"], path
     assert ask(f"{url}/v1/models/m/versions/2:predict", {"inputs": [1]})[0] == 404
 
 
@@ -143,7 +146,10 @@ def test_status_metadata_and_versions(url, exported):
         ({"inputs": [0] * 17}, "1 to 16 rows"),
         ({"inputs": [[1]]}, "must be int64 (?,)"),
         ({"inputs": [[1], [1, 2]]}, "rectangular"),
-        ({"inputs": {"seed": [1], "more": [1]}}, "unknown more"),
+        (
+            {"signature_name": "interpolate", "inputs": {"a": 1, "b": 2, "num_steps": 999}},
+            "num_steps must lie in 2..64",
+        ),
         ({"inputs": [1], "instances": [1]}, "`inputs` or `instances`"),
         ({"instances": [{"seed": 1}, 2]}, "every instance"),
         ({}, "`inputs` or `instances`"),
@@ -182,7 +188,7 @@ def test_metrics_count_what_was_asked(url):
 
     good = 'tfvidgen_requests_total{api="rest",code="OK",endpoint="lookup"}'
     bad = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="lookup"}'
-    unknown = 'tfvidgen_requests_total{api="rest",code="INVALID_ARGUMENT",endpoint="unknown"}'
+    unknown = 'tfvidgen_requests_total{api="rest",code="FAILED_PRECONDITION",endpoint="unknown"}'
     seconds, rows = 'tfvidgen_request_seconds_count{endpoint="lookup"}', "tfvidgen_batch_rows_sum"
     before = counted()
     assert predict(url, signature_name="lookup", inputs=[1, 2])[0] == 200
@@ -191,6 +197,7 @@ def test_metrics_count_what_was_asked(url):
     after = counted()
     grown = {key: after[key] - before.get(key, 0) for key in (good, bad, unknown, seconds, rows)}
     assert grown == {good: 1, bad: 1, unknown: 1, seconds: 2, rows: 3}
+    assert after["worker_process_resident_memory_bytes"] > 1e6
     assert after["tfvidgen_model_version"] == 1 and after["tfvidgen_waiting_requests"] == 0
     assert after["process_resident_memory_bytes"] > 1e6
 
@@ -257,7 +264,7 @@ def test_grpc_errors_have_the_official_codes(stub):
         "video_id must lie in 0..5",
     )
     assert code(request("lookup", video_id=np.array([1], np.int64)))[0] == "INVALID_ARGUMENT"
-    assert code(request("nothing", seed=np.array([1])))[0] == "INVALID_ARGUMENT"
+    assert code(request("nothing", seed=np.array([1])))[0] == "FAILED_PRECONDITION"
     other = request("serving_default", seed=np.array([1]))
     other.model_spec.name = "other"
     assert code(other)[0] == "NOT_FOUND"
@@ -267,6 +274,38 @@ def test_grpc_errors_have_the_official_codes(stub):
     unknown = request("serving_default", seed=np.array([1]))
     unknown.output_filter.append("audio")
     assert code(unknown) == ("INVALID_ARGUMENT", "serving_default returns video: unknown audio")
+
+
+def test_a_small_message_that_would_grow_is_refused(stub):
+    """By its declared shape, its number of fields, or the size of one, before it is parsed or an array is made."""
+    import grpc
+
+    one = request("decode")
+    tensor = one.inputs["transient"]
+    tensor.dtype = 1
+    tensor.float_val.append(1.0)
+    for size in (16, 400_000, 10):
+        tensor.tensor_shape.dim.add(size=size)
+    assert one.ByteSize() < 200
+    many, large = request("decode"), request("decode")
+    for _ in range(300):
+        many.output_filter.append("")
+    large.inputs["static"].tensor_shape.dim.add(name="x" * 5000)
+    for made in (one, many, large):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(made, timeout=30)
+        assert caught.value.code().name == "INVALID_ARGUMENT", caught.value.details()
+
+
+def test_a_budget_refuses_what_exceeds_it():
+    from export.server import limits
+
+    budget = limits.Budget(100)
+    with budget.holding(60), pytest.raises(limits.RequestError) as refused:
+        budget.take(41)
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    budget.take(100)
+    assert (budget.held, budget.peak) == (100, 100)
 
 
 # ---------------------------------------------------------------- batches
@@ -477,31 +516,94 @@ def test_a_folder_without_a_version_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------- the end
-@pytest.mark.parametrize("grace", [pytest.param(20.0, marks=pytest.mark.long), 0.1])
-def test_a_stopping_server_finishes_what_it_has_begun(free_length, grace):
-    server = start_server(free_length.base, grace_seconds=grace, max_batch_size=1)
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> pathlib.Path:
+    """The base folder of a model that computes for as many rounds as its seed says, ten thousand in about half a second."""
+
+    class Slow(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.int64, "seed")])
+        def __call__(self, seed):
+            rounds = tf.while_loop(
+                lambda i, x: i < seed[0], lambda i, x: (i + 1, tf.tanh(x @ x)), (tf.zeros((), tf.int64), tf.eye(128))
+            )
+            return {"video": tf.cast(rounds[1], tf.uint8)[None]}
+
+    base, module = tmp_path_factory.mktemp("slow"), Slow()
+    tf.saved_model.save(module, str(base / "1"), signatures=module.__call__)
+    return base
+
+
+@pytest.mark.parametrize("grace", [pytest.param(60.0, marks=pytest.mark.long), 0.1])
+def test_a_stopping_server_finishes_what_it_has_begun(slow, grace):
+    server = start_server(slow, grace_seconds=grace, max_batch_size=1)
     url = f"http://127.0.0.1:{server.rest_port}"
-    assert ask(f"{url}/healthz") == (200, {"status": "ok"})
-    endpoint = server.app.versions.get().endpoint("serving_default")
-    begun, run = threading.Event(), endpoint.run
-
-    def slow(inputs):
-        begun.set()
-        time.sleep(0.3)
-        return run(inputs)
-
-    endpoint.run = slow
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(predict, url, inputs=[1])]
-        assert begun.wait(30)
-        answers += [pool.submit(predict, url, inputs=[seed]) for seed in (2, 3)]
-        wait_for(lambda: server.app.batcher.num_waiting == 2)
+        answers = [pool.submit(predict, url, inputs=[20_000])]
+        wait_for(lambda: server.app.num_working == 1)
+        time.sleep(0.05)  # it is the first
+        answers += [pool.submit(predict, url, inputs=[rounds]) for rounds in (2, 3)]
+        wait_for(lambda: server.app.num_working == 3)
         server.stop()
         statuses = [answer.result(30)[0] for answer in answers]
     # with time enough all that waited are answered; else the running one is, and the others are told
     assert statuses == ([200, 200, 200] if grace > 1 else [200, 503, 503])
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.rest_port), timeout=2).close()
+
+
+def test_health_answers_while_every_connection_trickles(slow):
+    server = start_server(slow, max_connections=4, timeout_seconds=20.0)
+    url, half = (
+        f"http://127.0.0.1:{server.rest_port}",
+        b"POST /v1/models/m:predict HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",
+    )
+    held = []
+    try:
+        for _ in range(20):
+            held.append(socket.create_connection(("127.0.0.1", server.rest_port)))
+            held[-1].sendall(half)
+        for path, status in (("/healthz", "ok"), ("/readyz", "ready")):
+            assert ask(url + path, timeout=5.0) == (200, {"status": status})
+    finally:
+        for connection in held:
+            connection.close()
+        server.stop()
+
+
+def test_a_get_with_a_body_is_one_request(url):
+    inner = b"GET /nothing HTTP/1.1\r\n\r\n"
+    start = b"GET /healthz HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
+        connection.sendall(start + inner)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_gzip_and_chunks_are_the_same_request_and_bounded(server):
+    content = json.dumps({"inputs": [1], "ignored": 7}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=30)
+
+    def post(body, chunked=False, **headers):
+        connection.request("POST", "/V1/Models/m:predict", body, headers, encode_chunked=chunked)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    gzip_header, chunk_header = {"Content-Encoding": "gzip"}, {"Transfer-Encoding": "chunked"}
+    expected = post(content)
+    assert expected[0] == 200
+    assert post(gzip.compress(content), **gzip_header) == expected
+    assert post(iter([content[:5], content[5:]]), chunked=True, **chunk_header) == expected
+    assert post(gzip.compress(bytes(server.app.config.max_json_bytes + 1)), **gzip_header)[0] == 413
+    assert post(b"[]," * 100_000)[0] == 400
+    connection.close()
+
+
+def test_a_busy_port_is_named(server, exported):
+    for flag in ("rest_port", "grpc_port"):
+        if port := getattr(server, flag):
+            with pytest.raises(OSError, match=rf":{port} .*--{flag}"):
+                start_server(exported.base, **{flag: port})
 
 
 def test_the_program_serves_until_it_is_told_to_stop(free_length, tmp_path):
