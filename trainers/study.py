@@ -52,7 +52,9 @@ class Config:
     num_pairs: int = option(
         0, f"make: pairs for each two systems; 0 for as many as they have clips, at most {USUAL_PAIRS}.", minimum=0
     )
-    num_rounds: int = option(5, "make: raters. Each sees every pair once, with the sides drawn anew.", minimum=1)
+    num_rounds: int = option(
+        5, "make: rounds, one for each rater: every pair once, with the sides drawn anew.", minimum=1
+    )
     num_catch: int = option(
         2, "make: catch trials per rater, a clip against noise, which tell who does not look.", minimum=0
     )

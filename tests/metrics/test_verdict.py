@@ -1,5 +1,6 @@
 """The verdict on clips whose failure is known, and that training says the same of them."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -50,6 +51,23 @@ def test_a_failure_is_called_by_its_name(generated, names, symptoms, words):
     assert found.record() == {"symptoms": list(symptoms), "text": found.text}
     assert str(found).startswith(f"{' and '.join(symptoms) or 'fine'}: ")
     assert re.search(words, str(found)), found
+
+
+@pytest.mark.parametrize(
+    ("values", "symptoms"),
+    [
+        ({"median_ratio": 0.49, "copying_z": -3.1}, ("copies",)),
+        ({"median_ratio": 0.49, "copying_z": -2.9}, ()),
+        ({"median_ratio": 0.51, "copying_z": -9.0}, ()),
+        ({"median_ratio": 0.49, "copying_z": None}, ("copies",)),
+        ({"median_ratio": float("nan"), "copying_z": None}, ()),
+    ],
+)
+def test_near_copies_are_those_below_both_thresholds(values, symptoms):
+    clips = as_clips(noise(20))
+    results = evaluate("motion,duplicates,pixels_nearest", clips, REAL, default_frames=4)
+    results[2] = dataclasses.replace(results[2], values=values)
+    assert verdict.verdict_on(results, clips).symptoms == symptoms
 
 
 def test_there_is_no_verdict_on_other_metrics():

@@ -96,10 +96,12 @@ def verdict_on(results: Sequence[Result], generated: Clips) -> Verdict | None:
     share = copies.values["equal_to_real"]
     said.append(f"{round(share * protocol['clips'])} of {protocol['clips']} equal a real one")
     z, ratio = (nearest.values.get(name) if nearest else None for name in ("copying_z", "median_ratio"))
-    if z is None or ratio is None:
-        said.append("copies that are not exact were not looked for (pixels_nearest)")
+    is_searched = ratio is not None and np.isfinite(ratio)
+    if is_searched:
+        test = "" if z is None else f" (copying test z = {z:.1f})"
+        said.append(f"the nearest real clip is {ratio:.2g} times as far away as usual{test}")
     else:
-        said.append(f"the nearest real clip is {ratio:.2g} times as far away as usual (copying test z = {z:.1f})")
-    is_near = z is not None and ratio is not None and z < COPYING_Z and ratio < COPYING_RATIO
+        said.append("copies that are not exact were not looked for (pixels_nearest)")
+    is_near = is_searched and ratio < COPYING_RATIO and (z is None or z < COPYING_Z)
     symptoms += ["copies"] if share >= COPIED or is_near else []
     return Verdict(tuple(symptoms), ", ".join(said))
