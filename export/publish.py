@@ -94,10 +94,8 @@ def build(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder: remove it, or name another --out.")
     text = _license_text(license, license_file)
-    if repo and not _REPO.fullmatch(repo):
-        raise ValueError(
-            f"--repo must be names of letters, digits, '.', '_' and '-', joined by '/'. Received {repo!r}."
-        )
+    if repo:
+        _check_repo(repo)
     samples = [path for name in _SAMPLES if os.path.lexists(path := run_dir / name)]
     for path in samples:
         _open_file(path).close()
@@ -170,6 +168,13 @@ def _license_text(license: str, license_file: str) -> str:
     return text
 
 
+def _check_repo(repo: str) -> None:
+    if not _REPO.fullmatch(repo):
+        raise ValueError(
+            f"--repo must be names of letters, digits, '.', '_' and '-', joined by '/'. Received {repo!r}."
+        )
+
+
 def upload_command(to: str, folder: str | os.PathLike, repo: str, license: str = "") -> list[str]:
     """The command that uploads the folder with the hub's own tool, which finds the credentials itself.
 
@@ -178,7 +183,8 @@ def upload_command(to: str, folder: str | os.PathLike, repo: str, license: str =
     Raises:
         ValueError: If `repo` does not have the hub's form.
     """
-    parts = [part for part in repo.split("/") if part]
+    _check_repo(repo)
+    parts = repo.split("/")
     if to == "hf":
         if len(parts) != 2:
             raise ValueError(f"--repo must be user/name for Hugging Face. Received {repo!r}.")

@@ -321,7 +321,7 @@ def test_a_card_shows_what_others_wrote_as_text(published):
     spans = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)")
     rest = "\n".join(spans.sub("", line) for line in body.replace("```", "").splitlines())
     assert body.count("evil") >= 2 * len(NASTY) and "evil" not in rest and "<" not in rest
-    assert "| `evil \\| <b>` |" in nasty or "`evil \\| <b>`" in nasty
+    assert "evil \\| <b>` |" in nasty
     with pytest.raises(ValueError, match="pass --name"):
         card.model_card({**metadata, "name": "x; evil"})
 

@@ -585,10 +585,10 @@ def test_the_card_names_what_ids_are_of(exported, run):
     assert labels["video_names"] == names and len(names) == 4
     data = {"num_videos": 4, "source": "actors", "fps": 8.0}
     text = card.model_card({**exported.metadata, "data": data, "labels": labels})
-    assert f"Video names: 0 {names[0]}, 1 {names[1]}, " in text and "Action names: 0 " in text
+    assert f"Video names: 0 `{names[0]}`, 1 `{names[1]}`, " in text and "Action names: 0 " in text
     labels = {"video_names": [f"{i}.mp4" for i in range(card.MAX_NAMES + 7)]}
     text = card.model_card({**exported.metadata, "data": data, "labels": labels})
-    assert text.count(".mp4") == card.MAX_NAMES and "99 99.mp4, 7 more in `metadata.json`." in text
+    assert text.count(".mp4") == card.MAX_NAMES and "99 `99.mp4`, 7 more in `metadata.json`." in text
 
 
 def test_only_the_version_and_the_server_files_are_left(exported):
@@ -690,6 +690,7 @@ def test_a_run_is_exported_with_its_description_as_the_next_version(run, capsys)
     assert {name: len(labels) for name, labels in metadata["labels"].items()} == {
         "identity_names": 2,
         "action_names": 2,
+        "video_names": 4,
     }
     assert "Identity names: 0 " in (folder / "README.md").read_text()
     assert metadata["metrics"]["trained_videos"]["psnr"] == 31.25

@@ -8,9 +8,10 @@ import tensorflow as tf
 from tests.marks import first
 from tests.systems import NUM_FRAMES, SYSTEMS, collection
 from tests.tolerances import assert_same_sums, of_video
-from tfvidgen import data
+from tfvidgen import data, visualize
 from tfvidgen.layers.latent_table import LatentTable
 from tfvidgen.losses.laplacian import PYRAMIDS, laplacian_pyramid_loss
+from tfvidgen.metrics.image import psnr
 from tfvidgen.models.navsynth import FrameGenerator, MotionRNN, NAVSynth
 
 pytestmark = pytest.mark.usefixtures("quick_graphs")
@@ -299,6 +300,33 @@ def test_steps_mix_videos():
     """Every video once in an epoch; the official code stays with one for 300 steps."""
     ids = [int(b["video_id"][0]) for b in data.make_dataset(collection(), 1, NUM_FRAMES).take(12)]
     assert sorted(ids[:6]) == sorted(ids[6:]) == list(range(6))
+
+
+@pytest.mark.slow
+def test_steps_on_one_video_in_a_row_forget_the_others():
+    """The official schedule, 300 steps on each video with new optimizers, against as many steps that mix them."""
+    inner, num_frames, size = 300, 16, 32
+    videos = data.load("actors", size=size, num_identities=3, num_actions=2)
+    clips = np.stack([videos.video(i)[:num_frames] for i in range(len(videos))])
+    turns = np.repeat(np.arange(len(clips)), inner)
+    quality = {}
+    for schedule in ("mixed", "in turn"):
+        model = NAVSynth(num_videos=len(clips), num_frames=num_frames, size=size, width=32, norm="none", seed=3)
+        model.build()
+        model.compile(latent_learning_rate=200 * 16 / 256)  # the rates of the official code
+        step = tf.function(model.train_step, autograph=False)
+        for i, video in enumerate(turns if schedule == "in turn" else np.random.default_rng(0).permutation(turns)):
+            if schedule == "in turn" and i % inner == 0:
+                for optimizer in (model.optimizer, model.rnn_optimizer):
+                    for variable in optimizer.variables:
+                        if variable is not optimizer.learning_rate:
+                            variable.assign(tf.zeros_like(variable))
+            ids = tf.constant([video], tf.int32)
+            step({"video": tf.gather(clips, ids), "video_id": ids, "step": tf.constant([i], tf.int64)})
+        made = visualize.to_uint8(np.asarray(model.decode(model.lookup(np.arange(len(clips), dtype=np.int32)))))
+        quality[schedule] = psnr(clips, made).mean(1)
+    assert quality["mixed"].mean() > quality["in turn"].mean() + 1.5
+    assert quality["in turn"][-2:].mean() > quality["in turn"][:4].mean() + 3
 
 
 @pytest.mark.parametrize("loss", ["laplacian", "laplacian_l2"])

@@ -104,7 +104,7 @@ def test_it_generates(unpacked, tmp_path, capsys):
 def test_it_evaluates(run_dir):
     before = json.loads((run_dir / "evaluation.json").read_text())
     after = evaluate.evaluate_run(run_dir, report=lambda line: None)
-    assert after["step"] == 4 and after["protocol"] == before["protocol"]
+    assert after["step"] == 4 and after["protocol"].keys() == before["protocol"].keys()
     # other processors round bfloat16 otherwise
     assert after["trained_videos"]["psnr"] == pytest.approx(before["trained_videos"]["psnr"], abs=0.05)
 

@@ -49,6 +49,7 @@ def test_presets_build_their_model_at_another_size(preset):
         "paper_ucf101_vanilla": ("non_saturating", "none"),
         "weizmann": fast,
         "shapes": fast,
+        "clips": fast,
     }.get(preset, ("wgan", "singular_values"))
     config, _ = cli.parse(tgan.Config, tgan.PRESETS, [f"--preset={preset}", *flags, *TOOLS])
     model = tgan.build_model(config, runs.load_data(config))

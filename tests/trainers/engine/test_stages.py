@@ -234,7 +234,7 @@ def test_refusals_of_the_program(half_trained, tmp_path, capsys):
     for given, message in (
         ("--stage=mapper", "--stage=mapper begins after step 6"),
         ("--stage=glo", "--stage must be one of codes, mapper. Received 'glo'"),
-        ("--code_steps=14", "its stages take codes 14, mapper the rest: raise total_steps"),
+        ("--code_steps=14", "its stages take codes 14, mapper the rest: raise --total_steps"),
     ):
         assert staged.main([*flags, place, given]) == 1
         assert message in capsys.readouterr().err
