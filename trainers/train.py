@@ -243,7 +243,8 @@ def _train(
         for line in (*notes, describe_data(run_data), *advice(config, run_data)):
             say(f"{system}: {line}")
         events = tensorboard.EventLog(run_dir) if config.tensorboard else None
-        say(f"{system}: {count_parameters(model)}; {num_replicas} replica(s), {config.precision}; run folder {run_dir}")
+        say(f"{system}: {count_parameters(model)}; run folder {run_dir}")
+        say(f"{system}: on {cluster.describe(strategy)}, in {config.precision}")
         loop.run(
             model,
             run_stages,

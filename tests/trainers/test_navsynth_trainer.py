@@ -128,6 +128,7 @@ def test_a_run_says_what_it_does(finished):
     said = finished.said
     assert "6 videos of 16x16, 8 to 8 frames, from actors, 3 identities, 2 actions; 5 trained, 1 held out" in said
     assert f"run folder {finished.run_dir}" in said
+    assert ", in float32\n" in said or ", in bfloat16\n" in said
     assert "step 4/4  reconstruction_loss " in said
     for row in ("trained videos", "held out cells", "held out nearest trained clip", "fcs64_8f", "verdict:"):
         assert f"\n{row} " in said

@@ -300,6 +300,21 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
     return 1 if resolver is None else max(1, sum(map(len, resolver.cluster_spec().as_dict().values())))
 
 
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """The devices that train: `CPU:0 (2 cores)`, `GPU:0, GPU:1`, or `3 workers, each on GPU:0`."""
+    import tensorflow as tf
+
+    from trainers import environment
+
+    placed = strategy.experimental_local_results(strategy.run(lambda: tf.identity(tf.zeros(()))))
+    specs = [tf.DeviceSpec.from_string(tensor.device) for tensor in placed]
+    text = ", ".join(f"{spec.device_type}:{spec.device_index}" for spec in specs)
+    if any(spec.device_type == "CPU" for spec in specs):
+        text += f" ({environment.processor()['cores']} cores)"
+    workers = num_workers(strategy)
+    return f"{workers} workers, each on {text}" if workers > 1 else text
+
+
 def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset) -> Any:
     """An iterator over a dataset of global batches: each replica gets its own rows, the first replica the first ones.
 

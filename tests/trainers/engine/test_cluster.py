@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.systems import NUM_FRAMES, collection
 from tfvidgen import data
+from trainers import environment
 from trainers.engine import cluster
 
 TWO = {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}
@@ -250,6 +251,12 @@ def test_strategies(monkeypatch):
     gpus, cpus = (len(tf.config.list_logical_devices(kind)) for kind in ("GPU", "CPU"))
     for name, expected in (("none", 1), ("auto", max(1, gpus)), ("mirrored", gpus or cpus)):
         assert cluster.make_strategy(name).num_replicas_in_sync == cluster.num_replicas(name) == expected
+
+
+def test_a_strategy_is_described_by_its_devices(two_replicas):
+    cores = f"({environment.processor()['cores']} cores)"
+    assert cluster.describe(two_replicas) == f"CPU:0, CPU:1 {cores}"
+    assert cluster.describe(cluster.make_strategy("none", "CPU:0")) == f"CPU:0 {cores}"
 
 
 def test_replicas_of_several_workers_are_counted_without_joining_them(monkeypatch):
