@@ -236,7 +236,7 @@ class RestClient(_Client):
     def __init__(
         self,
         server: str,
-        model: str = "default",
+        model: str,
         timeout_seconds: float = 60.0,
         num_attempts: int = 4,
         max_bytes: int = 1 << 30,
@@ -350,7 +350,7 @@ class GrpcClient(_Client):
     def __init__(
         self,
         server: str,
-        model: str = "default",
+        model: str,
         timeout_seconds: float = 60.0,
         num_attempts: int = 4,
         max_bytes: int = 1 << 30,
@@ -424,7 +424,7 @@ class GrpcClient(_Client):
         return {name: tf.make_ndarray(response.outputs[name]) for name in signature.outputs}
 
 
-def connect(server: str, model: str = "default", **options: Any) -> RestClient | GrpcClient:
+def connect(server: str, model: str, **options: Any) -> RestClient | GrpcClient:
     """A client for `http://`, `https://` or `grpc://host:port`. `options` as in `RestClient`."""
     return (GrpcClient if server.startswith("grpc://") else RestClient)(server, model, **options)
 
@@ -443,7 +443,7 @@ def videos_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class _Common:
     server: str = option("http://127.0.0.1:8501", "http://host:port, https://host:port or grpc://host:port.")
-    model: str = option("default", "Name of the model on the server.")
+    model: str = option("", "Name of the model on the server; that of `metadata.json`. Required.")
     timeout_seconds: float = option(60.0, "Timeout of one attempt, in seconds.", minimum=0.1)
     num_attempts: int = option(4, "Maximum attempts while the server is unreachable or overloaded.", minimum=1)
     max_bytes: int = option(1 << 30, "Maximum size of a response, in bytes.", minimum=1024)
@@ -615,6 +615,10 @@ def _run(config: _Common, other: types.SimpleNamespace) -> int:
             raise cli.UsageError(f"--out must end in one of {', '.join(_SUFFIXES)}. Received {config.out!r}.")
         endpoint, inputs, labels = _request(config)
         endpoint += "_jpeg" * config.jpeg
+    if not config.model:
+        raise cli.UsageError(
+            "--model is missing: the model's name on the server, which is `name` in its metadata.json."
+        )
     options = {name: getattr(config, name) for name in ("timeout_seconds", "num_attempts", "max_bytes")}
     client = connect(config.server, config.model, **options)
     try:

@@ -22,9 +22,9 @@ INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED
     "RESOURCE_EXHAUSTED",
 )
 
-EXPANSION = (
-    16  # bytes that parsing makes of one, at most, of a request that passed the checks of its form (measured by a test)
-)
+# Bytes that parsing makes of one, at most, of a request whose form was checked: of JSON's four characters "1.5," a Python float
+# and its place in a list, 32 bytes, then a number of an array.
+EXPANSION = 16
 BASE_COST = 1 << 14  # bytes that every request costs, however small
 
 

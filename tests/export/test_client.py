@@ -100,7 +100,7 @@ def test_an_answer_beyond_the_limit_is_refused(server):
 def test_addresses_must_name_a_protocol():
     for address in ("127.0.0.1:8501", "ftp://x", "http://"):
         with pytest.raises(ValueError, match="must be http://host:port"):
-            client.connect(address)
+            client.connect(address, "m")
 
 
 # ---------------------------------------------------------------- trouble
@@ -435,7 +435,8 @@ def test_wrong_commands_are_one_message(url, tmp_path, capsys):
         (["decode", out], 2, "--latents is missing"),
         (["decode", out, f"--latents={no_npz}"], 1, "is not an .npz file"),
         (["decode", out, f"--latents={tmp_path / 'none.npz'}"], 1, "No such file"),
-        (["encode", out], 2, "encode needs --video=FILE and --out=FILE.npz"),
+        (["generate", out], 2, "--model is missing"),
+        (["encode", out, "--model=m"], 2, "encode needs --video=FILE and --out=FILE.npz"),
         (["generate", out, f"--server={url}", "--model=other"], 1, "answered 404: no model 'other'"),
     ):
         assert client.main(arguments) == status, arguments

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 import weakref
@@ -295,6 +296,18 @@ def test_a_small_message_that_would_grow_is_refused(stub):
         with pytest.raises(grpc.RpcError) as caught:
             stub.Predict(made, timeout=30)
         assert caught.value.code().name == "INVALID_ARGUMENT", caught.value.details()
+
+
+def test_parsing_takes_no_more_than_is_reserved_for_it():
+    from export.server import limits, values
+
+    body = b'{"inputs": {"x": [' + b",".join([b"1.5"] * 100_000) + b"]}}"
+    tracemalloc.start()
+    request = values.parse_request(body)
+    array = np.array(request["inputs"]["x"], np.float32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(array) == 100_000 and len(body) < peak < limits.EXPANSION * len(body)
 
 
 def test_a_budget_refuses_what_exceeds_it():

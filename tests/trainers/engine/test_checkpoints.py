@@ -490,7 +490,7 @@ def test_data_that_moved_is_the_same_data(tmp_path, capsys):
     clips.rename(tmp_path / "there")
     assert evaluate.main([f"--run_dir={tmp_path / 'run'}"]) == 1
     assert (
-        f"is not at dataset={clips}: if it has moved, give its new location with --dataset" in capsys.readouterr().err
+        f"is not at --dataset={clips}: if it has moved, give its new location with --dataset" in capsys.readouterr().err
     )
     assert evaluate.main([f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'there'}", "--metrics=fcs4"]) == 0
     assert navsynth.main([*flags, f"--dataset={tmp_path / 'there'}", "--total_steps=6"]) == 0
