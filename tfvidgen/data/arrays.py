@@ -19,7 +19,7 @@ from tfvidgen.data.video_io import resize_video
 
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_LABEL_BYTES = 1 << 28
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 
 
 def read_arrays(

@@ -175,7 +175,7 @@ class FrameStore:
             )  # untouched pages take no memory
         self._memory[self._num_bytes : end] = np.ascontiguousarray(frames).data.cast("B") if frames.size else b""
         self._num_bytes = end
-        if not frames.flags.writeable:  # of a mapped file, whose pages are read again if they are needed
+        if isinstance(frames, np.memmap) and frames.mode == "r":  # pages of a file are read again if they are needed
             _release(frames)
 
     def array(self) -> np.ndarray:
@@ -195,7 +195,7 @@ class FrameStore:
 
 
 _LEAST_BYTES = 1 << 24
-_PART_BYTES = 1 << 22
+_PART_BYTES = 1 << 20
 
 
 def drained(frames: np.ndarray) -> Iterator[np.ndarray]:
@@ -219,6 +219,8 @@ def _release(frames: np.ndarray) -> None:
     owner = frames
     while isinstance(owner, np.ndarray):
         owner = owner.base
+    if isinstance(owner, memoryview):  # of `np.frombuffer`
+        owner = owner.obj
     if not isinstance(owner, mmap.mmap) or not frames.flags.c_contiguous:
         return
     first = frames.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
