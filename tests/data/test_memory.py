@@ -58,11 +58,13 @@ def test_frames_are_in_memory_once(tmp_path):
     for index in range(num_videos):
         np.save(tmp_path / "many" / f"{index:04d}.npy", frames)
     np.save(tmp_path / "one.npy", np.broadcast_to(frames, (num_videos, *frames.shape)))
-    command = [sys.executable, "-c", PROGRAM, tmp_path / "one.npy", tmp_path / "many"]
+    np.savez(tmp_path / "one.npz", videos=np.broadcast_to(frames, (num_videos, *frames.shape)))
+    command = [sys.executable, "-c", PROGRAM, *(tmp_path / name for name in ("one.npy", "one.npz", "many"))]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    of_one, of_many, training, size = map(float, found.stdout.split())
+    *all_loading, training, size = map(float, found.stdout.split())
     assert size == pytest.approx(NUM_MIB, rel=0.01)
-    for loading in (of_one, of_many):
+    assert len(all_loading) == 3
+    for loading in all_loading:
         assert 0.95 * size <= loading <= 1.2 * size
     assert training <= 1.1 * size
 
@@ -86,7 +88,10 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux which pages are in memory")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux which pages are in memory")
+
+
+@linux
 @pytest.mark.parametrize("length", [1, 1000], ids=["videos smaller than a page", "one long video"])
 def test_drained_frames_leave_memory_as_they_are_copied(length):
     want = noise(1000, 32, 32, 3)  # 2.9 MiB, several parts
@@ -102,6 +107,32 @@ def test_drained_frames_leave_memory_as_they_are_copied(length):
             num_copied += len(part)
     assert resident(frames) <= mmap.PAGESIZE
     np.testing.assert_array_equal(store.array(), want)
+
+
+@linux
+@pytest.mark.parametrize("name", ["film.gif", "videos.npz", "frames"])
+def test_what_was_decoded_leaves_memory_while_it_is_loaded(tmp_path, monkeypatch, name):
+    frames = np.tile(noise(60, 1, 1, 3), (1, 64, 64, 1))
+    if name == "videos.npz":
+        np.savez(tmp_path / name, videos=frames.reshape(4, 15, 64, 64, 3))
+    elif name == "film.gif":
+        images = [Image.fromarray(frame) for frame in frames]
+        images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=40)
+    else:
+        (tmp_path / name).mkdir()
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(tmp_path / name / f"{index}.png")
+    decoded, decode = [], sources.Decoder.__call__
+
+    def kept(self, unit):
+        decoded.extend(decode(self, unit))
+        return list(decoded)
+
+    monkeypatch.setattr(sources.Decoder, "__call__", kept)
+    loaded = sources.load_videos(tmp_path / name)
+    np.testing.assert_array_equal(loaded.frames, frames)
+    memory = np.frombuffer(owner(decoded[0].frames), np.uint8)
+    assert memory.nbytes == frames.nbytes and resident(memory) <= mmap.PAGESIZE
 
 
 def test_draining_other_memory_changes_nothing():
