@@ -1,30 +1,44 @@
-"""Reads videos and their labels from `.npy` and `.npz` files: headers first, so that nothing is allocated on their word."""
+"""Reads videos and their labels from `.npy` and `.npz` files: headers first, so that nothing is allocated on their word.
+
+Frames are read in blocks, so that they are in memory once even while they are decompressed or resized.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import zipfile
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
 
+from tfvidgen.data.collection import drained, empty_frames
 from tfvidgen.data.media import MAX_FILE_GIB, UnreadableFileError, check_declared, explained
+from tfvidgen.data.video_io import resize_video
 
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_LABEL_BYTES = 1 << 28
+_BLOCK_BYTES = 1 << 18
 
 
 def read_arrays(
-    path: str | os.PathLike, kind: str, fields: tuple[str, ...], max_file_gib: float = MAX_FILE_GIB
+    path: str | os.PathLike,
+    kind: str,
+    fields: tuple[str, ...],
+    max_file_gib: float = MAX_FILE_GIB,
+    size: tuple[int, int] | None = None,
+    resize: str = "centre_crop",
+    max_frames: int | None = None,
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
     """Reads the videos of a file, and the labels beside them.
 
     Args:
         path: The file.
-        kind: `npy`, memory-mapped, or `npz`, with the key `video` or `videos`.
+        kind: `npy`, memory-mapped if its frames keep their size, or `npz`, with the key `video` or `videos`.
         fields: Keys of labels, of which `action` may also be called `label`.
-        max_file_gib: As in `video_io.read_video`.
+        max_file_gib, size, resize: As in `video_io.read_video`.
+        max_frames: Return at most this many frames from the beginning of each video; None returns all.
 
     Returns:
         uint8 (T, H, W, 3) or (N, T, H, W, 3), and for each field that is there one text per video.
@@ -35,36 +49,41 @@ def read_arrays(
     with explained(path):
         if kind == "npy":
             with open(path, "rb") as file:
-                _check_videos(path, *_header(path, file), max_file_gib)
-            return np.load(path, mmap_mode="r", allow_pickle=False), {}
+                shape, dtype, _ = _header(path, file)
+            _check_videos(path, shape, dtype, max_file_gib)
+            return _converted(np.load(path, mmap_mode="r", allow_pickle=False), size, resize, max_frames), {}
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
             key = next((key for key in ("video", "videos") if key in names), None)
             if key is None:
                 raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(names) or 'none'}")
             with archive.open(names[key]) as entry:
-                shape, dtype = _header(path, entry)
+                shape, dtype, fortran_order = _header(path, entry)
                 _check_videos(path, shape, dtype, max_file_gib)
-            videos = _entry(path, archive, names[key])
-            count = 1 if videos.ndim == 4 else len(videos)
+                if not fortran_order:
+                    videos = _collected(_decompressed(path, entry, shape), shape, size, resize, max_frames)
+                    _require_end(path, entry, names[key])
+            if fortran_order:  # no frame is whole before all are read
+                videos = _converted(_entry(path, archive, names[key]), size, resize, max_frames)
+            count = 1 if len(shape) == 4 else shape[0]
             sources = {field: field for field in fields if field in names}
             if "label" in names and "action" in fields:
                 sources.setdefault("action", "label")
             return videos, {field: _labels(path, archive, names[s], field, count) for field, s in sources.items()}
 
 
-def _header(path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of the array whose file begins here."""
+def _header(path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape and dtype of the array whose file begins here, and whether it is in Fortran's order."""
     version = np.lib.format.read_magic(file)
     # Version 3.0 only allows names of fields in UTF-8, which no array of ours has.
     if version not in _HEADER_READERS:
         raise UnreadableFileError(path, f"its array format {version} is unknown: save it again with numpy.save")
-    shape, _, dtype = _HEADER_READERS[version](file)
+    shape, fortran_order, dtype = _HEADER_READERS[version](file)
     if dtype.hasobject:
         raise UnreadableFileError(
             path, f"it holds an object array, {dtype} {shape}, of Python objects: save one uint8 array of equal videos"
         )
-    return shape, dtype
+    return shape, dtype, fortran_order
 
 
 def _check_videos(path, shape: tuple[int, ...], dtype: np.dtype, max_file_gib: float) -> None:
@@ -75,18 +94,64 @@ def _check_videos(path, shape: tuple[int, ...], dtype: np.dtype, max_file_gib: f
     check_declared(path, math.prod(shape), max_file_gib, f"uint8 {shape}")
 
 
+def _decompressed(path, entry: BinaryIO, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The frames of an array of this shape, in blocks, from a file that stands behind its header."""
+    num_frames, frame = math.prod(shape[:-3]), shape[-3:]
+    step = max(1, _BLOCK_BYTES // math.prod(frame))
+    for start in range(0, num_frames, step):
+        count = min(step, num_frames - start)
+        data = entry.read(count * math.prod(frame))
+        if len(data) < count * math.prod(frame):
+            raise UnreadableFileError(
+                path, f"it is truncated or damaged: it ends before its header's {num_frames} frames"
+            )
+        yield np.frombuffer(data, np.uint8).reshape(count, *frame)
+
+
+def _converted(videos: np.ndarray, size, resize: str, max_frames: int | None) -> np.ndarray:
+    """Videos resized and cut as `read_arrays` says; the same memory if their frames keep their size."""
+    if size is None or videos.shape[-3:-1] == size:
+        return videos[..., :max_frames, :, :, :]
+    frames = np.ascontiguousarray(videos).reshape(-1, *videos.shape[-3:])
+    return _collected(drained(frames), videos.shape, size, resize, max_frames)
+
+
+def _collected(
+    blocks: Iterable[np.ndarray], shape: tuple[int, ...], size, resize: str, max_frames: int | None
+) -> np.ndarray:
+    """Videos of this shape, whose frames come in blocks, in memory of their own."""
+    length, size = shape[-4], size or shape[-3:-1]
+    kept = min(length, max_frames or length)
+    videos = empty_frames((*shape[:-4], kept, *size, 3))
+    frames = videos.reshape(-1, *size, 3)
+    num_read = num_kept = 0
+    for block in blocks:
+        positions = np.arange(num_read, num_read + len(block)) % length
+        num_read += len(block)
+        if kept < length:
+            block = block[positions < kept]
+        if len(block):
+            frames[num_kept : num_kept + len(block)] = resize_video(block, size, resize)
+            num_kept += len(block)
+    return videos
+
+
 def _entry(path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as entry:
         array = np.lib.format.read_array(entry, allow_pickle=False)
-        if entry.read(1):  # also has the checksum of the whole entry compared
-            raise UnreadableFileError(path, f"it is damaged: {name!r} is longer than its header says")
+        _require_end(path, entry, name)
         return array
+
+
+def _require_end(path, entry: BinaryIO, name: str) -> None:
+    if entry.read(1):  # also has the checksum of the whole entry compared
+        raise UnreadableFileError(path, f"it is damaged: {name!r} is longer than its header says")
 
 
 def _labels(path, archive: zipfile.ZipFile, name: str, field: str, count: int) -> list[str]:
     """One text per video."""
     with archive.open(name) as entry:
-        shape, dtype = _header(path, entry)
+        shape, dtype, _ = _header(path, entry)
     if math.prod(shape) != count:
         raise UnreadableFileError(path, f"its `{field}` has {math.prod(shape)} values for {count} videos")
     if dtype.itemsize * count > _MAX_LABEL_BYTES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -175,7 +175,8 @@ class FrameStore:
             )  # untouched pages take no memory
         self._memory[self._num_bytes : end] = np.ascontiguousarray(frames).data.cast("B") if frames.size else b""
         self._num_bytes = end
-        _release(frames)
+        if isinstance(frames, np.memmap) and frames.mode == "r":  # pages of a file are read again if they are needed
+            _release(frames)
 
     def array(self) -> np.ndarray:
         """uint8 (F, H, W, 3): all frames. Call it once, last."""
@@ -194,20 +195,43 @@ class FrameStore:
 
 
 _LEAST_BYTES = 1 << 24
+_PART_BYTES = 1 << 20
+
+
+def drained(frames: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields frames (T, H, W, 3) in parts, and lets go of the memory of each before the next, so that who copies them holds one.
+
+    Nobody may read the frames afterwards, nor what lies before them in the same memory: of videos that share it, drain all in
+    their order. Memory of `FrameStore`, `empty_frames` and mapped files is let go of; other memory is when `frames` is.
+    """
+    count = max(1, _PART_BYTES // max(1, frames[:1].nbytes))
+    for start in range(0, len(frames), count):
+        part = frames[start : start + count]
+        yield part
+        _release(part)
 
 
 def _release(frames: np.ndarray) -> None:
-    """Lets go of the pages of a memory-mapped file that hold these frames; they would be read again if they were needed."""
+    """Lets go of the pages of mapped memory up to the end of these frames, from the page on in which they begin.
+
+    Pages of a file would be read again if they were needed; others would be zeros.
+    """
     owner = frames
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    if not isinstance(owner, mmap.mmap) or frames.flags.writeable or not frames.flags.c_contiguous:
+    if isinstance(owner, memoryview):  # of `np.frombuffer`
+        owner = owner.obj
+    if not isinstance(owner, mmap.mmap) or not frames.flags.c_contiguous:
         return
     first = frames.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-    start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only
+    # The page that the last video ended in goes now: a set of the smallest ones would keep all its pages otherwise.
+    start = first // mmap.PAGESIZE * mmap.PAGESIZE
     if (num_bytes := (first + frames.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start) > 0:
         owner.madvise(mmap.MADV_DONTNEED, start, num_bytes)
 
 
 def _memory(num_bytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        return mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{num_bytes / 2**30:,.1f} GiB of frames: {error.strerror}") from None

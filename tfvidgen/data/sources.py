@@ -32,7 +32,7 @@ import numpy as np
 
 from tfvidgen import storage
 from tfvidgen.data import arrays, labels, pictures, video_io
-from tfvidgen.data.collection import FrameStore, VideoCollection
+from tfvidgen.data.collection import FrameStore, VideoCollection, drained
 from tfvidgen.data.contents import Contents, read_contents
 from tfvidgen.data.media import (
     DEFAULT_FPS,
@@ -248,14 +248,7 @@ class Decoder:
             frames, fps = video_io.read_video(unit.paths[0], size, self.max_frames, resize, self.fps, limit)
             return [Decoded(unit.name, frames, fps, unit.labels)]
         if self.layout == "arrays":
-            return [
-                # contiguous, because a view of a memory-mapped file cannot be sent to another process
-                dataclasses.replace(
-                    video,
-                    frames=np.ascontiguousarray(video_io.resize_video(video.frames[: self.max_frames], size, resize)),
-                )
-                for video in _read_arrays(unit, limit)
-            ]
+            return _read_arrays(unit, size, resize, self.max_frames, limit)
         if self.layout == "strips":
             frames = video_io.read_strip(unit.paths[0], max_file_gib=limit)[: self.max_frames]
             return [Decoded(unit.name, video_io.resize_video(frames, size, resize), None, unit.labels)]
@@ -449,7 +442,8 @@ def _decode_all(root, store, size, resize, skip_bad, max_videos, max_frames, fps
                     f"Frames in {str(root)!r} differ in size (height x width): {names[0]!r} has {_by(first_size)}, "
                     f"{video.name!r} has {_by(video.frames.shape[1:3])}. Give a size to bring all to: `size` or --size."
                 )
-            store.add(video.frames)
+            for part in drained(video.frames):  # not twice in memory, however few the videos are
+                store.add(part)
             names.append(video.name)
             lengths.append(len(video.frames))
             rates.append(video.fps)
@@ -699,7 +693,7 @@ def _attempt(function: Callable, *args):
 
 
 def _read_frames(paths: Sequence[pathlib.Path], size, resize: str, max_file_gib: float) -> np.ndarray:
-    frames, first_size = [], None
+    store, first_size = FrameStore(), None
     for path in paths:
         image = pictures.read_image(path, max_file_gib)
         first_size = first_size or image.size
@@ -709,14 +703,15 @@ def _read_frames(paths: Sequence[pathlib.Path], size, resize: str, max_file_gib:
                 f"it has {_by(image.size[::-1])} pixels (height x width), the first frame of its video, "
                 f"{paths[0].name!r}, has {_by(first_size[::-1])}",
             )
-        frames.append(video_io.resize_image(image, size, resize))
-    with explained(paths[0].parent):
-        return np.stack(frames)
+        with explained(path):  # memory may run out
+            store.add(video_io.resize_image(image, size, resize)[None])
+    return store.array()
 
 
-def _read_arrays(unit: Unit, max_file_gib: float) -> list[Decoded]:
+def _read_arrays(unit: Unit, size, resize: str, max_frames: int | None, max_file_gib: float) -> list[Decoded]:
     (path,) = unit.paths
-    videos, columns = arrays.read_arrays(path, sniff(path).kind, LABELS, max_file_gib)
+    kind = sniff(path).kind
+    videos, columns = arrays.read_arrays(path, kind, LABELS, max_file_gib, size, resize, max_frames)
     single = videos.ndim == 4
     videos = videos[None] if single else videos
     for field in columns:
@@ -726,7 +721,7 @@ def _read_arrays(unit: Unit, max_file_gib: float) -> list[Decoded]:
     return [
         Decoded(
             unit.name if single else f"{unit.name}[{index:0{digits}d}]",
-            video,
+            np.ascontiguousarray(video),  # a view of a mapped file cannot be sent to another process
             None,
             {**unit.labels, **{field: column[index] for field, column in columns.items()}},
         )

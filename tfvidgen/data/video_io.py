@@ -19,6 +19,7 @@ from PIL import Image
 
 from tfvidgen import storage
 from tfvidgen.data import containers, pictures
+from tfvidgen.data.collection import FrameStore
 from tfvidgen.data.media import DEFAULT_FPS, MAX_FILE_GIB, UnreadableFileError, explained, sniff
 
 RESIZES = ("centre_crop", "squash", "pad")
@@ -87,17 +88,21 @@ def read_video(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"`max_frames` must be at least 1, or None for all. Received {max_frames}.")
     with explained(path), _opened(path, size, resize, max_file_gib) as video:
-        frames, milliseconds = [], 0.0
+        store, shapes, count, milliseconds = FrameStore(), set(), 0, 0.0
         for shown in video.frames if fps is None else _resampled(video.frames, fps):
-            frames.append(video.convert(shown))
+            frame = video.convert(shown)
+            shapes.add(frame.shape)
+            if len(shapes) == 1:  # otherwise only whether the rest is whole matters
+                store.add(frame[None])
+            count += 1
             milliseconds += shown.duration
-            if len(frames) == max_frames:
+            if count == max_frames:
                 break
-        if not frames:
+        if not count:
             raise UnreadableFileError(path, "it holds no frame")
-        if len({frame.shape for frame in frames}) > 1:
+        if len(shapes) > 1:
             raise UnreadableFileError(path, "its frames change size on the way: give a frame size to resize to")
-        return np.stack(frames), fps or video.fps or 1000 * len(frames) / milliseconds
+        return store.array(), fps or video.fps or 1000 * count / milliseconds
 
 
 def probe_video(path: str | os.PathLike, fps: float | None = None, max_file_gib: float = MAX_FILE_GIB) -> VideoInfo:
