@@ -183,7 +183,8 @@ def upload_command(to: str, folder: str | os.PathLike, repo: str, license: str =
     Raises:
         ValueError: If `repo` does not have the hub's form.
     """
-    _check_repo(repo)
+    if repo:
+        _check_repo(repo)
     parts = repo.split("/")
     if to == "hf":
         if len(parts) != 2:
