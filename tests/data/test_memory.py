@@ -172,13 +172,16 @@ def test_a_fortran_array_has_the_same_frames(tmp_path):
         np.testing.assert_array_equal(loaded.frames, videos.reshape(-1, 4, 5, 3))
         loaded = sources.load_videos(tmp_path / name, size=2, max_frames=2)
         np.testing.assert_array_equal(loaded.frames, [f for v in videos for f in video_io.resize_video(v[:2], 2)])
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-1])
+    with pytest.raises(UnreadableFileError, match="ends before the frames that its header promises"):
+        arrays.read_arrays(tmp_path / "b.npy", "npy", ())
 
 
 def test_an_entry_of_too_few_or_too_many_frames_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", noise(4, 64, 64, 3))
     whole = (tmp_path / "a.npy").read_bytes()
     for content, message in (
-        (whole[:-1], "ends before its header's 4 frames"),
+        (whole[:-1], "ends before the frames that its header promises"),
         (whole + b"0", "is longer than its header"),
     ):
         with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:

@@ -35,7 +35,7 @@ def read_arrays(
 
     Args:
         path: The file.
-        kind: `npy`, memory-mapped if its frames keep their size, or `npz`, with the key `video` or `videos`.
+        kind: `npy`, memory-mapped if it is in C's order and its frames keep their size, or `npz`, with the key `video` or `videos`.
         fields: Keys of labels, of which `action` may also be called `label`.
         max_file_gib, size, resize: As in `video_io.read_video`.
         max_frames: Return at most this many frames from the beginning of each video; None returns all.
@@ -49,8 +49,10 @@ def read_arrays(
     with explained(path):
         if kind == "npy":
             with open(path, "rb") as file:
-                shape, dtype, _ = _header(path, file)
-            _check_videos(path, shape, dtype, max_file_gib)
+                shape, dtype, fortran_order = _header(path, file)
+                _check_videos(path, shape, dtype, max_file_gib)
+                if fortran_order:
+                    return _converted(_from_fortran_order(path, file, shape), size, resize, max_frames), {}
             return _converted(np.load(path, mmap_mode="r", allow_pickle=False), size, resize, max_frames), {}
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
@@ -60,11 +62,11 @@ def read_arrays(
             with archive.open(names[key]) as entry:
                 shape, dtype, fortran_order = _header(path, entry)
                 _check_videos(path, shape, dtype, max_file_gib)
-                if not fortran_order:
+                if fortran_order:  # no frame is whole before all are read
+                    videos = _converted(_from_fortran_order(path, entry, shape), size, resize, max_frames)
+                else:
                     videos = _collected(_decompressed(path, entry, shape), shape, size, resize, max_frames)
-                    _require_end(path, entry, names[key])
-            if fortran_order:  # no frame is whole before all are read
-                videos = _converted(_entry(path, archive, names[key]), size, resize, max_frames)
+                _require_end(path, entry, names[key])
             count = 1 if len(shape) == 4 else shape[0]
             sources = {field: field for field in fields if field in names}
             if "label" in names and "action" in fields:
@@ -100,12 +102,28 @@ def _decompressed(path, entry: BinaryIO, shape: tuple[int, ...]) -> Iterator[np.
     step = max(1, _BLOCK_BYTES // math.prod(frame))
     for start in range(0, num_frames, step):
         count = min(step, num_frames - start)
-        data = entry.read(count * math.prod(frame))
-        if len(data) < count * math.prod(frame):
-            raise UnreadableFileError(
-                path, f"it is truncated or damaged: it ends before its header's {num_frames} frames"
-            )
-        yield np.frombuffer(data, np.uint8).reshape(count, *frame)
+        yield _next(path, entry, (count, *frame))
+
+
+def _from_fortran_order(path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this shape, in C's order, from a file in Fortran's that stands behind its header."""
+    videos = empty_frames(shape)
+    # Columns of a channel: every block goes to all frames, so a tenth of the videos at a time.
+    step = max(1, videos.nbytes // 10 // math.prod(shape[:-2]))
+    for channel in videos.transpose():  # (W, H, T) or (W, H, T, N): the transposed array is in the file's order
+        for first in range(0, len(channel), step):
+            columns = channel[first : first + step]
+            columns[...] = _next(path, file, columns.shape)
+    return videos
+
+
+def _next(path, file: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+    data = file.read(math.prod(shape))
+    if len(data) < math.prod(shape):
+        raise UnreadableFileError(
+            path, "it is truncated or damaged: it ends before the frames that its header promises"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _converted(videos: np.ndarray, size, resize: str, max_frames: int | None) -> np.ndarray:
