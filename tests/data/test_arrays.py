@@ -18,6 +18,16 @@ from tfvidgen.data.sources import load_videos
 VIDEOS = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
 
 
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_what_resizing_would_make_of_an_array_is_bounded_too(tmp_path, kind):
+    pixels = np.zeros((100_000, 1, 1, 3), np.uint8)
+    path = tmp_path / f"a.{kind}"
+    np.save(path, pixels) if kind == "npy" else np.savez_compressed(path, video=pixels)
+    with pytest.raises(UnreadableFileError, match=r"resized to \(100000, 64, 64, 3\), 1.1 GiB of pixels, more than"):
+        read_arrays(path, kind, (), size=(64, 64))
+    assert read_arrays(path, kind, (), size=(64, 64), max_file_gib=2.0, max_frames=2)[0].shape == (2, 64, 64, 3)
+
+
 def test_labels_stored_as_bytes_are_text(tmp_path):
     np.savez(
         tmp_path / "a.npz", videos=VIDEOS, action=np.array([b"run", "größe".encode()]), identity=np.array([b"7", b"10"])

@@ -273,6 +273,15 @@ def test_variable_rates_follow_their_time_stamps(tmp_path):
     assert got[:8] == [0, 1, 2, 2, 2, 3, 3, 3] and got[8:12] == [4, 4, 4, 4] and set(got[15:]) <= {5}
 
 
+def test_a_jump_of_time_stamps_is_not_filled_with_copies(tmp_path):
+    write_at(tmp_path / "a.mkv", [0, 100, 200, 10**8, 10**8 + 100])
+    assert numbers(tmp_path / "a.mkv")[0] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"a.mkv.*shows one frame for 100,000 s: its time stamps jump"):
+        read_video(tmp_path / "a.mkv", fps=10)
+    with pytest.raises(ValueError, match="its time stamps jump"):
+        probe_video(tmp_path / "a.mkv", fps=10)
+
+
 def test_animations_are_resampled_by_their_durations(tmp_path):
     images = [Image.fromarray(frame) for frame in numbered(4)]
     images[0].save(

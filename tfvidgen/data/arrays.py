@@ -50,7 +50,7 @@ def read_arrays(
         if kind == "npy":
             with open(path, "rb") as file:
                 shape, dtype, fortran_order = _header(path, file)
-                _check_videos(path, shape, dtype, max_file_gib)
+                _check_videos(path, shape, dtype, max_file_gib, size)
                 if fortran_order:
                     return _converted(_from_fortran_order(path, file, shape), size, resize, max_frames), {}
             return _converted(np.load(path, mmap_mode="r", allow_pickle=False), size, resize, max_frames), {}
@@ -61,7 +61,7 @@ def read_arrays(
                 raise UnreadableFileError(path, f"it has no key `video` or `videos`, only {', '.join(names) or 'none'}")
             with archive.open(names[key]) as entry:
                 shape, dtype, fortran_order = _header(path, entry)
-                _check_videos(path, shape, dtype, max_file_gib)
+                _check_videos(path, shape, dtype, max_file_gib, size)
                 if fortran_order:  # no frame is whole before all are read
                     videos = _converted(_from_fortran_order(path, entry, shape), size, resize, max_frames)
                 else:
@@ -88,12 +88,15 @@ def _header(path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, bool]:
     return shape, dtype, fortran_order
 
 
-def _check_videos(path, shape: tuple[int, ...], dtype: np.dtype, max_file_gib: float) -> None:
+def _check_videos(path, shape: tuple[int, ...], dtype: np.dtype, max_file_gib: float, size) -> None:
     if dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3 or min(shape) < 1:
         raise UnreadableFileError(
             path, f"expected uint8 RGB (T, H, W, 3) or (N, T, H, W, 3), and it holds {dtype} {shape}"
         )
     check_declared(path, math.prod(shape), max_file_gib, f"uint8 {shape}")
+    if size is not None:  # frames of a pixel each would become more than any memory holds
+        resized = (*shape[:-3], *size, 3)
+        check_declared(path, math.prod(resized), max_file_gib, f"uint8 {shape}, resized to {resized}")
 
 
 def _decompressed(path, entry: BinaryIO, shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -36,6 +36,9 @@ class VideoInfo:
     fps: float
 
 
+_LONGEST_SECONDS = 600.0  # that one frame of a video may be shown where it is resampled
+
+
 class _Shown(NamedTuple):
     """A decoded picture; when and how long it is shown, in milliseconds. `containers.Shot` is one, too."""
 
@@ -89,7 +92,7 @@ def read_video(
         raise ValueError(f"`max_frames` must be at least 1, or None for all. Received {max_frames}.")
     with explained(path), _opened(path, size, resize, max_file_gib) as video:
         store, shapes, count, milliseconds = FrameStore(), set(), 0, 0.0
-        for shown in video.frames if fps is None else _resampled(video.frames, fps):
+        for shown in video.frames if fps is None else _resampled(path, video.frames, fps):
             frame = video.convert(shown)
             shapes.add(frame.shape)
             if len(shapes) == 1:  # otherwise only whether the rest is whole matters
@@ -110,7 +113,7 @@ def probe_video(path: str | os.PathLike, fps: float | None = None, max_file_gib:
     check_fps(fps)
     with explained(path), _opened(path, None, "squash", max_file_gib) as video:
         size, count, milliseconds = None, 0, 0.0
-        for shown in video.frames if fps is None else _resampled(video.frames, fps):
+        for shown in video.frames if fps is None else _resampled(path, video.frames, fps):
             size = size or video.size_of(shown)
             count += 1
             milliseconds += shown.duration
@@ -149,16 +152,32 @@ def _timed(pages: Iterable[tuple[Image.Image, float]]) -> Iterator[_Shown]:
         time += duration
 
 
-def _resampled(frames: Iterable[_Shown], fps: float) -> Iterator[_Shown]:
+def _resampled(path, frames: Iterable[_Shown], fps: float) -> Iterator[_Shown]:
     """The frame that begins nearest to each of the moments 0, 1/fps, 2/fps, ..., as many as fit into the duration, at
-    least one."""
+    least one.
+
+    Raises:
+        UnreadableFileError: If a frame is shown for so long that its time stamp, or its duration, must be wrong: its copies
+            could fill any memory.
+    """
     count, last = 0, None
+
+    def check(seconds: float) -> None:
+        if seconds > _LONGEST_SECONDS:
+            raise UnreadableFileError(
+                path,
+                f"it shows one frame for {seconds:,.0f} s: its time stamps jump, so it has no steady rate to resample to",
+            )
+
     for shown in frames:
+        if last is not None:
+            check((shown.time - last.time) / 1000)
         while last is not None and 2000 * count / fps <= last.time + shown.time:
             yield last
             count += 1
         last = shown
     if last is not None:
+        check(last.duration / 1000)
         for _ in range(count, max(1, round((last.time + last.duration) * fps / 1000))):
             yield last
 
