@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -18,6 +19,9 @@ from tfvidgen.data.media import MAX_FILE_GIB, UnreadableFileError, check_declare
 from tfvidgen.data.video_io import resize_video
 
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# NumPy parses headers by `ast`, which before Python 3.13 fails in several threads at once: "AST constructor recursion depth
+# mismatch", so that a whole file would be called damaged.
+_parsing = threading.Lock()
 _MAX_LABEL_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 18
 
@@ -53,7 +57,8 @@ def read_arrays(
                 _check_videos(path, shape, dtype, max_file_gib, size)
                 if fortran_order:
                     return _converted(_from_fortran_order(path, file, shape), size, resize, max_frames), {}
-            return _converted(np.load(path, mmap_mode="r", allow_pickle=False), size, resize, max_frames), {}
+                begin = file.tell()
+            return _converted(np.memmap(path, np.uint8, "r", begin, shape), size, resize, max_frames), {}
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
             key = next((key for key in ("video", "videos") if key in names), None)
@@ -80,7 +85,8 @@ def _header(path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, bool]:
     # Version 3.0 only allows names of fields in UTF-8, which no array of ours has.
     if version not in _HEADER_READERS:
         raise UnreadableFileError(path, f"its array format {version} is unknown: save it again with numpy.save")
-    shape, fortran_order, dtype = _HEADER_READERS[version](file)
+    with _parsing:
+        shape, fortran_order, dtype = _HEADER_READERS[version](file)
     if dtype.hasobject:
         raise UnreadableFileError(
             path, f"it holds an object array, {dtype} {shape}, of Python objects: save one uint8 array of equal videos"
@@ -159,7 +165,8 @@ def _collected(
 
 def _entry(path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as entry:
-        array = np.lib.format.read_array(entry, allow_pickle=False)
+        with _parsing:
+            array = np.lib.format.read_array(entry, allow_pickle=False)
         _require_end(path, entry, name)
         return array
 
