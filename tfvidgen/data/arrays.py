@@ -139,8 +139,7 @@ def _converted(videos: np.ndarray, size, resize: str, max_frames: int | None) ->
     """Videos resized and cut as `read_arrays` says; the same memory if their frames keep their size."""
     if size is None or videos.shape[-3:-1] == size:
         return videos[..., :max_frames, :, :, :]
-    frames = np.ascontiguousarray(videos).reshape(-1, *videos.shape[-3:])
-    return _collected(drained(frames), videos.shape, size, resize, max_frames)
+    return _collected(drained(videos.reshape(-1, *videos.shape[-3:])), videos.shape, size, resize, max_frames)
 
 
 def _collected(
